@@ -1,0 +1,33 @@
+"""Who may see whom: frozen values over positions, without length, device or kernel."""
+
+from . import presets
+from .base import Pattern
+from .blocks import Blocks
+from .causal import Causal
+from .clauses import Extent
+from .dilated import Dilated
+from .documents import Documents
+from .parse import parse
+from .per_head import PerHead
+from .random_blocks import RandomBlocks
+from .sinks import Sinks
+from .strided import Strided
+from .tokens import Tokens
+from .window import Window
+
+__all__ = [
+    "Blocks",
+    "Causal",
+    "Dilated",
+    "Documents",
+    "Extent",
+    "Pattern",
+    "PerHead",
+    "RandomBlocks",
+    "Sinks",
+    "Strided",
+    "Tokens",
+    "Window",
+    "parse",
+    "presets",
+]

@@ -1,0 +1,74 @@
+"""Reads a pattern back from its text; runs no code of the text."""
+
+from __future__ import annotations
+
+import ast
+from functools import lru_cache
+from typing import Any
+
+from .base import Pattern
+
+
+def parse(text: str) -> Pattern:
+    """The pattern that `text` writes down: `parse(pattern.spec) == pattern`.
+
+    >>> str(parse("Causal() & (Window(128) | ~Strided(10).T)"))
+    'Causal() & (Window(size=128) | ~Strided(every=10, offset=0).T)'
+
+    Raises:
+        ValueError: The text is no pattern; the message shows the place and lists the known names.
+    """
+    return _parse(text, Pattern.definitions)
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str, definitions: int) -> Pattern:
+    """Cached until the next pattern class is defined: that one may carry a name seen before."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"pattern {text!r}: {error}; write for example Causal() & Window(128)") from None
+    pattern = _value(tree.body, text)
+    if not isinstance(pattern, Pattern):
+        raise ValueError(f"pattern {text!r} is a {type(pattern).__name__}; write for example Causal() & Window(128)")
+    return pattern
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    match node:
+        case ast.Constant(int() | str() as value):
+            return value
+        case ast.List(items) | ast.Tuple(items):
+            return tuple(_value(item, text) for item in items)
+        case ast.UnaryOp(ast.Invert(), operand):
+            return ~_pattern(operand, text)
+        case ast.BinOp(left, ast.BitAnd(), right):
+            return _pattern(left, text) & _pattern(right, text)
+        case ast.BinOp(left, ast.BitOr(), right):
+            return _pattern(left, text) | _pattern(right, text)
+        case ast.Attribute(inner, "T"):
+            return _pattern(inner, text).T
+        case ast.Call(ast.Name(name), arguments, keywords):
+            return _call(name, arguments, keywords, text)
+    raise ValueError(f"pattern {text!r}: {ast.unparse(node)!r} is no part of a pattern; {_known()}")
+
+
+def _pattern(node: ast.expr, text: str) -> Pattern:
+    value = _value(node, text)
+    if not isinstance(value, Pattern):
+        raise ValueError(f"pattern {text!r}: {ast.unparse(node)!r} is no pattern; {_known()}")
+    return value
+
+
+def _call(name: str, arguments: list[ast.expr], keywords: list[ast.keyword], text: str) -> Pattern:
+    if name not in Pattern.known:
+        raise ValueError(f"pattern {text!r}: there is no pattern {name!r}; {_known()}")
+    named = {keyword.arg or "**": _value(keyword.value, text) for keyword in keywords}
+    try:
+        return Pattern.known[name](*(_value(argument, text) for argument in arguments), **named)
+    except TypeError as error:
+        raise ValueError(f"pattern {text!r}: {name}: {error}") from None
+
+
+def _known() -> str:
+    return f"known patterns: {', '.join(sorted(Pattern.known))}, joined by & | ~ and .T"

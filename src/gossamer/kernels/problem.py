@@ -1,0 +1,77 @@
+"""What a backend is asked to compute, and what every backend answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..plan import Plan
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """What happens between scores and probabilities."""
+
+    scale: float
+    softcap: float = 0.0
+    """Scores become `softcap · tanh(score / softcap)`; 0 leaves them as they are."""
+    dropout: float = 0.0
+    seed: Tensor | None = None
+    """int64 [1], the dropout mask's seed; None where nothing is dropped."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that decides whether a backend can run, and nothing that needs the data."""
+
+    plan: Plan
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+    key_heads: int
+    width: int
+    value_width: int
+    softcap: float
+    dropout: float
+    has_sinks: bool
+
+
+class Backend(Protocol):
+    """One way to compute a plan: softmax attention over exactly the plan's pairs, forward and backward."""
+
+    name: str
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Why the backend cannot run the problem, for a person to read, or None where it can."""
+        ...
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax
+    ) -> tuple[Tensor, Tensor]:
+        """(out [B, H, Q, Dv] in the input's dtype, natural log-sum-exp [B, H, Q] in float32 or float64)."""
+        ...
+
+    def backward(
+        self, saved: Saved, grad_out: Tensor, grad_lse: Tensor | None, plan: Plan, softmax: Softmax
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Gradients of q, k, v and the sinks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the backward needs of the forward."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    lse: Tensor
+    sinks: Tensor | None
+
+
+class Unsupported(ValueError):
+    """No backend accepts the problem; the message gives each one's reason."""

@@ -1,0 +1,5 @@
+"""The portable backend."""
+
+from .attention import TILED
+
+__all__ = ["TILED"]

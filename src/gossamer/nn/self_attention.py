@@ -1,0 +1,74 @@
+"""What every self-attention module shares: projections, cache and the way in and out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .cache import KVCache
+
+
+class SelfAttention(nn.Module):
+    """Projects, lets a subclass mix along the sequence, and projects back.
+
+    Parameters are GPT-2's: `c_attn` makes queries, keys and values side by side, `c_proj` joins the heads, so a
+    state dict fits the dense and the sparse module alike.
+    """
+
+    def __init__(self, n_head: int, width: int, *, dropout: float = 0.0, bias: bool = True):
+        super().__init__()
+        if width < 1 or width % n_head:
+            raise ValueError(f"{type(self).__name__}: width is {width}; give a multiple of the {n_head} heads")
+        self.n_head = n_head
+        self.dropout = dropout
+        self.c_attn = nn.Linear(width, 3 * width, bias=bias)
+        self.c_proj = nn.Linear(width, width, bias=bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N E"],
+        return_intermediate: bool = False,
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        planned_length: int | None = None,
+    ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], object]:
+        """Attention of `x` to itself and, with a `cache`, to the tokens held there.
+
+        Args:
+            return_intermediate: Return (output, what this layer looked at; None for a dense layer).
+            cache: Holds the keys of earlier calls; those of `x` are appended as `layer`.
+            planned_length: How long the sequence may become; by default the cache's capacity, or the input's length.
+        """
+        q, k, v = self.project(x)
+        length = planned_length or (x.shape[1] if cache is None else cache.capacity)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # [B, H, K, D]
+        out = self.merge(self.mix(q, k, v, length))
+        if not return_intermediate:
+            return out
+        return out, self.intermediate(q.shape[2], k.shape[2], length, x.device)
+
+    def project(self, x: Float[Tensor, "B N E"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [B, H, N, D]."""
+        q, k, v = (
+            part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1)
+        )
+        return q, k, v
+
+    def merge(self, out: Float[Tensor, "B H N D"]) -> Float[Tensor, "B N E"]:
+        """Joins the heads and projects back."""
+        return self.c_proj(out.transpose(1, 2).flatten(2))
+
+    @abstractmethod
+    def mix(
+        self, q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H K D"], v: Float[Tensor, "B H K D"], length: int
+    ) -> Float[Tensor, "B H Q D"]:
+        """Attention itself, in a sequence that may become `length` tokens long."""
+
+    def intermediate(self, queries: int, keys: int, length: int, device: torch.device) -> object:
+        """What a run over these lengths looked at; None where every earlier key is seen."""
+        return None

@@ -1,0 +1,5 @@
+"""Measured speed and memory of sparse attention beside dense attention and beside other libraries."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,86 @@
+"""What `gossamer bench` measures: one frozen tree that is the Python API and the command line alike."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..patterns.base import require_integer
+
+CaseName = Literal["forward", "training", "model"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+AttentionName = Literal["sdpa", "cudnn", "naive", "document", "window", "local-attention", "flex"]
+
+
+@dataclass(frozen=True)
+class ModelBench:
+    """The GPT-2 whose training step is measured; its heads are those of the attention benchmark."""
+
+    lengths: tuple[int, ...] = (1024, 2048, 4096)
+    """Context lengths, in tokens."""
+    layers: int = 4
+    vocabulary: int = 8192
+
+    def __post_init__(self) -> None:
+        for length in self.lengths:
+            require_integer("ModelBench", "lengths", length, least=1)
+        require_integer("ModelBench", "layers", self.layers, least=1)
+        require_integer("ModelBench", "vocabulary", self.vocabulary, least=1)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Which cases, contenders and lengths are measured, and how carefully."""
+
+    folder: Path = Path("runs/bench")
+    """Where `bench.json` and `bench.png` go."""
+    cases: tuple[CaseName, ...] = ("forward", "training", "model")
+    """Attention forward, attention forward and backward, training step of a GPT-2."""
+    contenders: tuple[AttentionName, ...] = get_args(AttentionName)
+    """Ways to compute attention; one that cannot run here is skipped, with the reason."""
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+    """Sequence lengths of the attention cases, in tokens."""
+    batch: int = 1
+    heads: int = 12
+    head_width: int = 64
+    window: int = 256
+    """Keys that a query sees in the plain window, itself included."""
+    model: ModelBench = field(default_factory=ModelBench)
+    repeats: int = 5
+    """Timed calls of each contender at each length; the median is reported."""
+    warmup: int = 1
+    seconds: float = 20.0
+    """Time for one contender's repeats at one length; it is skipped if one call would take longer."""
+    memory_gib: float | None = None
+    """Memory that a contender may need; by default 80 % of what is free."""
+    precision: Precision = "auto"
+    """Number format; auto is fp32 on a CPU and bf16 on a GPU."""
+    device: str = "auto"
+    """`cpu`, `cuda` or `cuda:1`; auto takes a GPU where there is one."""
+    threads: int | None = None
+    """CPU threads; PyTorch's own choice by default."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("cases", "contenders", "lengths"):
+            if not getattr(self, name):
+                raise ValueError(f"BenchConfig: {name} is empty; name at least one")
+        _require_known("cases", self.cases, get_args(CaseName))
+        _require_known("contenders", self.contenders, get_args(AttentionName))
+        _require_known("precision", (self.precision,), get_args(Precision))
+        for length in self.lengths:
+            require_integer("BenchConfig", "lengths", length, least=1)
+        for name in ("batch", "heads", "head_width", "window", "repeats"):
+            require_integer("BenchConfig", name, getattr(self, name), least=1)
+        require_integer("BenchConfig", "warmup", self.warmup, least=0)
+        if self.threads is not None:
+            require_integer("BenchConfig", "threads", self.threads, least=1)
+        for name in ("seconds", "memory_gib"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"BenchConfig: {name} is {value!r}; give a number above 0")
+
+
+def _require_known(name: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for value in values:
+        if value not in known:
+            raise ValueError(f"BenchConfig: {name} holds {value!r}; give some of {', '.join(known)}")

@@ -1,0 +1,52 @@
+"""The model case trains for real, and its gate compares sparse with dense."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gossamer.bench import model_case
+from gossamer.bench.config import BenchConfig, ModelBench
+from gossamer.bench.setting import Setting, decide
+from gossamer.nn.config import SparseAttentionConfig
+
+TINY = ModelBench(lengths=(64,), layers=1, vocabulary=64)
+
+
+@pytest.fixture
+def setting() -> Setting:
+    return decide(BenchConfig(heads=3, head_width=16, device="cpu", threads=1, model=TINY))
+
+
+def test_both_models_pass_the_gate(setting):
+    contenders = model_case.model_case(setting).contenders
+    assert [(c.name, c.fault()) for c in contenders] == [("gpt2 dense", None), ("gpt2 sparse", None)]
+
+
+def test_a_sparse_model_that_computes_something_else_is_named(setting, monkeypatch):
+    def narrow(**fields):
+        return SparseAttentionConfig(**fields | {"window_size": 4})
+
+    monkeypatch.setattr(model_case, "SparseAttentionConfig", narrow)
+    found = model_case.model_case(setting).contenders[1].fault()
+    assert "of the sparse model that sees everything is" in found
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_step_trains(number, setting, monkeypatch):
+    """The weights move, and no gradient is left to be added to the next step's."""
+    models = []
+    build = model_case.GPT2
+    monkeypatch.setattr(model_case, "GPT2", lambda config: models.append(build(config)) or models[0])
+    step = model_case.model_case(setting).contenders[number].prepare(64)
+    before = [p.detach().clone() for p in models[0].parameters()]
+    step()
+    assert models[0].config.use_sparse_attention == bool(number)
+    assert all(not torch.equal(p, old) for p, old in zip(models[0].parameters(), before, strict=True))
+    assert all(p.grad is None for p in models[0].parameters())
+
+
+def test_half_precision_trains_under_autocast(setting):
+    half = Setting(replace(setting.config, precision="bf16"))
+    for contender in model_case.model_case(half).contenders:
+        contender.prepare(64)()

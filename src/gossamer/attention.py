@@ -11,6 +11,8 @@ from torch import Tensor
 
 from . import ops  # noqa: F401  (registers the operators)
 from .patterns.base import Pattern
+from .patterns.parse import parse
+from .plan import shortened
 
 
 @overload
@@ -89,6 +91,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Non
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit: all share the batch, "
             f"q and k the width, k and v the heads and the length"
         )
+    if q.shape[3] == 0:
+        raise ValueError(f"q has shape {tuple(q.shape)}; give a width of at least 1")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1] or q.shape[1] == 0:
         raise ValueError(f"q has {q.shape[1]} heads and k has {k.shape[1]}; the key heads must divide the query heads")
     if sinks is not None and (sinks.shape != q.shape[1:2] or sinks.device != q.device):
@@ -101,6 +105,11 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Non
 def _check_settings(pattern: Pattern, scale: float | None, dropout: float, softcap: float | None) -> None:
     if not isinstance(pattern, Pattern):
         raise ValueError(f"pattern is {pattern!r}; give a gossamer pattern such as Causal() & Window(128)")
+    if not torch.compiler.is_compiling() and parse(pattern.spec) != pattern:
+        raise ValueError(
+            f"pattern {shortened(pattern)} does not read back from its text as itself; "
+            f"make its class a frozen dataclass whose name no other pattern has"
+        )
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale is {scale}; give a finite number, or None for 1/sqrt(width)")
     if not 0.0 <= dropout < 1.0:

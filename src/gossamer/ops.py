@@ -38,7 +38,8 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     softmax = Softmax(scale, softcap, dropout, seed)
     made, chosen = _plan_and_backend(q, k, v, sinks, pattern, softmax, backend)
-    logger.debug("attend %s on %s: %s", tuple(q.shape), chosen.name, shortened(parse(pattern)))
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("attend %s runs on %s: %s", tuple(q.shape), chosen.name, shortened(parse(pattern)))
     return chosen.forward(q, k, v, sinks, made, softmax)
 
 
@@ -104,7 +105,12 @@ def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tu
     return dq, dk, dv, None if sinks is None else dsinks, None, *(None for _ in ctx.settings)
 
 
+def _refuse_second_gradients(ctx: Any, *_: Tensor | None) -> None:
+    raise RuntimeError("attend has no gradients of gradients; leave create_graph out, or use gossamer.reference")
+
+
 torch.library.register_autograd("gossamer::attend", _gradients, setup_context=_save)
+torch.library.register_autograd("gossamer::attend_backward", _refuse_second_gradients)
 
 
 def _operations(q: torch.Size, k: torch.Size, v: torch.Size, pattern: str) -> int:

@@ -73,11 +73,11 @@ class SparseAttentionConfig:
             require_integer("SparseAttentionConfig", "max_global_tokens", self.max_global_tokens, least=1)
         if self.n_head == 0:
             raise ValueError("SparseAttentionConfig: local_heads and global_heads are both 0; give at least one head")
-        if not 0 < self.global_token_ratio <= 1:
+        if not (isinstance(self.global_token_ratio, int | float) and 0 < self.global_token_ratio <= 1):
             raise ValueError(
                 f"SparseAttentionConfig: global_token_ratio is {self.global_token_ratio!r}; give a share in (0, 1]"
             )
-        if not self.mask_value < 0:
+        if not (isinstance(self.mask_value, int | float) and self.mask_value < 0):
             raise ValueError(f"SparseAttentionConfig: mask_value is {self.mask_value!r}; give a large negative number")
 
     @property

@@ -16,7 +16,11 @@ class CausalSelfAttention(SelfAttention):
         super().__init__(config.n_head, config.n_embed, dropout=config.dropout, bias=config.bias)
 
     def mix(
-        self, q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H K D"], v: Float[Tensor, "B H K D"], length: int
+        self,
+        q: Float[Tensor, "B H Q D"],
+        k: Float[Tensor, "B H K D"],
+        v: Float[Tensor, "B H K D"],
+        length: int,
     ) -> Float[Tensor, "B H Q D"]:
         return F.scaled_dot_product_attention(
             q,

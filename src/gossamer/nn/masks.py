@@ -12,7 +12,7 @@ from torch import Tensor
 def compute_sparsity(mask: Shaped[Tensor, "*H Q K"], denominator: Literal["all", "causal"] = "all") -> float:
     """The share of the pairs that `mask` hides (False or 0), averaged over heads.
 
-    `denominator="causal"` counts only the pairs at or before the diagonal.
+    `denominator="causal"` counts only the pairs at or before the diagonal, which ends at the last query and key.
 
     >>> compute_sparsity(torch.ones(4, 4).tril()), compute_sparsity(torch.ones(4, 4).tril(), "causal")
     (0.375, 0.0)
@@ -24,7 +24,7 @@ def compute_sparsity(mask: Shaped[Tensor, "*H Q K"], denominator: Literal["all",
         raise ValueError(f"mask has shape {tuple(mask.shape)}; give [queries, keys] or [heads, queries, keys]")
     visible = mask != 0
     if denominator == "causal":
-        visible = visible[..., torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).tril()]
+        visible = visible[..., _past(*mask.shape[-2:], mask.device)]
     elif denominator != "all":
         raise ValueError(f"denominator is {denominator!r}; give 'all' or 'causal'")
     return 1.0 - visible.double().mean().item()
@@ -41,13 +41,17 @@ def stable_softmax(
     >>> stable_softmax(torch.tensor([1000.0, 1000.0, 5.0]), torch.tensor([1, 1, 0])).tolist()
     [0.5, 0.5, 0.0]
     """
-    if mask is None:
-        weights = torch.exp(x - x.amax(-1, keepdim=True))
-        return weights / weights.sum(-1, keepdim=True)
-    visible = mask != 0
-    x = x.masked_fill(~visible, max(mask_value, torch.finfo(x.dtype).min))
-    weights = torch.exp(x - x.amax(-1, keepdim=True)) * visible
-    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    limits = torch.finfo(x.dtype)
+    visible = torch.ones_like(x, dtype=torch.bool) if mask is None else mask != 0
+    x = x.masked_fill(~visible, max(mask_value, limits.min))
+    peak = x.amax(-1, keepdim=True).clamp(min=limits.min)  # finite, so that a row of minus infinities is no NaN
+    weights = torch.exp(x - peak) * visible
+    return weights / weights.sum(-1, keepdim=True).clamp(min=limits.tiny)
+
+
+def _past(queries: int, keys: int, device: torch.device) -> Bool[Tensor, "Q K"]:
+    """True at or before the diagonal, which ends at the last query and key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def masked_attention(

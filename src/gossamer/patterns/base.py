@@ -20,19 +20,22 @@ class Pattern(ABC):
     """Which query positions may see which key positions, at any length.
 
     A pattern is a frozen value without length, device or kernel. A new one needs `allows` and `bounds`;
-    `clauses`, where it has a closed form, makes its plan cheaper. `repr` must be readable by `parse`.
+    `clauses`, where it has a closed form, makes its plan cheaper. It is a frozen dataclass of numbers, text, tuples
+    of them and patterns, so that `parse` can read its text.
     """
 
     __dataclass_fields__: ClassVar[dict]
 
     known: ClassVar[dict[str, type[Pattern]]] = {}
-    """Every pattern class by name, for `parse`."""
+    """Every pattern class that text may name, for `parse`."""
 
     definitions: ClassVar[int] = 0
     """How many pattern classes were ever defined: a class defined again must not meet results of the old one."""
 
-    def __init_subclass__(cls) -> None:
-        Pattern.known[cls.__name__] = cls
+    def __init_subclass__(cls, named: bool = True) -> None:
+        """`named=False` for classes that no text names: operators and bases."""
+        if named:
+            Pattern.known[cls.__name__] = cls
         Pattern.definitions += 1
 
     @abstractmethod
@@ -84,11 +87,11 @@ class Pattern(ABC):
     @property
     def spec(self) -> str:
         """The pattern as text: `parse(pattern.spec) == pattern`."""
-        return repr(self)
+        settings = [f"{name}={getattr(self, name)!r}" for name in getattr(self, "__dataclass_fields__", ())]
+        return f"{type(self).__name__}({', '.join(settings)})"
 
     def __repr__(self) -> str:
-        settings = [f"{name}={getattr(self, name)!r}" for name in self.__dataclass_fields__]
-        return f"{type(self).__name__}({', '.join(settings)})"
+        return self.spec
 
     def dense_mask(self, queries: int, keys: int | None = None) -> Bools:
         """[Q, K] (or [H, Q, K] for `PerHead`), True where visible; for tests and pictures: it is n×n."""
@@ -127,7 +130,7 @@ class Pattern(ABC):
 
 
 @dataclass(frozen=True, repr=False)
-class And(Pattern):
+class And(Pattern, named=False):
     """Pairs that both patterns allow."""
 
     left: Pattern
@@ -147,14 +150,15 @@ class And(Pattern):
     def for_head(self, head: int) -> Pattern:
         return And(self.left.for_head(head), self.right.for_head(head))
 
-    def __repr__(self) -> str:
-        left = f"({self.left!r})" if isinstance(self.left, Or) else repr(self.left)
-        right = f"({self.right!r})" if isinstance(self.right, And | Or) else repr(self.right)
+    @property
+    def spec(self) -> str:
+        left = f"({self.left.spec})" if isinstance(self.left, Or) else self.left.spec
+        right = f"({self.right.spec})" if isinstance(self.right, And | Or) else self.right.spec
         return f"{left} & {right}"
 
 
 @dataclass(frozen=True, repr=False)
-class Or(Pattern):
+class Or(Pattern, named=False):
     """Pairs that at least one of the patterns allows."""
 
     left: Pattern
@@ -174,13 +178,14 @@ class Or(Pattern):
     def for_head(self, head: int) -> Pattern:
         return Or(self.left.for_head(head), self.right.for_head(head))
 
-    def __repr__(self) -> str:
-        right = f"({self.right!r})" if isinstance(self.right, Or) else repr(self.right)
-        return f"{self.left!r} | {right}"
+    @property
+    def spec(self) -> str:
+        right = f"({self.right.spec})" if isinstance(self.right, Or) else self.right.spec
+        return f"{self.left.spec} | {right}"
 
 
 @dataclass(frozen=True, repr=False)
-class Not(Pattern):
+class Not(Pattern, named=False):
     """Pairs that the pattern forbids."""
 
     inner: Pattern
@@ -199,12 +204,13 @@ class Not(Pattern):
     def for_head(self, head: int) -> Pattern:
         return Not(self.inner.for_head(head))
 
-    def __repr__(self) -> str:
-        return f"~({self.inner!r})" if isinstance(self.inner, And | Or) else f"~{self.inner!r}"
+    @property
+    def spec(self) -> str:
+        return f"~({self.inner.spec})" if isinstance(self.inner, And | Or) else f"~{self.inner.spec}"
 
 
 @dataclass(frozen=True, repr=False)
-class Transposed(Pattern):
+class Transposed(Pattern, named=False):
     """The pattern with queries and keys exchanged."""
 
     inner: Pattern
@@ -222,11 +228,12 @@ class Transposed(Pattern):
     def for_head(self, head: int) -> Pattern:
         return Transposed(self.inner.for_head(head))
 
-    def __repr__(self) -> str:
-        return f"({self.inner!r}).T" if isinstance(self.inner, And | Or | Not) else f"{self.inner!r}.T"
+    @property
+    def spec(self) -> str:
+        return f"({self.inner.spec}).T" if isinstance(self.inner, And | Or | Not) else f"{self.inner.spec}.T"
 
 
-class KeySet(Pattern):
+class KeySet(Pattern, named=False):
     """A pattern that looks at the key's position alone; its `.T` looks at the query's alone."""
 
     @abstractmethod
@@ -249,7 +256,7 @@ class KeySet(Pattern):
         return (Clause(keys=self.holds(positions(extent.keys))),)
 
 
-class OffsetSet(Pattern):
+class OffsetSet(Pattern, named=False):
     """A pattern that looks at the distance between query and key alone."""
 
     @property
@@ -275,6 +282,17 @@ def require_integer(owner: str, name: str, value: object, least: int) -> int:
         number = least - 1
     if number < least or isinstance(value, bool):
         raise ValueError(f"{owner}: {name} is {value!r}; give an integer of at least {least}")
+    if number >= 2**63:
+        raise ValueError(f"{owner}: {name} is {value!r}; give an integer below 2**63")
     return number
 
 
+def require_some(owner: str, name: str, values: object) -> tuple:
+    """`values` as a tuple of at least one, or an error that names the argument, the value and the fix."""
+    try:
+        some = tuple(values)  # type: ignore[arg-type]
+    except TypeError:
+        some = ()
+    if not some:
+        raise ValueError(f"{owner}: {name} is {values!r}; give a list of at least one")
+    return some

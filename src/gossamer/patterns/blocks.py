@@ -14,7 +14,7 @@ from .base import Bools, Pattern, require_integer
 class Blocks(Pattern):
     """Query block `i` sees key block `j` where `allowed[i][j]`; nothing is seen outside the table.
 
-    `allowed` is a square table of bools, or rows of "0" and "1".
+    `allowed` is a rectangle of bools, or rows of "0" and "1".
 
     >>> Blocks(2, ["10", "11"]).dense_mask(4).astype(int).tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
@@ -60,7 +60,10 @@ class Blocks(Pattern):
 
 def _rows(allowed: Sequence) -> tuple[str, ...]:
     """Rows of "0" and "1" from any table of bools."""
-    rows = tuple(row if isinstance(row, str) else "".join("01"[bool(cell)] for cell in row) for row in allowed)
+    try:
+        rows = tuple(row if isinstance(row, str) else "".join("01"[bool(cell)] for cell in row) for row in allowed)
+    except (TypeError, ValueError):
+        rows = ()
     if not rows or not rows[0] or any(len(row) != len(rows[0]) or set(row) - {"0", "1"} for row in rows):
         raise ValueError(
             f'Blocks: allowed is {allowed!r}; give a rectangle of bools, or rows of "0" and "1" of equal length'

@@ -23,6 +23,8 @@ class Extent:
     @staticmethod
     def aligned(queries: int, keys: int) -> Extent:
         """The last query stands at the last key, so that decoding needs no offset."""
+        if queries < 0 or keys < 0:
+            raise ValueError(f"queries is {queries} and keys is {keys}; lengths are at least 0")
         return Extent(range(keys - queries, keys), range(keys))
 
     @property

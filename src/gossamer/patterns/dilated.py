@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .base import OffsetSet, require_integer
 from .clauses import Clause
-from .offsets import Offsets
+from .offsets import UNBOUNDED, Offsets
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,5 +29,5 @@ class Dilated(OffsetSet):
 
     @property
     def clause(self) -> Clause:
-        reach = (self.size - 1) * self.step
+        reach = min((self.size - 1) * self.step, UNBOUNDED)
         return Clause(Offsets(-reach, reach, self.step))

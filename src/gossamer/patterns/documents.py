@@ -1,13 +1,12 @@
 """Sequences packed one after the other."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .base import Bools, Pattern, require_integer
+from .base import Bools, Pattern, require_integer, require_some
 from .clauses import Clause, Extent
 
 
@@ -25,10 +24,8 @@ class Documents(Pattern):
     lengths: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        given: Iterable[int] = self.lengths
+        given = require_some("Documents", "lengths", self.lengths)
         lengths = tuple(require_integer("Documents", "a length", length, least=1) for length in given)
-        if not lengths:
-            raise ValueError("Documents: lengths is empty; give at least one document's length")
         object.__setattr__(self, "lengths", lengths)
 
     @cached_property

@@ -35,7 +35,7 @@ def _unfold(pattern: Pattern, extent: Extent) -> tuple[list[Clause], Pattern | N
         case Or(left, right):
             clauses, rest = _either(left, right, extent)
         case And(left, right):
-            clauses, rest = _both(left, right, extent)
+            clauses, rest = _both(pattern, left, right, extent)
         case Not(inner):
             clauses, rest = _outside(pattern, inner, extent)
         case Transposed(inner):
@@ -59,10 +59,14 @@ def _either(left: Pattern, right: Pattern, extent: Extent) -> tuple[list[Clause]
     return clauses + more, _join(rest, other_rest)
 
 
-def _both(left: Pattern, right: Pattern, extent: Extent) -> tuple[list[Clause], Pattern | None]:
+def _both(
+    pattern: Pattern, left: Pattern, right: Pattern, extent: Extent
+) -> tuple[list[Clause], Pattern | None]:
     (clauses, rest), (more, other_rest) = _unfold(left, extent), _unfold(right, extent)
+    if rest is not None and other_rest is not None:  # its four parts would double the text at every level
+        return [], pattern
     crossed = [a & b for a in clauses for b in more]
-    return crossed, _join(rest and And(rest, right), other_rest and And(_regular_part(left, rest), other_rest))
+    return crossed, _join(rest and And(rest, right), other_rest and And(left, other_rest))
 
 
 def _outside(pattern: Pattern, inner: Pattern, extent: Extent) -> tuple[list[Clause], Pattern | None]:

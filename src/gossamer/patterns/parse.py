@@ -9,6 +9,10 @@ from typing import Any
 from .base import Pattern
 
 
+LONGEST_SHOWN = 200
+"""Characters of a text that an error message repeats."""
+
+
 def parse(text: str) -> Pattern:
     """The pattern that `text` writes down: `parse(pattern.spec) == pattern`.
 
@@ -18,26 +22,27 @@ def parse(text: str) -> Pattern:
     Raises:
         ValueError: The text is no pattern; the message shows the place and lists the known names.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"pattern is {text!r}; give its text, for example 'Causal() & Window(128)'")
     return _parse(text, Pattern.definitions)
 
 
 @lru_cache(maxsize=1024)
 def _parse(text: str, definitions: int) -> Pattern:
     """Cached until the next pattern class is defined: that one may carry a name seen before."""
+    shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} …"
     try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"pattern {text!r}: {error}; write for example Causal() & Window(128)") from None
-    pattern = _value(tree.body, text)
-    if not isinstance(pattern, Pattern):
-        raise ValueError(f"pattern {text!r} is a {type(pattern).__name__}; write for example Causal() & Window(128)")
-    return pattern
+        return _pattern(ast.parse(text.strip(), mode="eval").body, shown)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"pattern {shown!r}: {error}; write for example Causal() & Window(128)") from None
 
 
 def _value(node: ast.expr, text: str) -> Any:
     match node:
-        case ast.Constant(int() | str() as value):
+        case ast.Constant(value):
             return value
+        case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as value)):
+            return -value
         case ast.List(items) | ast.Tuple(items):
             return tuple(_value(item, text) for item in items)
         case ast.UnaryOp(ast.Invert(), operand):

@@ -1,12 +1,11 @@
 """Different patterns for different heads."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from numpy.typing import ArrayLike, NDArray
 
-from .base import Bools, Pattern, require_integer
+from .base import Bools, Pattern, require_integer, require_some
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,13 +24,7 @@ class PerHead(Pattern):
     members: tuple[tuple[Pattern, int], ...]
 
     def __post_init__(self) -> None:
-        given: Iterable[tuple[Pattern, int]] = self.members
-        members = tuple((pattern, require_integer("PerHead", "heads", heads, least=1)) for pattern, heads in given)
-        if not members:
-            raise ValueError("PerHead: no group given; give a list of (pattern, heads)")
-        for pattern, _ in members:
-            if not isinstance(pattern, Pattern) or pattern.head_cuts:
-                raise ValueError(f"PerHead: {pattern!r} is no pattern for a single head; flatten the groups")
+        members = tuple(map(_member, require_some("PerHead", "members", self.members)))
         object.__setattr__(self, "members", members)
 
     @property
@@ -54,5 +47,15 @@ class PerHead(Pattern):
     def bounds(self, q_first: NDArray, q_last: NDArray, k_first: NDArray, k_last: NDArray) -> tuple[Bools, Bools]:
         raise ValueError("a PerHead pattern differs between heads; ask pattern.for_head(h).bounds(...)")
 
-    def __repr__(self) -> str:
-        return f"PerHead([{', '.join(f'({pattern!r}, {heads})' for pattern, heads in self.members)}])"
+    @property
+    def spec(self) -> str:
+        return f"PerHead([{', '.join(f'({pattern.spec}, {heads})' for pattern, heads in self.members)}])"
+
+
+def _member(given: object) -> tuple[Pattern, int]:
+    match given:
+        case (Pattern() as pattern, heads) if not pattern.head_cuts:
+            return pattern, require_integer("PerHead", "heads", heads, least=1)
+        case (Pattern() as pattern, _):
+            raise ValueError(f"PerHead: {pattern!r} is itself per head; give its groups one by one")
+    raise ValueError(f"PerHead: a group is {given!r}; give (pattern, number of heads)")

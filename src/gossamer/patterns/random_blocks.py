@@ -60,7 +60,7 @@ class RandomBlocks(Pattern):
 @lru_cache(maxsize=16)
 def _draw(rows: int, count: int, seed: int) -> NDArray[np.int64]:
     """[rows, count] distinct key blocks before each row's own, ascending; -1 where there are no more."""
-    row = np.arange(rows)
+    row, count = np.arange(rows), min(count, rows)
     drawn = np.full((rows, count), np.iinfo(np.int64).max)
     for turn in range(count):
         left_over = row - turn

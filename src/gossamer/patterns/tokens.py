@@ -1,13 +1,12 @@
 """Chosen keys (Longformer's global tokens, arXiv 2004.05150)."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import KeySet, require_integer
+from .base import KeySet, require_integer, require_some
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,10 +23,8 @@ class Tokens(KeySet):
     positions: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        given: Iterable[int] = self.positions
+        given = require_some("Tokens", "positions", self.positions)
         positions = sorted({require_integer("Tokens", "a position", position, least=0) for position in given})
-        if not positions:
-            raise ValueError("Tokens: positions is empty; give at least one position")
         object.__setattr__(self, "positions", tuple(positions))
 
     @cached_property

@@ -245,10 +245,11 @@ def _at(x: Tensor, keys: slice | Tensor) -> Tensor:
 
 def _add(total: Tensor, keys: slice | Tensor, a: Tensor, b: Tensor, factor: float) -> None:
     """total[:, keys] += factor · a @ b; the keys of one tile are distinct."""
+    product = torch.bmm(a, b)  # in place, baddbmm_ on a slice would fall back to one product after the other
     if isinstance(keys, slice):
-        total[:, keys].baddbmm_(a, b, alpha=factor)
+        total[:, keys].add_(product, alpha=factor)
     else:
-        total.index_add_(1, keys, torch.bmm(a, b), alpha=factor)
+        total.index_add_(1, keys, product, alpha=factor)
 
 
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -289,7 +290,8 @@ def _lane_parts(lanes: Tensor, repeats: int) -> Iterator[slice]:
 
 def _sink_gradient(saved: Saved, delta: Tensor) -> Tensor:
     """A sink's probability times what the other keys lose to it, summed over batch and queries."""
-    probability = torch.exp(saved.sinks.to(saved.lse.dtype)[:, None] - saved.lse)
+    lse = saved.lse.clamp(min=torch.finfo(saved.lse.dtype).min)  # of nothing but a sink of minus infinity
+    probability = torch.exp(saved.sinks.to(lse.dtype)[:, None] - lse)
     return -(probability * delta).sum(dim=(0, 2)).to(saved.sinks.dtype)
 
 

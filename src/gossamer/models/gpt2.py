@@ -1,0 +1,224 @@
+"""GPT-2 (Radford et al. 2019) whose attention is dense or sparse by configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..nn.cache import KVCache
+from ..nn.config import SparseAttentionConfig
+from ..nn.dense import CausalSelfAttention
+from ..nn.loss import chunked_cross_entropy
+from ..nn.sparse import Intermediate, SparseAttention
+from . import weights
+from .config import GPT2Config
+
+IGNORED_TARGET = -1
+
+
+class GPT2Output(NamedTuple):
+    """What a forward gives: logits without targets, the loss with them, captures where asked for."""
+
+    logits: Float[Tensor, "B N V"] | None
+    loss: Float[Tensor, ""] | None
+    intermediates: list[Intermediate | None] | None
+
+
+class MLP(nn.Module):
+    """Two linear layers, four times the model's width between them, with GPT-2's tanh GELU."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embed, 4 * config.n_embed, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embed, config.n_embed, bias=config.bias)
+
+    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and then an MLP, each on a layer norm of the residual stream (pre-LN)."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embed, config.layer_norm_epsilon, bias=config.bias)
+        self.attn = SparseAttention(config) if config.use_sparse_attention else CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embed, config.layer_norm_epsilon, bias=config.bias)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N E"],
+        return_intermediate: bool = False,
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        planned_length: int | None = None,
+    ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], Intermediate | None]:
+        """The residual stream after this block; with `return_intermediate`, also its attention's captures."""
+        attended = self.attn(
+            self.ln_1(x), return_intermediate, cache=cache, layer=layer, planned_length=planned_length
+        )
+        attended, captured = attended if return_intermediate else (attended, None)
+        x = x + self.drop(attended)
+        x = x + self.drop(self.mlp(self.ln_2(x)))
+        return (x, captured) if return_intermediate else x
+
+
+class GPT2(nn.Module):
+    """A GPT-2 language model: the next token's logits at every position, or the loss against targets.
+
+    The output head is the token table itself. With `checkpointing` set, each block's activations are computed
+    again in the backward instead of being kept.
+
+    >>> model = GPT2(GPT2Config(vocab_size=256, context_size=64, n_layer=2, n_head=2, n_embed=32))
+    >>> model(torch.zeros(1, 10, dtype=torch.int64)).logits.shape
+    torch.Size([1, 10, 256])
+    """
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+        self.wte = nn.Embedding(config.vocab_size, config.n_embed)
+        self.wpe = nn.Embedding(config.context_size, config.n_embed)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embed, config.layer_norm_epsilon, bias=config.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:  # layer norms keep their ones
+                onto_residual = name.endswith("c_proj.weight")
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer if onto_residual else 1))
+
+    def forward(
+        self,
+        tokens: Int64[Tensor, "B N"],
+        targets: Int64[Tensor, "B N"] | None = None,
+        *,
+        cache: KVCache | None = None,
+        planned_length: int | None = None,
+        return_intermediate: bool = False,
+    ) -> GPT2Output:
+        """Logits of the token after each one; with `targets`, their mean cross-entropy (in nats) instead.
+
+        Args:
+            targets: The token after each one; -1 is left out of the mean. No more than 1024 tokens have
+                logits at a time, so long contexts fit.
+
+        The other arguments and the errors are those of `features`.
+        """
+        if targets is not None and (targets.shape != tokens.shape or targets.dtype != torch.int64):
+            raise ValueError(
+                f"GPT2: targets are {targets.dtype} {list(targets.shape)}; give int64 {list(tokens.shape)}"
+            )
+        x, intermediates = self.features(
+            tokens, cache=cache, planned_length=planned_length, return_intermediate=return_intermediate
+        )
+        if targets is None:
+            return GPT2Output(self.logits(x), None, intermediates)
+        loss = chunked_cross_entropy(x, targets, self.logits, ignored=IGNORED_TARGET)
+        return GPT2Output(None, loss, intermediates)
+
+    def features(
+        self,
+        tokens: Int64[Tensor, "B N"],
+        *,
+        cache: KVCache | None = None,
+        planned_length: int | None = None,
+        return_intermediate: bool = False,
+    ) -> tuple[Float[Tensor, "B N E"], list[Intermediate | None] | None]:
+        """What the output head reads, and each layer's captures: masks, window and sparsity of this very run.
+
+        Args:
+            cache: Holds the tokens before these; afterwards it holds these too.
+            planned_length: How long the sequence may become; sparse attention plans its window for it. By
+                default the cache's capacity, or N.
+            return_intermediate: Give the captures (of a dense layer: None).
+
+        Raises:
+            ValueError: The tokens' shape or dtype is wrong, or they reach beyond the context.
+        """
+        past = 0 if cache is None else cache.length
+        self._require_tokens(tokens, past)
+        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        x = self.drop(self.wte(tokens) + self.wpe(positions))  # [B, N, E]
+        intermediates = []
+        for layer, block in enumerate(self.h):
+            if self.checkpointing and cache is None and torch.is_grad_enabled():
+                block = partial(checkpoint, block, use_reentrant=False)
+            x = block(x, return_intermediate, cache=cache, layer=layer, planned_length=planned_length)
+            if return_intermediate:
+                x, captured = x
+                intermediates.append(captured)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.ln_f(x), intermediates if return_intermediate else None
+
+    def logits(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B V"]:
+        """The output head on some of the features; padding tokens get minus infinity."""
+        logits = F.linear(x, self.wte.weight)
+        if self.config.known_tokens == self.config.vocab_size:
+            return logits
+        padding = torch.arange(self.config.vocab_size, device=x.device) >= self.config.known_tokens
+        return logits.masked_fill(padding, -math.inf)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes model.safetensors and config.json, which `GPT2.load` and transformers' GPT-2 read.
+
+        Each file is written beside its place and renamed, so a crash leaves the old one or the new one whole.
+        """
+        weights.write(folder, self.config, self.state_dict())
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        context_size: int | None = None,
+        vocab_size: int | None = None,
+        sparse_config: SparseAttentionConfig | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """The model in a folder or a safetensors file, as saved here or by transformers, in float32.
+
+        Args:
+            context_size: Context to run at; beyond the saved one, the position table is repeated.
+            vocab_size: Rows to pad the token table to (50304 suits GPUs); padded tokens are never predicted.
+            sparse_config: Makes the attention sparse; None keeps what the file says.
+
+        Raises:
+            FileNotFoundError: There are no weights at `source`.
+            ValueError: They are damaged or no GPT-2's; the message names the file, the tensor and the fix.
+        """
+        config, state = weights.read(source)
+        config, state = weights.resized(config, state, context_size=context_size, vocab_size=vocab_size)
+        if sparse_config is not None:
+            config = replace(config, use_sparse_attention=True, sparse_config=sparse_config)
+        with torch.device("meta"):  # no time is spent on an initialisation that is about to be replaced
+            model = cls(config)
+        model.load_state_dict(state, assign=True)
+        return model.to(device)
+
+    def _require_tokens(self, tokens: Tensor, past: int) -> None:
+        if tokens.dim() != 2 or tokens.dtype != torch.int64:
+            raise ValueError(
+                f"GPT2: tokens are {tokens.dtype} {list(tokens.shape)}; give int64 [batch, length]"
+            )
+        end, context = past + tokens.shape[1], self.config.context_size
+        if end > context:
+            raise ValueError(
+                f"GPT2: tokens reach position {end}, beyond context_size={context}; "
+                "give fewer, or load the model with a larger context_size"
+            )

@@ -1,0 +1,240 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gossamer.models.config import GPT2Config
+from gossamer.models.gpt2 import GPT2, TransformerBlock
+from gossamer.nn.cache import KVCache
+from gossamer.nn.config import SparseAttentionConfig
+from gossamer.nn.dense import CausalSelfAttention
+from gossamer.nn.sparse import SparseAttention
+
+SMALL = {"vocab_size": 97, "context_size": 64, "n_layer": 2, "n_head": 3, "n_embed": 48}
+SPARSE = SparseAttentionConfig(local_heads=2, global_heads=1, window_size=8, min_window_size=4)
+BOTH = {
+    "dense": GPT2Config(**SMALL),
+    "sparse": GPT2Config(**SMALL, use_sparse_attention=True, sparse_config=SPARSE),
+}
+both = pytest.mark.parametrize("config", BOTH.values(), ids=BOTH.keys())
+
+
+def text(batch=2, length=40, seed=1):
+    return torch.randint(97, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(model, tokens, targets):
+    model.zero_grad()
+    model(tokens, targets).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_a_block_picks_its_attention_by_configuration():
+    assert isinstance(TransformerBlock(BOTH["dense"]).attn, CausalSelfAttention)
+    assert isinstance(TransformerBlock(BOTH["sparse"]).attn, SparseAttention)
+
+
+def test_without_a_sparse_config_the_documents_split_is_taken():
+    attention = TransformerBlock(GPT2Config(n_head=6, n_embed=48, use_sparse_attention=True)).attn
+    assert attention.config == SparseAttentionConfig().for_heads(6)
+
+
+def test_gpt2_small_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = GPT2(GPT2Config(vocab_size=50257))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 124_439_808
+
+
+def test_a_state_dict_fits_dense_and_sparse_alike():
+    dense, sparse = GPT2(BOTH["dense"]), GPT2(BOTH["sparse"])
+    sparse.load_state_dict(dense.state_dict(), strict=True)
+
+
+@both
+def test_initialisation_is_gpt2s(config):
+    config = replace(config, n_embed=192)
+    for name, parameter in GPT2(config).named_parameters():
+        if name.endswith(".bias"):
+            assert not parameter.any(), name
+        elif ".ln_" in name or name.startswith("ln_"):
+            assert (parameter == 1).all(), name
+        else:
+            expected = 0.02 / math.sqrt(2 * 2) if "c_proj" in name else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+
+
+def test_the_first_loss_is_that_of_a_uniform_guess():
+    model = GPT2(BOTH["dense"])
+    assert model(text(), text(seed=2)).loss.item() == pytest.approx(math.log(97), rel=0.02)
+
+
+@both
+def test_no_token_sees_a_later_one(config):
+    model = GPT2(config).eval()
+    tokens, changed = text(), text()
+    changed[:, 25:] = text(2, 15, seed=3)
+    before, after = model(tokens).logits, model(changed).logits
+    assert torch.equal(before[:, :25], after[:, :25])
+    assert not torch.equal(before[:, 25:], after[:, 25:])
+
+
+@both
+@pytest.mark.parametrize("length", [1, 2, 3, 17, 64])
+def test_any_length_up_to_the_context_runs(config, length):
+    output = GPT2(config)(text(length=length))
+    assert output.logits.shape == (2, length, 97)
+    assert output.loss is None and output.intermediates is None
+    assert output.logits.isfinite().all()
+
+
+@both
+def test_the_loss_is_that_of_the_logits(config):
+    model, tokens, targets = GPT2(config).double(), text(), text(seed=2)
+    targets[0, :11] = -1
+    output = model(tokens, targets)
+    whole = F.cross_entropy(model(tokens).logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+    torch.testing.assert_close(output.loss, whole)
+    assert output.logits is None
+
+
+@both
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointing_changes_no_gradient(config, dropout):
+    config = replace(config, dropout=dropout)
+    model, tokens, targets = GPT2(config).double(), text(), text(seed=2)
+    torch.manual_seed(5)
+    kept = gradients(model, tokens, targets)
+    model.checkpointing = True
+    torch.manual_seed(5)
+    recomputed = gradients(model, tokens, targets)
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+
+
+def test_checkpointing_keeps_no_activation_of_a_block():
+    model, kept = GPT2(BOTH["dense"]), []
+    model.checkpointing = True
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        model(text(), text(seed=2))
+    assert not any(shape and shape[-1] == 4 * 48 for shape in kept)
+
+
+def test_dropout_acts_in_training_only():
+    model = GPT2(GPT2Config(**SMALL, dropout=0.2))
+    assert not torch.equal(model(text()).logits, model(text()).logits)
+    model.eval()
+    assert torch.equal(model(text()).logits, model(text()).logits)
+
+
+@both
+@pytest.mark.parametrize("branch", ["attn", "mlp"])
+def test_each_branch_drops_its_share_of_what_it_adds(config, branch):
+    config = replace(config, dropout=0.25)
+    block, x = TransformerBlock(config), torch.randn(4, 32, 48)
+    silent = block.mlp if branch == "attn" else block.attn
+    for parameter in silent.c_proj.parameters():
+        parameter.data.zero_()
+    assert (block(x) == x).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+@both
+@pytest.mark.parametrize("pieces", [[40], [1] * 40, [17, 1, 22], [30, 1, 1, 8]])
+def test_pieces_through_a_cache_equal_the_whole(config, pieces):
+    model, tokens = GPT2(config).double().eval(), text()
+    cache = KVCache(2, 2, 3, 48, 16, dtype=torch.float64)
+    with torch.no_grad():
+        logits = torch.cat([model(piece, cache=cache).logits for piece in tokens.split(pieces, dim=1)], dim=1)
+        torch.testing.assert_close(logits, model(tokens, planned_length=48).logits)
+    assert cache.length == 40
+
+
+def test_sparse_layers_show_what_they_did_and_dense_ones_nothing():
+    captures = GPT2(BOTH["sparse"])(text(length=32), return_intermediate=True).intermediates
+    assert len(captures) == 2
+    for captured in captures:
+        assert set(captured) >= {"local_mask", "global_mask", "window_size", "sparsity_ratio"}
+        assert captured["window_size"] == SPARSE.window(32)
+        assert 0 < captured["sparsity_ratio"] < 1
+    assert GPT2(BOTH["dense"])(text(), return_intermediate=True).intermediates == [None, None]
+    assert GPT2(BOTH["sparse"])(text()).intermediates is None
+
+
+@both
+def test_asking_for_captures_changes_no_result(config):
+    model = GPT2(config).eval()
+    plain, shown = model(text()), model(text(), return_intermediate=True)
+    assert torch.equal(plain.logits, shown.logits)
+
+
+def test_padding_tokens_have_no_probability_and_no_gradient():
+    config = GPT2Config(**{**SMALL, "vocab_size": 128}, unpadded_vocab_size=97)
+    padded, plain = GPT2(config), GPT2(BOTH["dense"])
+    state = plain.state_dict()
+    padded.load_state_dict({**state, "wte.weight": torch.cat([state["wte.weight"], torch.randn(31, 48)])})
+    logits = padded(text()).logits
+    assert (logits[..., 97:] == -math.inf).all()
+    torch.testing.assert_close(logits[..., :97], plain(text()).logits)
+    loss = padded(text(), text(seed=2)).loss
+    torch.testing.assert_close(loss, plain(text(), text(seed=2)).loss)
+    loss.backward()
+    assert not padded.wte.weight.grad[97:].any()
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_trains_without_nan(config, dtype):
+    model = GPT2(config)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = model(text(), text(seed=2)).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@both
+def test_a_few_steps_learn_a_text_by_heart(config):
+    model, tokens = GPT2(config), text(1, 33)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = model(tokens[:, :-1], tokens[:, 1:]).loss
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5
+
+
+@both
+def test_it_compiles_in_one_graph(config):
+    model = GPT2(config)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(text()).logits, model(text()).logits)
+    expected = gradients(model, text(), text(seed=2))
+    found = gradients(compiled, text(), text(seed=2))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[f"_orig_mod.{name}"], gradient)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "targets", "message"),
+    [
+        (torch.zeros(5, dtype=torch.int64), None, r"tokens are torch\.int64 \[5\]"),
+        (torch.zeros(1, 5), None, r"tokens are torch\.float32"),
+        (torch.zeros(1, 65, dtype=torch.int64), None, r"position 65, beyond context_size=64"),
+        (text(1, 5), text(1, 4), r"targets are torch\.int64 \[1, 4\]; give int64 \[1, 5\]"),
+        (text(1, 5), torch.zeros(1, 5), r"targets are torch\.float32"),
+    ],
+)
+def test_wrong_tokens_are_refused_by_name(tokens, targets, message):
+    with pytest.raises(ValueError, match=message):
+        GPT2(BOTH["dense"])(tokens, targets)
+
+
+@pytest.mark.gpu
+@both
+def test_a_gpu_computes_what_the_cpu_does(config):
+    model = GPT2(config)
+    expected = gradients(model, text(), text(seed=2))
+    found = gradients(model.cuda(), text().cuda(), text(seed=2).cuda())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name].cpu(), gradient, rtol=1e-3, atol=1e-5, msg=name)

@@ -3,12 +3,11 @@ import math
 import pytest
 import torch
 
+from gossamer.config import GPT2Config, SparseAttentionConfig
 from gossamer.generation import choose, generate, stream
 from gossamer.generation_config import SamplingConfig
-from gossamer.models.config import GPT2Config
 from gossamer.models.gpt2 import GPT2
 from gossamer.nn.cache import KVCache
-from gossamer.nn.config import SparseAttentionConfig
 
 SMALL = {"vocab_size": 97, "context_size": 64, "n_layer": 2, "n_head": 3, "n_embed": 48}
 SPARSE = SparseAttentionConfig(local_heads=2, global_heads=1, window_size=8, min_window_size=4)
@@ -75,9 +74,7 @@ def test_greedy_takes_the_likeliest_token_each_time(model):
     model.eval()
     tokens = prompt()
     for _ in range(5):
-        tokens = torch.cat(
-            [tokens, model(tokens, planned_length=64).logits[:, -1].argmax(-1, keepdim=True)], dim=1
-        )
+        tokens = torch.cat([tokens, model(tokens, planned_length=64).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
     assert torch.equal(generate(model, prompt(), max_new_tokens=5, temperature=0), tokens)
 
 
@@ -116,9 +113,7 @@ def test_the_stream_is_the_text(dense):
     columns = list(stream(dense, prompt(), sampling))
     assert [column.shape for column in columns] == [(2,)] * 12
     assert all(column.is_inference() for column in columns)
-    assert torch.equal(
-        torch.stack(columns, dim=1), generate(dense, prompt(), max_new_tokens=12, seed=5)[:, 9:]
-    )
+    assert torch.equal(torch.stack(columns, dim=1), generate(dense, prompt(), max_new_tokens=12, seed=5)[:, 9:])
 
 
 def test_modes_are_restored_module_by_module_even_if_the_stream_is_abandoned(dense):
@@ -151,8 +146,7 @@ def test_padding_tokens_are_never_drawn():
 def test_the_cache_follows_the_dtype_that_autocast_gives(dense):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cached, uncached = (
-            generate(dense, prompt(), max_new_tokens=20, temperature=0, use_cache=use)
-            for use in (True, False)
+            generate(dense, prompt(), max_new_tokens=20, temperature=0, use_cache=use) for use in (True, False)
         )
     assert cached.shape == uncached.shape
     assert generate(dense.bfloat16(), prompt(), max_new_tokens=20).shape == (2, 29)
@@ -273,7 +267,5 @@ def test_a_gpu_writes_the_same_text_with_and_without_a_cache(model):
 
 @pytest.mark.gpu
 def test_a_prompt_on_another_device_than_the_model_is_refused(dense):
-    with pytest.raises(
-        ValueError, match=r"tokens are on cpu, the model on cuda:0; pass tokens\.to\('cuda:0'\)"
-    ):
+    with pytest.raises(ValueError, match=r"tokens are on cpu, the model on cuda:0; pass tokens\.to\('cuda:0'\)"):
         generate(dense.cuda(), prompt(), max_new_tokens=1)

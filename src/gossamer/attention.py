@@ -17,13 +17,15 @@ from .plan import shortened
 
 @overload
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, scale: float | None = ..., dropout: float = ...,
-    sinks: Tensor | None = ..., softcap: float | None = ..., return_lse: Literal[False] = ..., backend: str | None = ...,
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *,
+    scale: float | None = ..., dropout: float = ..., sinks: Tensor | None = ..., softcap: float | None = ...,
+    return_lse: Literal[False] = ..., backend: str | None = ...,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, scale: float | None = ..., dropout: float = ...,
-    sinks: Tensor | None = ..., softcap: float | None = ..., return_lse: Literal[True], backend: str | None = ...,
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *,
+    scale: float | None = ..., dropout: float = ..., sinks: Tensor | None = ..., softcap: float | None = ...,
+    return_lse: Literal[True], backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def attend(
     q: Float[Tensor, "B H Q D"],

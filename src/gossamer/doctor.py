@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .config import SparseAttentionConfig
 from .kernels import BACKENDS, Problem
 from .machine import Machine, installed, this_machine
-from .nn.config import SparseAttentionConfig
 from .patterns import Causal, Dilated, Documents, Pattern, RandomBlocks, Sinks, Strided, Window
 from .plan import plan
 

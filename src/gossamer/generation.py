@@ -30,7 +30,7 @@ def generate(
 ) -> Int64[Tensor, "B M"]:
     """The prompts and what the model writes after them: at most `max_new_tokens` each.
 
-    >>> from gossamer.models import GPT2Config
+    >>> from gossamer import GPT2Config
     >>> model = GPT2(GPT2Config(vocab_size=256, context_size=64, n_layer=1, n_head=2, n_embed=32))
     >>> generate(model, torch.tensor([[1, 2, 3]]), max_new_tokens=5).shape
     torch.Size([1, 8])
@@ -68,9 +68,7 @@ def stream(
     capacity = model.config.context_size if capacity is None else capacity
     _require_room(model, tokens, sampling, capacity)
     _require_known_tokens(model, tokens, sampling)
-    return _decode(
-        model, tokens, sampling, _cache(model, len(tokens), capacity) if use_cache else None, capacity
-    )
+    return _decode(model, tokens, sampling, _cache(model, len(tokens), capacity) if use_cache else None, capacity)
 
 
 @torch.inference_mode()
@@ -107,9 +105,7 @@ def choose(
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits.float()
-    logits = (
-        logits - logits.amax(dim=-1, keepdim=True)
-    ) / sampling.temperature  # small temperatures stay finite
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature  # small temperatures stay finite
     if sampling.top_k is not None:
         logits = _keep_likeliest(logits, sampling.top_k)
     if sampling.top_p is not None:
@@ -143,9 +139,7 @@ def _cache(model: GPT2, batch: int, capacity: int) -> KVCache:
     config, weight = model.config, model.wte.weight
     autocast = torch.is_autocast_enabled(weight.device.type)
     dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
-    return KVCache(
-        config.n_layer, batch, config.n_head, capacity, config.head_width, dtype=dtype, device=weight.device
-    )
+    return KVCache(config.n_layer, batch, config.n_head, capacity, config.head_width, dtype=dtype, device=weight.device)
 
 
 def _require_room(model: GPT2, tokens: Tensor, sampling: SamplingConfig, capacity: int) -> None:

@@ -42,8 +42,7 @@ class SamplingConfig:
         require_integer("generate", "max_new_tokens", self.max_new_tokens, least=0)
         if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
             raise ValueError(
-                f"generate: temperature is {self.temperature!r}; "
-                f"give 0 (greedy), or {LEAST_TEMPERATURE} or more"
+                f"generate: temperature is {self.temperature!r}; give 0 (greedy), or {LEAST_TEMPERATURE} or more"
             )
         if self.top_k is not None:
             require_integer("generate", "top_k", self.top_k, least=1)
@@ -53,6 +52,4 @@ class SamplingConfig:
             raise ValueError(f"generate: seed is {self.seed}; give one below 2**64")
         if not isinstance(self.stop, Sequence) or isinstance(self.stop, str):
             raise ValueError(f"generate: stop is {self.stop!r}; give a tuple of token ids")
-        object.__setattr__(
-            self, "stop", tuple(require_integer("generate", "stop", id, least=0) for id in self.stop)
-        )
+        object.__setattr__(self, "stop", tuple(require_integer("generate", "stop", id, least=0) for id in self.stop))

@@ -120,10 +120,10 @@ def _operations(q: torch.Size, k: torch.Size, v: torch.Size, pattern: str) -> in
 
 
 @register_flop_formula(torch.ops.gossamer.attend)
-def _attend_operations(q, k, v, sinks, seed, pattern, *_, out_shape=None, **__) -> int:  # noqa: ANN001
+def _attend_operations(q, k, v, sinks, seed, pattern, *_, out_shape=None, **__) -> int:
     return _operations(q, k, v, pattern)
 
 
 @register_flop_formula(torch.ops.gossamer.attend_backward)
-def _attend_backward_operations(dout, dlse, q, k, v, out, lse, sinks, seed, pattern, *_, out_shape=None, **__) -> int:  # noqa: ANN001
+def _attend_backward_operations(dout, dlse, q, k, v, out, lse, sinks, seed, pattern, *_, out_shape=None, **__) -> int:
     return 5 * _operations(q, k, v, pattern) // 2  # five products of the same size, with the scores made again

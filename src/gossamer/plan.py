@@ -187,7 +187,9 @@ def _blocks(pattern: Pattern, extent: Extent) -> list[Blocks]:
 
 
 def _distances(offsets: Offsets) -> str:
-    before = f"{offsets.high:,} before" if offsets.high > 0 else "itself" if not offsets.high else f"{-offsets.high:,} after"
+    before = (
+        f"{offsets.high:,} before" if offsets.high > 0 else "itself" if not offsets.high else f"{-offsets.high:,} after"
+    )
     after = f"{-offsets.low:,} after" if offsets.low < 0 else "itself" if not offsets.low else f"{offsets.low:,} before"
     return f"from {before} to {after}"
 

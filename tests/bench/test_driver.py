@@ -50,9 +50,7 @@ def test_threads_are_put_back():
 
 def test_contenders_take_turns():
     order = []
-    contenders = tuple(
-        Contender(name, lambda n, name=name: lambda: order.append(name), lambda: None) for name in "ab"
-    )
+    contenders = tuple(Contender(name, lambda n, name=name: lambda: order.append(name), lambda: None) for name in "ab")
     setting = decide(BenchConfig(repeats=3, warmup=1, device="cpu", threads=1))
     measurements = list(driver.measure(Case("case", (8,), contenders), setting, lambda outcome: None))
     assert [m.repeats for m in measurements] == [3, 3]

@@ -8,7 +8,7 @@ import torch
 from gossamer.bench import model_case
 from gossamer.bench.config import BenchConfig, ModelBench
 from gossamer.bench.setting import Setting, decide
-from gossamer.nn.config import SparseAttentionConfig
+from gossamer.config import SparseAttentionConfig
 
 TINY = ModelBench(lengths=(64,), layers=1, vocabulary=64)
 

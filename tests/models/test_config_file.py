@@ -3,9 +3,8 @@ import json
 import pytest
 import transformers
 
+from gossamer.config import GPT2Config, SparseAttentionConfig
 from gossamer.models import config_file
-from gossamer.models.config import GPT2Config
-from gossamer.nn.config import SparseAttentionConfig
 
 THEIRS = {"vocab_size": 97, "n_positions": 64, "n_embd": 128, "n_layer": 3, "n_head": 2}
 

@@ -5,10 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gossamer.models.config import GPT2Config
+from gossamer.config import GPT2Config, SparseAttentionConfig
 from gossamer.models.gpt2 import GPT2, TransformerBlock
 from gossamer.nn.cache import KVCache
-from gossamer.nn.config import SparseAttentionConfig
 from gossamer.nn.dense import CausalSelfAttention
 from gossamer.nn.sparse import SparseAttention
 

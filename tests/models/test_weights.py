@@ -8,9 +8,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from gossamer.models.config import GPT2Config
+from gossamer.config import GPT2Config, SparseAttentionConfig
 from gossamer.models.gpt2 import GPT2
-from gossamer.nn.config import SparseAttentionConfig
 
 SEES_EVERYTHING = SparseAttentionConfig(
     local_heads=1, global_heads=1, window_size=64, adaptive_window=False, global_token_ratio=1.0
@@ -93,9 +92,7 @@ def test_half_precision_files_are_read_as_float32(theirs, folder, tokens):
 
 def test_a_model_saved_here_opens_in_transformers(theirs, folder, tokens, tmp_path):
     GPT2.load(folder).save(tmp_path / "saved")
-    reopened, report = transformers.GPT2LMHeadModel.from_pretrained(
-        tmp_path / "saved", output_loading_info=True
-    )
+    reopened, report = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
     assert not any(report.values())
     assert torch.equal(logits(reopened, tokens), logits(theirs, tokens))
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gossamer.models.config import GPT2Config
+from gossamer.config import GPT2Config
 from gossamer.nn.cache import KVCache
 from gossamer.nn.dense import CausalSelfAttention
 

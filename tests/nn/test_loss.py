@@ -30,9 +30,7 @@ def test_value_and_gradients_are_those_of_whole_logits(head, rows):
     loss = chunked_cross_entropy(x, expected, head, rows=rows)
     torch.testing.assert_close(loss, whole)
     inputs = (x, head.weight, head.bias)
-    for found, right in zip(
-        torch.autograd.grad(loss, inputs), torch.autograd.grad(whole, inputs), strict=True
-    ):
+    for found, right in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(whole, inputs), strict=True):
         torch.testing.assert_close(found, right)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..attention import attend
-from ..nn.config import SparseAttentionConfig
+from ..config import SparseAttentionConfig
 from ..patterns import Causal, Pattern, Window
 from . import peers
 from .config import AttentionName

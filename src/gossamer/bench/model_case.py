@@ -4,9 +4,8 @@ from functools import cache, partial
 
 import torch
 
-from ..models.config import GPT2Config
+from ..config import GPT2Config, SparseAttentionConfig
 from ..models.gpt2 import GPT2
-from ..nn.config import SparseAttentionConfig
 from .case import Case, Contender, Step
 from .setting import Setting
 

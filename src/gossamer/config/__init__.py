@@ -1,6 +1,6 @@
-"""Configurations as values that import no torch."""
+"""The shapes of attention and of models, as values that import no torch."""
 
-from ..nn.config import SparseAttentionConfig, compute_dynamic_window_size, get_recommended_config
-from ..models.config import GPT2Config
+from .gpt2 import GPT2Config
+from .sparse import SparseAttentionConfig, compute_dynamic_window_size, get_recommended_config
 
 __all__ = ["GPT2Config", "SparseAttentionConfig", "compute_dynamic_window_size", "get_recommended_config"]

@@ -1,4 +1,3 @@
-from .config import GPT2Config as GPT2Config
 from .gpt2 import GPT2 as GPT2
 from .gpt2 import GPT2Output as GPT2Output
 from .gpt2 import TransformerBlock as TransformerBlock

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import GPT2Config
+from ..config import GPT2Config
 
 OFFICIAL_VOCABULARY = 50257  # its last token is <|endoftext|>
 
@@ -34,9 +34,7 @@ def read(path: Path) -> GPT2Config:
             raise ValueError(f"it holds {stated!r} where a table of settings is expected")
         return GPT2Config.from_dict(stated["gossamer"]) if "gossamer" in stated else _translated(stated)
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path}: {error}; correct the file, or remove it if it belongs to other weights"
-        ) from error
+        raise ValueError(f"{path}: {error}; correct the file, or remove it if it belongs to other weights") from error
 
 
 def write(path: Path, config: GPT2Config) -> None:

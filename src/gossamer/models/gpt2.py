@@ -14,13 +14,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..config import GPT2Config, SparseAttentionConfig
 from ..nn.cache import KVCache
-from ..nn.config import SparseAttentionConfig
 from ..nn.dense import CausalSelfAttention
 from ..nn.loss import chunked_cross_entropy
 from ..nn.sparse import Intermediate, SparseAttention
 from . import weights
-from .config import GPT2Config
 
 IGNORED_TARGET = -1
 
@@ -66,9 +65,7 @@ class TransformerBlock(nn.Module):
         planned_length: int | None = None,
     ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], Intermediate | None]:
         """The residual stream after this block; with `return_intermediate`, also its attention's captures."""
-        attended = self.attn(
-            self.ln_1(x), return_intermediate, cache=cache, layer=layer, planned_length=planned_length
-        )
+        attended = self.attn(self.ln_1(x), return_intermediate, cache=cache, layer=layer, planned_length=planned_length)
         attended, captured = attended if return_intermediate else (attended, None)
         x = x + self.drop(attended)
         x = x + self.drop(self.mlp(self.ln_2(x)))
@@ -213,9 +210,7 @@ class GPT2(nn.Module):
 
     def _require_tokens(self, tokens: Tensor, past: int) -> None:
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
-            raise ValueError(
-                f"GPT2: tokens are {tokens.dtype} {list(tokens.shape)}; give int64 [batch, length]"
-            )
+            raise ValueError(f"GPT2: tokens are {tokens.dtype} {list(tokens.shape)}; give int64 [batch, length]")
         end, context = past + tokens.shape[1], self.config.context_size
         if end > context:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..atomic import new_file
+from ..config import GPT2Config
 from . import config_file
-from .config import GPT2Config
 
 WEIGHTS = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -84,7 +84,7 @@ def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -
     tensors = {PREFIX + name: _turned(name, tensor.cpu()).contiguous() for name, tensor in state.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _replacing(folder / CONFIG_FILE) as new_config, _replacing(folder / WEIGHTS) as new_weights:
+        with new_file(folder / CONFIG_FILE) as new_config, new_file(folder / WEIGHTS) as new_weights:
             config_file.write(new_config, config)
             save_file(tensors, new_weights, metadata={"format": "pt"})
             new_weights.chmod(new_config.stat().st_mode)  # safetensors shuts everyone else out
@@ -127,9 +127,7 @@ def _weights_file(source: Path) -> Path:
             f"{source}: a training run, not a model; load one of the folders in {source / 'checkpoints'}"
         )
     if (source / f"{WEIGHTS}.index.json").is_file():
-        raise FileNotFoundError(
-            f"{source}: weights in several files; save them as one, with max_shard_size='100GB'"
-        )
+        raise FileNotFoundError(f"{source}: weights in several files; save them as one, with max_shard_size='100GB'")
     if (source / "pytorch_model.bin").is_file():
         raise FileNotFoundError(
             f"{source}: weights as a pickle, which can run code and is never opened; "
@@ -145,8 +143,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise ValueError(
-            f"{path}: no whole safetensors file ({error}); it was cut short or is another format: "
-            "fetch it again"
+            f"{path}: no whole safetensors file ({error}); it was cut short or is another format: fetch it again"
         ) from error
 
 
@@ -158,9 +155,7 @@ def _config_for(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> GPT2Config
 def _inferred(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> GPT2Config:
     tables = [shapes.get(name, ()) for name in ("wte.weight", "wpe.weight")]
     if any(len(shape) != 2 for shape in tables):
-        raise ValueError(
-            f"{path}: no GPT-2: it has no tables wte.weight and wpe.weight; give a GPT-2's weights"
-        )
+        raise ValueError(f"{path}: no GPT-2: it has no tables wte.weight and wpe.weight; give a GPT-2's weights")
     (vocabulary, width), (context, _) = tables
     if width % OFFICIAL_HEAD_WIDTH:
         raise ValueError(
@@ -190,9 +185,7 @@ def _require_layers(path: Path, names: Iterable[str], config: GPT2Config) -> Non
         )
 
 
-def _require_layout(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> None:
+def _require_layout(path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
     faults = [f"{name} is missing" for name in expected.keys() - shapes.keys()]
     faults += [f"{name} is no part of a GPT-2" for name in shapes.keys() - expected.keys() - {HEAD}]
     faults += [
@@ -202,16 +195,12 @@ def _require_layout(
     ]
     if faults:
         shown = "; ".join(sorted(faults)[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
-        raise ValueError(
-            f"{path}: {shown}. Give a GPT-2's weights with the {CONFIG_FILE} that was saved with them"
-        )
+        raise ValueError(f"{path}: {shown}. Give a GPT-2's weights with the {CONFIG_FILE} that was saved with them")
 
 
 def _require_floats(path: Path, name: str, dtype: str) -> None:
     if dtype not in FLOATS:
-        raise ValueError(
-            f"{path}: {name} is {dtype}; give weights that are one of {', '.join(FLOATS)}, not quantised"
-        )
+        raise ValueError(f"{path}: {name} is {dtype}; give weights that are one of {', '.join(FLOATS)}, not quantised")
 
 
 def _require_tied(path: Path, head: Tensor, table: Tensor) -> None:
@@ -227,24 +216,3 @@ def _owned(tensor: Tensor) -> Tensor:
 def _turned(name: str, tensor: Tensor) -> Tensor:
     """The tensor in the other convention: Conv1D's [in, out] for Linear's [out, in], and back."""
     return tensor.T if name.endswith(CONV1D) else tensor
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; the file there replaces `path` once it is whole and on the disk."""
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        yield draft
-        _sync(draft)
-        draft.replace(path)
-        _sync(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -32,9 +32,7 @@ class CausalSelfAttention(SelfAttention):
         )
 
 
-def _mask_aligned_at_the_end(
-    q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H K D"]
-) -> Bool[Tensor, "Q K"] | None:
+def _mask_aligned_at_the_end(q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H K D"]) -> Bool[Tensor, "Q K"] | None:
     """Causality for queries that are the last of the keys; None where `is_causal` or one query says it."""
     queries, keys = q.shape[2], k.shape[2]
     if queries in (1, keys):

@@ -24,7 +24,7 @@ def compute_sparsity(mask: Shaped[Tensor, "*H Q K"], denominator: Literal["all",
         raise ValueError(f"mask has shape {tuple(mask.shape)}; give [queries, keys] or [heads, queries, keys]")
     visible = mask != 0
     if denominator == "causal":
-        visible = visible[..., _past(*mask.shape[-2:], mask.device)]
+        visible = visible[..., _past(mask.shape[-2], mask.shape[-1], mask.device)]
     elif denominator != "all":
         raise ValueError(f"denominator is {denominator!r}; give 'all' or 'causal'")
     return 1.0 - visible.double().mean().item()

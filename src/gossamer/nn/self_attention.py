@@ -54,9 +54,7 @@ class SelfAttention(nn.Module):
 
     def project(self, x: Float[Tensor, "B N E"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [B, H, N, D]."""
-        q, k, v = (
-            part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1)
-        )
+        q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
         return q, k, v
 
     def merge(self, out: Float[Tensor, "B H N D"]) -> Float[Tensor, "B N E"]:
@@ -65,7 +63,11 @@ class SelfAttention(nn.Module):
 
     @abstractmethod
     def mix(
-        self, q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H K D"], v: Float[Tensor, "B H K D"], length: int
+        self,
+        q: Float[Tensor, "B H Q D"],
+        k: Float[Tensor, "B H K D"],
+        v: Float[Tensor, "B H K D"],
+        length: int,
     ) -> Float[Tensor, "B H Q D"]:
         """Attention itself, in a sequence that may become `length` tokens long."""
 

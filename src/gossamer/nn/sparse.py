@@ -11,7 +11,6 @@ from torch import Tensor
 from ..attention import attend
 from ..config import GPT2Config, SparseAttentionConfig
 from ..plan import plan
-from .cache import KVCache
 from .masks import masked_attention
 from .self_attention import SelfAttention
 
@@ -54,7 +53,11 @@ class SparseAttention(SelfAttention):
         self.config = sparse
 
     def mix(
-        self, q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H K D"], v: Float[Tensor, "B H K D"], length: int
+        self,
+        q: Float[Tensor, "B H Q D"],
+        k: Float[Tensor, "B H K D"],
+        v: Float[Tensor, "B H K D"],
+        length: int,
     ) -> Float[Tensor, "B H Q D"]:
         dropout = self.dropout if self.training else 0.0
         return attend(q, k, v, self.config.pattern(length), dropout=dropout)

@@ -6,6 +6,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -125,7 +126,7 @@ class Pattern(ABC):
                 f"pattern: {self} is written for {cuts[-1]} heads, but the input has {heads}; "
                 f"make its head counts sum to {heads}"
             )
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in pairwise(cuts):
             yield first, last, self.for_head(first)
 
 

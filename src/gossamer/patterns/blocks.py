@@ -24,7 +24,7 @@ class Blocks(Pattern):
     """
 
     block: int
-    allowed: tuple[str, ...]
+    allowed: Sequence[str] | Sequence[Sequence[bool]] | NDArray[np.bool_]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "block", require_integer("Blocks", "block", self.block, least=1))
@@ -58,7 +58,7 @@ class Blocks(Pattern):
         return count > 0, count == (bottom - top + 1) * (right - left + 1)
 
 
-def _rows(allowed: Sequence) -> tuple[str, ...]:
+def _rows(allowed: Sequence | NDArray[np.bool_]) -> tuple[str, ...]:
     """Rows of "0" and "1" from any table of bools."""
     try:
         rows = tuple(row if isinstance(row, str) else "".join("01"[bool(cell)] for cell in row) for row in allowed)

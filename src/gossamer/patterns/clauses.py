@@ -63,7 +63,10 @@ class Clause:
     def clip(self, extent: Extent) -> Clause:
         """The same pairs, with distances that cannot occur cut off and full sets written as None."""
         return Clause(
-            self.offsets & extent.offsets, _whole_as_none(self.keys), _whole_as_none(self.queries), self.documents
+            self.offsets & extent.offsets,
+            _whole_as_none(self.keys),
+            _whole_as_none(self.queries),
+            self.documents,
         )
 
     def __and__(self, other: Clause) -> Clause:

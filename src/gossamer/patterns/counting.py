@@ -39,7 +39,10 @@ def visible_keys(clause: Clause, extent: Extent) -> NDArray[np.int64]:
     """For each query of the extent, how many keys the clause lets it see."""
     offsets = clause.offsets & extent.offsets
     q = positions(extent.queries)
-    first, last = np.maximum(q - offsets.high, extent.keys.start), np.minimum(q - offsets.low, extent.keys.stop - 1)
+    first, last = (
+        np.maximum(q - offsets.high, extent.keys.start),
+        np.minimum(q - offsets.low, extent.keys.stop - 1),
+    )
     chosen = np.ones(len(q), bool) if clause.queries is None else clause.queries.copy()
     if clause.documents is not None:
         cuts = np.array(clause.documents)

@@ -1,5 +1,6 @@
 """Sequences packed one after the other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,7 +22,7 @@ class Documents(Pattern):
         ValueError: A length is no positive integer, or there is none.
     """
 
-    lengths: tuple[int, ...]
+    lengths: Sequence[int]
 
     def __post_init__(self) -> None:
         given = require_some("Documents", "lengths", self.lengths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +25,7 @@ def occupancy(pattern: Pattern, length: int, cells: int) -> NDArray[np.float64]:
     if length < 1 or cells < 1:
         raise ValueError(f"length is {length} and cells is {cells}; give both at least 1")
     edges = np.linspace(0, length, min(cells, length) + 1).astype(int)
-    positions = [_samples(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+    positions = [_samples(first, last) for first, last in pairwise(edges)]
     shares = [[pattern.allows(q[:, None], k[None, :]).mean() for k in positions] for q in positions]
     return np.array(shares)
 
@@ -55,5 +57,3 @@ def _picture(pattern: Pattern, length: int, cells: int) -> str:
     rule = "─" * (2 * len(levels))
     rows = ["".join(SHADES[level] * 2 for level in row) for row in levels]
     return "\n".join([f"┌{rule}┐", *(f"│{row}│" for row in rows), f"└{rule}┘"])
-
-

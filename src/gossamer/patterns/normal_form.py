@@ -59,9 +59,7 @@ def _either(left: Pattern, right: Pattern, extent: Extent) -> tuple[list[Clause]
     return clauses + more, _join(rest, other_rest)
 
 
-def _both(
-    pattern: Pattern, left: Pattern, right: Pattern, extent: Extent
-) -> tuple[list[Clause], Pattern | None]:
+def _both(pattern: Pattern, left: Pattern, right: Pattern, extent: Extent) -> tuple[list[Clause], Pattern | None]:
     (clauses, rest), (more, other_rest) = _unfold(left, extent), _unfold(right, extent)
     if rest is not None and other_rest is not None:  # its four parts would double the text at every level
         return [], pattern

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Array = Any
+"""A NumPy array or a torch tensor; this package imports no torch."""
 
 UNBOUNDED = 2**62
 """Stands for infinity: no sequence is this long, and sums of a few still fit an int64."""
@@ -34,7 +38,8 @@ class Offsets:
         """Every distance between `low` and `high` belongs to the set."""
         return self.step == 1 and self.on_step
 
-    def holds(self, distance: NDArray) -> NDArray[np.bool_]:
+    def holds(self, distance: Array) -> Array:
+        """Which distances belong to the set: bools, as an array or a tensor like the distances."""
         inside = (distance >= self.low) & (distance <= self.high)
         return inside if self.dense else inside & ((distance % self.step == 0) == self.on_step)
 
@@ -72,7 +77,7 @@ class Offsets:
 def _both_steps(a: tuple[int, bool], b: tuple[int, bool]) -> tuple[int, bool]:
     """The condition equal to both `d % step == 0` (or `!= 0`) conditions together."""
     nothing, anything = (1, False), (1, True)
-    if a == b or b == anything or a == nothing:
+    if b == anything or a in (b, nothing):
         return a
     if a == anything or b == nothing:
         return b

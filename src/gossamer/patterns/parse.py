@@ -8,7 +8,6 @@ from typing import Any
 
 from .base import Pattern
 
-
 LONGEST_SHOWN = 200
 """Characters of a text that an error message repeats."""
 

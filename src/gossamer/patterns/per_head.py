@@ -1,5 +1,6 @@
 """Different patterns for different heads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -21,7 +22,7 @@ class PerHead(Pattern):
         ValueError: There is no group, a group is no (pattern, number of heads), or a pattern is itself per head.
     """
 
-    members: tuple[tuple[Pattern, int], ...]
+    members: Sequence[tuple[Pattern, int]]
 
     def __post_init__(self) -> None:
         members = tuple(map(_member, require_some("PerHead", "members", self.members)))

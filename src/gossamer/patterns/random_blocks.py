@@ -46,7 +46,7 @@ class RandomBlocks(Pattern):
         top, bottom, left, right = np.broadcast_arrays(*(p // self.block for p in (q_first, q_last, k_first, k_last)))
         may = np.zeros(top.shape, bool)
         rows = _power_of_two(max(int(bottom.max(initial=0)) + 1, 1))
-        levels = _bit_length(np.maximum(top, 0) ^ np.maximum(bottom, 0))
+        levels = _bit_length(np.bitwise_xor(np.maximum(top, 0), np.maximum(bottom, 0)))
         for level in np.unique(levels):  # the smallest aligned run of rows that holds the whole rectangle
             at = levels == level
             codes, width = _links(rows, self.count, self.seed, int(level))

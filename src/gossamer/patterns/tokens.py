@@ -1,5 +1,6 @@
 """Chosen keys (Longformer's global tokens, arXiv 2004.05150)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +21,7 @@ class Tokens(KeySet):
         ValueError: A position is no integer of at least 0, or there is none.
     """
 
-    positions: tuple[int, ...]
+    positions: Sequence[int]
 
     def __post_init__(self) -> None:
         given = require_some("Tokens", "positions", self.positions)

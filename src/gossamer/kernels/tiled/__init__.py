@@ -1,5 +1,5 @@
 """The portable backend."""
 
-from .attention import TILED
+from .backend import TILED
 
 __all__ = ["TILED"]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...plan import Band, Blocks, Columns, Plan, Rows
+from ...plan import Band, Blocks, Columns, Offsets, Plan, Rows, Term
 
 MOST_BIASES = 16
 """Bands need a handful of distinct masks; whatever needs more is cheaper to make again than to keep."""
@@ -54,15 +54,6 @@ class Axis:
 
 
 @dataclass(frozen=True, eq=False)
-class Strip:
-    """Queries and keys whose pairs are visible wherever their distance lies in the term's offsets."""
-
-    term: Band | Columns | Rows | Blocks
-    queries: Axis
-    keys: Axis
-
-
-@dataclass(frozen=True, eq=False)
 class Tile:
     """Some of a strip's queries times some of its keys; `bias` is 0 where visible, -inf elsewhere, None for all 0."""
 
@@ -85,81 +76,98 @@ class TileSize:
     dtype: torch.dtype
 
 
-def strips(term: Band | Columns | Rows | Blocks, plan: Plan) -> Iterator[Strip]:
-    """The term as strips. A dilated band falls into one strip for each residue, packing into one a document."""
-    offset, queries, keys = plan.extent.queries.start, plan.queries, plan.keys
-    whole = Strip(term, Axis.run(offset, queries), Axis.run(0, keys))
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """Some queries and keys of the problem, and the tiles that cover their visible pairs."""
+
+    queries: Axis
+    keys: Axis
+    tiles: Iterator[Tile]
+
+
+def walk(term: Term, plan: Plan, size: TileSize) -> Iterator[Strip]:
+    """The term as strips. A dilated band falls into one strip for each residue, packing into one for each document."""
+    queries, keys = Axis.run(plan.extent.queries.start, plan.queries), Axis.run(0, plan.keys)
     if isinstance(term, Blocks):
-        yield whole
+        yield Strip(queries, keys, _block_tiles(term, queries, keys, size))
         return
-    if isinstance(term, Band):
-        step = term.offsets.step
-        whole_strips = [
-            Strip(term, Axis.run(offset, queries, step, (residue - offset) % step), Axis.run(0, keys, step, residue))
-            for residue in range(min(step, keys))
-        ]
-    else:
-        rows = term.queries if isinstance(term, Rows) else None
-        whole_strips = [Strip(term, whole.queries.chosen(rows), whole.keys.chosen(term.keys))]
-    for strip in whole_strips:
-        yield from _packed(strip) if term.documents else [strip]
+    for rows, columns in _packed(term.documents, _axes(term, plan, queries, keys)):
+        yield Strip(rows, columns, _offset_tiles(term.offsets, rows, columns, size))
 
 
-def tiles(strip: Strip, size: TileSize) -> Iterator[Tile]:
-    """The strip's tiles; those that hold no visible pair are left out."""
-    if isinstance(strip.term, Blocks):
-        yield from _block_tiles(strip.term, strip, size)
-    else:
-        yield from _offset_tiles(strip, size)
+def _axes(term: Band | Columns | Rows, plan: Plan, queries: Axis, keys: Axis) -> Iterator[tuple[Axis, Axis]]:
+    if not isinstance(term, Band):
+        yield queries.chosen(term.queries if isinstance(term, Rows) else None), keys.chosen(term.keys)
+        return
+    start, step = plan.extent.queries.start, term.offsets.step
+    for residue in range(min(step, plan.keys)):
+        first = (residue - start) % step
+        yield Axis.run(start, plan.queries, step, first), Axis.run(0, plan.keys, step, residue)
 
 
-def _packed(strip: Strip) -> Iterator[Strip]:
-    for first, last in pairwise(strip.term.documents):
-        part = Strip(strip.term, strip.queries.between(first, last), strip.keys.between(first, last))
-        if len(part.queries.positions) and len(part.keys.positions):
-            yield part
+def _packed(documents: tuple[int, ...] | None, axes: Iterator[tuple[Axis, Axis]]) -> Iterator[tuple[Axis, Axis]]:
+    """The axes cut at the documents' boundaries; as they are without documents."""
+    if documents is None:
+        yield from axes
+        return
+    for queries, keys in axes:
+        for first, last in pairwise(documents):
+            rows, columns = queries.between(first, last), keys.between(first, last)
+            if len(rows.positions) and len(columns.positions):
+                yield rows, columns
 
 
-def _offset_tiles(strip: Strip, size: TileSize) -> Iterator[Tile]:
-    offsets, q, k = strip.term.offsets, strip.queries.positions, strip.keys.positions
+def _offset_tiles(offsets: Offsets, queries: Axis, keys: Axis, size: TileSize) -> Iterator[Tile]:
+    q, k = queries.positions, keys.positions
     q_tensor, k_tensor = (torch.from_numpy(positions).to(size.device) for positions in (q, k))
-    regular = isinstance(strip.queries.index, slice) and isinstance(strip.keys.index, slice)
-    biases: dict[tuple[int, int, int], Tensor] = {}
+    biases = _Biases(offsets, keep=isinstance(queries.index, slice) and isinstance(keys.index, slice))
     for first in range(0, len(q), size.queries):
         last = min(first + size.queries, len(q))
-        low = np.searchsorted(k, q[first] - offsets.high, "left")
-        high = np.searchsorted(k, q[last - 1] - offsets.low, "right")
+        low = int(np.searchsorted(k, q[first] - offsets.high, "left"))
+        high = int(np.searchsorted(k, q[last - 1] - offsets.low, "right"))
         # From the end, so that all but the earliest tile lie the same way to the diagonal and share their biases.
-        for end in range(int(high), int(low), -size.keys):
-            start = max(int(low), end - size.keys)
-            rows, columns = slice(first, last), slice(start, end)
+        for end in range(high, low, -size.keys):
+            rows, columns = slice(first, last), slice(max(low, end - size.keys), end)
             q_positions, k_positions = q_tensor[rows], k_tensor[columns]
             bias = None
-            if not _all_visible(offsets, q[first], q[last - 1], k[start], k[end - 1]):
-                key = (int(k[start] - q[first]), last - first, end - start)
-                bias = biases.get(key) if regular else None
-                if bias is None:
-                    bias = _bias(offsets.holds(q_positions[:, None] - k_positions[None, :]), size.dtype)
-                    if len(biases) < MOST_BIASES:
-                        biases[key] = bias
+            if not _all_visible(offsets, q[rows], k[columns]):
+                place = int(k[columns.start] - q[first]), last - first, end - columns.start
+                bias = biases.at(place, q_positions, k_positions, size.dtype)
             yield Tile(rows, columns, q_positions, k_positions, bias, first=end == high)
 
 
-def _all_visible(offsets, q_first: int, q_last: int, k_first: int, k_last: int) -> bool:
-    return offsets.dense and offsets.low <= q_first - k_last and q_last - k_first <= offsets.high
+class _Biases:
+    """The biases of a strip, made anew only where tiles lie differently to the diagonal."""
+
+    def __init__(self, offsets: Offsets, keep: bool) -> None:
+        self.offsets = offsets
+        self.most = MOST_BIASES if keep else 0
+        self.known: dict[tuple[int, int, int], Tensor] = {}
+
+    def at(self, place: tuple[int, int, int], q: Tensor, k: Tensor, dtype: torch.dtype) -> Tensor:
+        """The bias of queries at `q` and keys at `k`; `place` is their first distance and their numbers."""
+        if place in self.known:
+            return self.known[place]
+        made = _bias(self.offsets.holds(q[:, None] - k[None, :]), dtype)
+        if len(self.known) < self.most:
+            self.known[place] = made
+        return made
 
 
-def _block_tiles(term: Blocks, strip: Strip, size: TileSize) -> Iterator[Tile]:
-    queries, keys = len(strip.queries.positions), len(strip.keys.positions)
-    q_tensor, k_tensor = (torch.from_numpy(axis.positions).to(size.device) for axis in (strip.queries, strip.keys))
+def _all_visible(offsets: Offsets, q: NDArray[np.int64], k: NDArray[np.int64]) -> bool:
+    return offsets.dense and offsets.low <= q[0] - k[-1] and q[-1] - k[0] <= offsets.high
+
+
+def _block_tiles(term: Blocks, queries: Axis, keys: Axis, size: TileSize) -> Iterator[Tile]:
+    q_tensor, k_tensor = (torch.from_numpy(axis.positions).to(size.device) for axis in (queries, keys))
     masks = torch.from_numpy(term.tiles).to(size.device)
     most = max(1, size.keys // term.size)
     for row, (begin, end) in enumerate(pairwise(term.starts.tolist())):
-        rows = slice(row * term.size, min((row + 1) * term.size, queries))
+        rows = slice(row * term.size, min((row + 1) * term.size, len(q_tensor)))
         for first in range(begin, end, most):
             some = slice(first, min(first + most, end))
             columns = (term.columns[some, None] * term.size + np.arange(term.size)).ravel()
-            columns = torch.from_numpy(columns[columns < keys]).to(size.device)
+            columns = torch.from_numpy(columns[columns < len(k_tensor)]).to(size.device)
             bias = _block_bias(masks, term.tile[some], rows.stop - rows.start, len(columns), size.dtype)
             yield Tile(rows, columns, q_tensor[rows], k_tensor[columns], bias, first=first == begin)
 

@@ -3,8 +3,7 @@ import math
 
 import pytest
 
-from gossamer.models.config import GPT2Config
-from gossamer.nn.config import SparseAttentionConfig
+from gossamer.config import GPT2Config, SparseAttentionConfig
 
 
 def test_the_defaults_are_those_of_the_design_document():
@@ -45,15 +44,10 @@ def test_a_width_that_the_heads_do_not_divide_is_refused():
 
 
 def test_head_counts_that_do_not_sum_name_the_way_out():
-    with pytest.raises(
-        ValueError, match=r"local_heads=8 and global_heads=4.*n_head=6.*config\.for_heads\(6\)"
-    ):
+    with pytest.raises(ValueError, match=r"local_heads=8 and global_heads=4.*n_head=6.*config\.for_heads\(6\)"):
         GPT2Config(n_head=6, n_embed=384, use_sparse_attention=True, sparse_config=SparseAttentionConfig())
     sparse = SparseAttentionConfig().for_heads(6)
-    assert (
-        GPT2Config(n_head=6, n_embed=384, use_sparse_attention=True, sparse_config=sparse).sparse_config
-        == sparse
-    )
+    assert GPT2Config(n_head=6, n_embed=384, use_sparse_attention=True, sparse_config=sparse).sparse_config == sparse
 
 
 def test_padding_lies_beyond_the_vocabulary():
@@ -68,9 +62,7 @@ def test_padding_lies_beyond_the_vocabulary():
     [
         GPT2Config(),
         GPT2Config(use_sparse_attention=True),
-        GPT2Config(
-            use_sparse_attention=True, sparse_config=SparseAttentionConfig(window_size=7), dropout=0.25
-        ),
+        GPT2Config(use_sparse_attention=True, sparse_config=SparseAttentionConfig(window_size=7), dropout=0.25),
         GPT2Config(unpadded_vocab_size=50257, bias=False),
     ],
 )

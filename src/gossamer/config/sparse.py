@@ -66,7 +66,12 @@ class SparseAttentionConfig:
     """Whether global tokens also see all of their past in the global heads."""
 
     def __post_init__(self) -> None:
-        for name, least in (("local_heads", 0), ("global_heads", 0), ("window_size", 1), ("min_window_size", 1)):
+        for name, least in (
+            ("local_heads", 0),
+            ("global_heads", 0),
+            ("window_size", 1),
+            ("min_window_size", 1),
+        ):
             require_integer("SparseAttentionConfig", name, getattr(self, name), least)
         require_integer("SparseAttentionConfig", "max_window_size", self.max_window_size, self.min_window_size)
         if self.max_global_tokens is not None:

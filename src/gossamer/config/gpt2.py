@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from ..nn.config import SparseAttentionConfig
 from ..patterns.base import require_integer
+from .sparse import SparseAttentionConfig
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ class GPT2Config:
             self._require(name, isinstance(getattr(self, name), bool), "give True or False")
         self._require("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "give a share in [0, 1)")
         epsilon = self.layer_norm_epsilon
-        self._require(
-            "layer_norm_epsilon", _is_number(epsilon) and 0 < epsilon < 1, "give a small positive number"
-        )
+        self._require("layer_norm_epsilon", _is_number(epsilon) and 0 < epsilon < 1, "give a small positive number")
         self._require(
             "n_embed",
             self.n_embed % self.n_head == 0,
@@ -97,17 +95,13 @@ class GPT2Config:
     def _require_padding_beyond_the_vocabulary(self) -> None:
         name, size = "unpadded_vocab_size", self.unpadded_vocab_size
         if size is not None and require_integer("GPT2Config", name, size, least=1) > self.vocab_size:
-            self._require(
-                name, False, f"give at most vocab_size={self.vocab_size}, the rows of the token table"
-            )
+            self._require(name, False, f"give at most vocab_size={self.vocab_size}, the rows of the token table")
 
     def _require_heads_that_fit(self) -> None:
         sparse = self.sparse_config
         if sparse is None:
             return
-        self._require(
-            "sparse_config", isinstance(sparse, SparseAttentionConfig), "give a SparseAttentionConfig"
-        )
+        self._require("sparse_config", isinstance(sparse, SparseAttentionConfig), "give a SparseAttentionConfig")
         if self.use_sparse_attention and sparse.local_heads + sparse.global_heads != self.n_head:
             raise ValueError(
                 f"GPT2Config: sparse_config has local_heads={sparse.local_heads} and "
@@ -123,11 +117,7 @@ def _is_number(value: object) -> bool:
 def _require_known_keys(owner: type, settings: object) -> None:
     known = [field.name for field in fields(owner)]
     if not isinstance(settings, Mapping):
-        raise ValueError(
-            f"{owner.__name__}: {settings!r} is no table of settings; give some of {', '.join(known)}"
-        )
+        raise ValueError(f"{owner.__name__}: {settings!r} is no table of settings; give some of {', '.join(known)}")
     unknown = [key for key in settings if key not in known]
     if unknown:
-        raise ValueError(
-            f"{owner.__name__}: unknown {', '.join(map(repr, unknown))}; known are {', '.join(known)}"
-        )
+        raise ValueError(f"{owner.__name__}: unknown {', '.join(map(repr, unknown))}; known are {', '.join(known)}")

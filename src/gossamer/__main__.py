@@ -1,0 +1,7 @@
+"""`python -m gossamer` is `gossamer`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,53 @@
+"""Heads as lanes: the query heads of a group beside exactly the key heads that they use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...plan import HeadGroup, Plan
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Query heads of one group and their key heads, `repeats` queries to each; a lane is one key head of one batch
+    row."""
+
+    group: HeadGroup
+    queries: slice
+    keys: slice
+    repeats: int
+
+    def lanes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, H, Q, D] → [lanes, repeats, Q, D]."""
+        shape = self.keys.stop - self.keys.start, self.repeats
+        return x[:, self.queries].unflatten(1, shape).flatten(0, 1).to(dtype)
+
+    def key_lanes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, G, K, D] → [lanes, K, D]."""
+        return x[:, self.keys].flatten(0, 1).to(dtype)
+
+    def unlaned(self, lanes: Tensor, batch: int) -> Tensor:
+        """The inverse of `lanes`: [lanes, repeats, Q, D] → [B, heads, Q, D]."""
+        return lanes.reshape(batch, self.queries.stop - self.queries.start, *lanes.shape[2:])
+
+    def put_keys(self, total: Tensor, lanes: Tensor) -> None:
+        """Writes changed `key_lanes` of [B, G, K, D] back, where they could not be a view of it."""
+        target = total[:, self.keys]
+        if lanes.data_ptr() != target.data_ptr():
+            target.copy_(lanes.view(target.shape))
+
+
+def head_runs(plan: Plan, repeats: int) -> Iterator[Heads]:
+    """Each group's heads, cut where a key head is shared with another group."""
+    for group in plan.groups:
+        head = group.first
+        while head < group.last:
+            whole = (group.last - head) // repeats * repeats if head % repeats == 0 else 0
+            end = head + whole if whole else min(group.last, (head // repeats + 1) * repeats)
+            keys = slice(head // repeats, (end - 1) // repeats + 1)
+            yield Heads(group, slice(head, end), keys, (end - head) // (keys.stop - keys.start))
+            head = end

@@ -1,0 +1,17 @@
+from .checkpoint import CheckpointError as CheckpointError
+from .checkpoint import latest as latest
+from .config import DataConfig as DataConfig
+from .config import OptimizerConfig as OptimizerConfig
+from .config import RunConfig as RunConfig
+from .config import ScheduleConfig as ScheduleConfig
+from .config import TrainConfig as TrainConfig
+from .data import TokenDataset as TokenDataset
+from .data import prepare as prepare
+from .interruption import Interrupted as Interrupted
+from .loop import train as train
+from .metrics import Summary as Summary
+from .metrics import read_metrics as read_metrics
+from .sources import Corpus as Corpus
+from .sources import UnreadableText as UnreadableText
+from .sources import python_library_sources as python_library_sources
+from .trainer import Diverged as Diverged

@@ -1,0 +1,277 @@
+"""Everything that decides a training run, as one tree of frozen values that imports no torch.
+
+The same tree is the Python API, a TOML file (one table per branch) and the command line (one flag per leaf).
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from ..config import GPT2Config
+from ..patterns.base import require_integer
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text, and how it becomes tokens."""
+
+    sources: tuple[str, ...] = ()
+    """Text files, folders of them, or - for standard input. Empty: what `folder` holds already, else the
+    source of Python's standard library."""
+    folder: str | None = None
+    """Where the tokens are kept, for several runs to share; made if missing. None: in the run's folder."""
+    tokenizer: str | None = None
+    """bpe (trained on the text to `model.vocab_size` entries), bytes, or a folder with encoder.json and
+    vocab.bpe or with tokenizer.json. None: what `folder` holds already, else bpe."""
+    encoding: str = "utf-8"
+    """Character encoding of the text."""
+    validation_share: float = 0.05
+    """Share of the tokens, at the end of the text, that is kept out of training to evaluate on."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sources, str):
+            raise ValueError(f"DataConfig: sources is {self.sources!r}; give a list, such as [{self.sources!r}]")
+        object.__setattr__(self, "sources", tuple(str(source) for source in self.sources))
+        _require(self, "validation_share", lambda share: 0 < share < 1, "a share between 0 and 1")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(
+                f"DataConfig: encoding is {self.encoding!r}; give one Python knows, such as utf-8"
+            ) from None
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter, 2019); weight decay acts on matrices and not on biases or norms."""
+
+    learning_rate: float = 1e-3
+    """Highest learning rate, reached at the end of the warm-up."""
+    weight_decay: float = 0.1
+    """Share of a weight, times the learning rate, that is taken off in each step."""
+    beta1: float = 0.9
+    """Decay of the running mean of the gradients."""
+    beta2: float = 0.95
+    """Decay of the running mean of their squares."""
+    epsilon: float = 1e-8
+    """Added to the root of the mean square."""
+    gradient_clip: float = 1.0
+    """Longest gradient; a longer one is shortened to it. inf never shortens."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epsilon"):
+            _require(self, name, lambda size: 0 < size < math.inf, "a positive number")
+        for name in ("beta1", "beta2"):
+            _require(self, name, lambda decay: 0 <= decay < 1, "a share in [0, 1)")
+        _require(self, "weight_decay", lambda decay: 0 <= decay < math.inf, "0 or a positive number")
+        _require(self, "gradient_clip", lambda length: length > 0, "a positive number, or inf for no clipping")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up, then half a cosine down (Loshchilov and Hutter, 2017, without restarts)."""
+
+    warmup_steps: int = 50
+    """Steps in which the learning rate grows from zero to its highest value."""
+    final_share: float = 0.1
+    """The last step's learning rate, as a share of the highest."""
+
+    def __post_init__(self) -> None:
+        _require_whole(self, "warmup_steps", least=0)
+        _require(self, "final_share", lambda share: 0 <= share <= 1, "a share in [0, 1]")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how often, on what and where to."""
+
+    folder: str = "runs/gpt2"
+    """Folder of the run: configuration, metrics, tokenizer and checkpoints. Must be new, or be resumed."""
+    steps: int = 1000
+    """Optimizer steps in all."""
+    batch_size: int = 16
+    """Sequences in one optimizer step."""
+    gradient_accumulation: int = 1
+    """Pieces in which a step's sequences pass through the model one by one: less memory, the same result."""
+    evaluate_every: int = 100
+    """Steps between two evaluations; the last step is always followed by one."""
+    evaluate_sequences: int = 64
+    """Sequences of the validation split in one evaluation: always the same first ones, or all there are."""
+    checkpoint_every: int = 100
+    """Steps between two checkpoints; the last step is always followed by one."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+    report_every: int = 10
+    """Steps between two lines of progress where the output is not a terminal."""
+    seed: int = 0
+    """Decides the initial weights, the order of the data and dropout."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward and backward pass; the weights stay fp32. fp16 scales the loss."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 ..."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    compile: bool = False
+    """Run the model through torch.compile: a slow first step, faster ones after it."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation", "evaluate_every", "evaluate_sequences"):
+            _require_whole(self, name, least=1)
+        for name in ("checkpoint_every", "keep_checkpoints", "report_every"):
+            _require_whole(self, name, least=1)
+        _require(self, "seed", lambda seed: 0 <= seed < 2**63 and seed == int(seed), "an integer in [0, 2^63)")
+        if not self.folder:
+            raise ValueError("RunConfig: folder is empty; give the folder that the run may write to")
+        if self.precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise ValueError(f"RunConfig: precision is {self.precision!r}; give one of {known}")
+        if self.gradient_accumulation > self.batch_size:
+            raise ValueError(
+                f"RunConfig: gradient_accumulation is {self.gradient_accumulation}, which leaves pieces of "
+                f"batch_size={self.batch_size} sequences empty; give at most {self.batch_size}"
+            )
+
+
+def small_gpt2() -> GPT2Config:
+    """A GPT-2 that a laptop can train, its attention sparse by the design document's pattern."""
+    return GPT2Config(vocab_size=4096, context_size=512, n_layer=6, n_head=12, n_embed=384, use_sparse_attention=True)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run, whole.
+
+    >>> TrainConfig.from_dict({"run": {"steps": 20}}).run.steps
+    20
+    >>> TrainConfig.from_dict({"run": {"step": 20}})
+    Traceback (most recent call last):
+    ValueError: unknown key run.step; did you mean run.steps?
+    """
+
+    model: GPT2Config = field(default_factory=small_gpt2)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tree as plain values that TOML and JSON can hold; fields that are None are left out."""
+        return _plain(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """The tree that `to_dict` wrote; what is absent keeps the value it has in `TrainConfig()`.
+
+        Raises:
+            ValueError: A key is unknown (the message names the nearest known one), or a value has the wrong
+                type or is out of range.
+        """
+        return _build(cls, settings, "", cls())
+
+    def to_toml(self, path: str | Path) -> None:
+        """Write the tree to `path` for `from_toml`."""
+        Path(path).write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8")
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """The tree in the TOML file `path`; errors as in `from_dict`, with the file named.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not TOML, or `from_dict` refuses it.
+        """
+        try:
+            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:  # also broken TOML and broken UTF-8
+            raise ValueError(f"{path}: {error}") from error
+
+    def changes(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
+        """Where the two trees differ: dotted name to (value here, value there)."""
+        here, there = dict(_leaves(self, "")), dict(_leaves(other, ""))
+        names = {**here, **there}
+        return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        pairs = ((part.name, getattr(value, part.name)) for part in fields(value))
+        return {name: _plain(inner) for name, inner in pairs if inner is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _leaves(value: Any, name: str) -> list[tuple[str, Any]]:
+    if not is_dataclass(value):
+        return [(name, value)]
+    return [leaf for part in fields(value) for leaf in _leaves(getattr(value, part.name), _join(name, part.name))]
+
+
+def _build(owner: Any, settings: Any, where: str, default: Any) -> Any:
+    """An `owner` with the values in `settings`, and for the rest those of `default`."""
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{where} is {settings!r}; give a table")
+    types = get_type_hints(owner)
+    for key in settings:
+        if key not in types:
+            raise ValueError(_unknown(key, where, list(types)))
+    values = {name: getattr(default, name) for name in types} if default is not None else {}
+    for key, value in settings.items():
+        values[key] = _convert(types[key], value, _join(where, key), values.get(key))
+    return owner(**values)
+
+
+def _convert(kind: Any, value: Any, where: str, default: Any) -> Any:
+    if get_origin(kind) is UnionType:
+        (kind,) = (option for option in get_args(kind) if option is not NoneType)
+    if is_dataclass(kind):
+        return _build(kind, value, where, default)
+    if get_origin(kind) is Literal:
+        matches = value in get_args(kind)
+    elif get_origin(kind) is tuple:
+        matches = isinstance(value, list | tuple) and all(isinstance(part, get_args(kind)[0]) for part in value)
+    else:
+        matches = isinstance(value, (int, float) if kind is float else kind)
+        matches = matches and isinstance(value, bool) == (kind is bool)  # True is an int to Python, not to a person
+    if not matches:
+        raise ValueError(f"{where} is {value!r}; give {_described(kind)}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple:
+        return "a list of texts"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[kind]
+
+
+def _unknown(key: str, where: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {_join(where, near[0])}?" if near else f"known are {', '.join(known)}"
+    return f"unknown key {_join(where, key)}; {hint}"
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _require(owner: Any, name: str, holds: Callable[[float], bool], wanted: str) -> None:
+    value = getattr(owner, name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
+        raise ValueError(f"{type(owner).__name__}: {name} is {value!r}; give {wanted}")
+
+
+def _require_whole(owner: Any, name: str, *, least: int) -> None:
+    number = require_integer(type(owner).__name__, name, getattr(owner, name), least)
+    object.__setattr__(owner, name, number)

@@ -1,0 +1,168 @@
+"""One optimizer step and one evaluation of a GPT-2."""
+
+import math
+import time
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from ..models.gpt2 import GPT2, IGNORED_TARGET
+from . import run_folder
+from .checkpoint import State
+from .config import TrainConfig
+from .data import TokenDataset
+from .metrics import Row
+from .optimizer import adamw
+from .schedule import learning_rate
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_SKIPS = 20  # halvings of fp16's loss scale in a row: from 65,536 down to 1/16
+
+
+class Diverged(RuntimeError):
+    """A loss, a gradient or a weight is no longer a finite number; nothing was saved after that.
+
+    Attributes:
+        step: The step that found it.
+        learning_rate: The learning rate of that step.
+    """
+
+    def __init__(self, what: str, step: int, rate: float):
+        super().__init__(
+            f"step {step}: {what} at learning rate {rate:.3g}; the checkpoints are as they were. Start a new "
+            "run with a lower optimizer.learning_rate or more schedule.warmup_steps, and with run.precision "
+            "fp32 or bf16 if it was fp16"
+        )
+        self.step, self.learning_rate = step, rate
+
+
+class Trainer:
+    """A GPT-2 in training: what changes is in `state`, and everything else follows from the configuration.
+
+    Args:
+        config: The run; its folder has been made.
+        device: Where the model lives.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        run, context = config.run, config.model.context_size
+        tokens = run_folder.tokens_folder(config)
+        self.training_data = TokenDataset(
+            tokens, "training", context_size=context, batch_size=run.batch_size, seed=run.seed
+        )
+        self.validation_data = TokenDataset(
+            tokens,
+            "validation",
+            context_size=context,
+            batch_size=-(-run.batch_size // run.gradient_accumulation),
+        )
+        self._config, self._device, self._skips = config, device, 0
+        torch.manual_seed(run.seed)
+        vocabulary = self.training_data.shards.vocab_size
+        model = GPT2(replace(config.model, unpadded_vocab_size=vocabulary)).to(device)
+        model.checkpointing = run.activation_checkpointing
+        self._forward = torch.compile(model) if run.compile else model
+        self.state = State(
+            model,
+            adamw(model, config.optimizer),
+            torch.amp.GradScaler(device.type, enabled=run.precision == "fp16"),
+            tokens=self.training_data.shards.digest,
+        )
+
+    def update(self, step: int) -> Row:
+        """Do optimizer step number `step`, counted from 1, and say how it went.
+
+        Raises:
+            Diverged: The loss or the gradient is not finite; the weights are as they were.
+        """
+        began = time.perf_counter()
+        optimizer, scaler = self.state.optimizer, self.state.scaler
+        rate = learning_rate(step, self._config.run.steps, self._config.optimizer, self._config.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        tokens, targets = self.training_data.batch(step - 1)
+        loss = self._backward(tokens, targets)
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss}", step, rate)
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), self._config.optimizer.gradient_clip).item()
+        self._require_progress(norm, step, rate)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        self.state.step = step
+        seconds = time.perf_counter() - began
+        return {
+            "step": step,
+            "loss": loss,
+            "learning_rate": rate,
+            "gradient_norm": norm if math.isfinite(norm) else None,
+            "tokens_per_second": targets.numel() / seconds,
+            "seconds": seconds,
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """The mean loss over the first sequences of the validation split, in nats per token.
+
+        Raises:
+            Diverged: It is not finite.
+        """
+        self.state.model.eval()
+        total, count = 0.0, 0
+        for tokens, targets in self.validation_data.in_order(self._config.run.evaluate_sequences):
+            total += self._loss(tokens, targets).item() * targets.numel()
+            count += targets.numel()
+        self.state.model.train()
+        if not math.isfinite(total):
+            raise self._diverged(f"the validation loss is {total}")
+        return total / count
+
+    def require_finite(self) -> None:
+        """Refuse to go on with weights that are not finite.
+
+        Raises:
+            Diverged: One is not.
+        """
+        for name, parameter in self.state.model.named_parameters():
+            if not parameter.isfinite().all():
+                raise self._diverged(f"the weights {name} are not finite")
+
+    def _backward(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> float:
+        """Add up the gradient of the mean loss, piece by piece; a piece counts by its targets."""
+        pieces, total, whole = self._config.run.gradient_accumulation, 0.0, _targets(targets)
+        for part, expected in zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
+            loss = self._loss(part, expected) * (_targets(expected) / whole)
+            self.state.scaler.scale(loss).backward()
+            total += loss.item()
+        return total
+
+    def _loss(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> Float[Tensor, ""]:
+        with self._precision():
+            return self._forward(self._moved(tokens), self._moved(targets)).loss
+
+    def _precision(self) -> AbstractContextManager:
+        dtype = DTYPES[self._config.run.precision]
+        return torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32)
+
+    def _moved(self, tokens: Int64[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
+        if self._device.type == "cuda":
+            return tokens.pin_memory().to(self._device, non_blocking=True)
+        return tokens.to(self._device)
+
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(what, self.state.step, self.state.optimizer.param_groups[0]["lr"])
+
+    def _require_progress(self, norm: float, step: int, rate: float) -> None:
+        self._skips = 0 if math.isfinite(norm) else self._skips + 1
+        if self._skips and not self.state.scaler.is_enabled():
+            raise Diverged(f"the gradient's norm is {norm}", step, rate)
+        if self._skips > MOST_SKIPS:
+            raise Diverged(f"the gradient is not finite {self._skips} steps in a row, whatever the scale", step, rate)
+
+
+def _targets(targets: Int64[Tensor, "B N"]) -> int:
+    return int((targets != IGNORED_TARGET).sum())

@@ -1,0 +1,48 @@
+# `make demo` and `make test` are all a fresh machine needs: every target makes its environment first.
+#
+# constraints.txt names the version of torch and not its build, so each machine gets the build of its own
+# package index: PyPI's CUDA build on Linux, a CPU build where the index offers one. To keep CUDA off a machine
+# without a GPU:  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check docs bench clean
+
+help: ## show this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(VENV)/.installed ## make .venv and install Gossamer with the versions that CI uses
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,peers]'
+	touch $@
+
+demo: setup ## train a dense and a sparse GPT-2 on Python source, compare them, write runs/demo/report.html
+	$(BIN)/python examples/demo.py
+
+test: setup ## run the tests that take minutes
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup ## run every test, the slow ones too
+	$(BIN)/python -m pytest
+
+check: setup ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+docs: setup ## build the pages into docs/_build/html
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/images/make.py
+	$(BIN)/sphinx-build -W --keep-going docs docs/_build/html
+
+bench: setup ## measure sparse against dense attention on this machine
+	$(BIN)/gossamer bench
+
+clean: ## remove the environment, caches and built pages; runs/ stays
+	rm -rf $(VENV) dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,63 @@
+"""The shapes that public signatures promise are the shapes that go in and come out.
+
+jaxtyping checks them when the library is imported under its hook. That happens in a process of its own: the
+rest of the suite hands the library wrong shapes on purpose and traces it with torch.compile.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HOOK = """
+import tests.shape_hook
+from jaxtyping import TypeCheckError, install_import_hook
+install_import_hook("gossamer", "tests.shape_hook.shapes_alone")
+"""
+
+RIGHT = """
+import torch
+from gossamer import *
+from gossamer.generation import generate
+from gossamer.nn.cache import KVCache
+from gossamer.reference import reference
+
+q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 6)
+attend(q, k, v, Causal())
+attend(q, k, v, Causal(), return_lse=True, sinks=torch.zeros(4))
+reference(q, k, v, Causal())
+KVCache(1, 2, 2, 9, 8).append(0, k, k)
+tokens = torch.randint(100, (2, 6))
+for sparse in (False, True):
+    model = GPT2(GPT2Config(100, 16, n_layer=1, n_head=3, n_embed=12, use_sparse_attention=sparse))
+    model(tokens, return_intermediate=True)
+    model(tokens, tokens)
+    generate(model, tokens, max_new_tokens=2)
+SparseAttention(SparseAttentionConfig(2, 1))(torch.randn(2, 7, 192), return_intermediate=True)
+compute_sparsity(SparseAttention(SparseAttentionConfig(2, 1)).generate_masks(8))
+stable_softmax(torch.randn(2, 3, 4))
+"""
+
+WRONG = """
+import torch
+from gossamer import Causal, attend
+q, k = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 5)
+try:
+    attend(q, k, k, Causal())
+except TypeCheckError:
+    print("seen")
+"""
+
+
+def run_hooked(code: str) -> str:
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", HOOK + code], cwd=root, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_the_promised_shapes_hold() -> None:
+    run_hooked(RIGHT)
+
+
+def test_a_broken_promise_would_be_seen() -> None:
+    assert run_hooked(WRONG) == "seen\n"

@@ -40,7 +40,8 @@ def _attend(
     made, chosen = _plan_and_backend(q, k, v, sinks, pattern, softmax, backend)
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("attend %s runs on %s: %s", tuple(q.shape), chosen.name, shortened(parse(pattern)))
-    return chosen.forward(q, k, v, sinks, made, softmax)
+    with torch.autocast(q.device.type, enabled=False):  # the kernel's own float32 stays float32
+        return chosen.forward(q, k, v, sinks, made, softmax)
 
 
 @torch.library.impl("gossamer::attend_backward", "default")
@@ -52,7 +53,8 @@ def _attend_backward(
     softmax = Softmax(scale, softcap, dropout, seed)
     made, chosen = _plan_and_backend(q, k, v, sinks, pattern, softmax, backend)
     saved = Saved(q, k, v, out, lse, sinks)
-    dq, dk, dv, dsinks = chosen.backward(saved, grad_out, grad_lse, made, softmax)
+    with torch.autocast(q.device.type, enabled=False):
+        dq, dk, dv, dsinks = chosen.backward(saved, grad_out, grad_lse, made, softmax)
     return dq, dk, dv, q.new_empty(0) if dsinks is None else dsinks
 
 
@@ -113,17 +115,16 @@ torch.library.register_autograd("gossamer::attend", _gradients, setup_context=_s
 torch.library.register_autograd("gossamer::attend_backward", _refuse_second_gradients)
 
 
-def _operations(q: torch.Size, k: torch.Size, v: torch.Size, pattern: str) -> int:
-    """Multiplications and additions of one product with the scores plus one with the probabilities."""
-    pairs = plan(parse(pattern), q[2], k[2], q[1]).pairs
-    return 2 * q[0] * pairs * (q[3] + v[3])
+def _pairs(q: torch.Size, k: torch.Size, pattern: str) -> int:
+    """Visible pairs of the whole batch."""
+    return q[0] * plan(parse(pattern), q[2], k[2], q[1]).pairs
 
 
 @register_flop_formula(torch.ops.gossamer.attend)
 def _attend_operations(q, k, v, sinks, seed, pattern, *_, out_shape=None, **__) -> int:
-    return _operations(q, k, v, pattern)
+    return 2 * _pairs(q, k, pattern) * (q[3] + v[3])  # scores, output
 
 
 @register_flop_formula(torch.ops.gossamer.attend_backward)
 def _attend_backward_operations(dout, dlse, q, k, v, out, lse, sinks, seed, pattern, *_, out_shape=None, **__) -> int:
-    return 5 * _operations(q, k, v, pattern) // 2  # five products of the same size, with the scores made again
+    return 2 * _pairs(q, k, pattern) * (3 * q[3] + 2 * v[3])  # scores again, dq, dk; dv and the probabilities' own

@@ -1,0 +1,185 @@
+"""The operators: `opcheck`, torch.compile, operation counts, and a pattern that crosses as text."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from gossamer import attend
+from gossamer.patterns import Causal, Pattern, RandomBlocks, Strided, Window, parse, presets
+from gossamer.plan import plan
+
+PATTERN = Causal() & (Window(6) | Strided(4))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def tensors(length: int = 20, keys: int | None = None, groups: int = 2, dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(length)
+    shapes = (2, 4, length, 8), (2, groups, keys or length, 8), (2, groups, keys or length, 6)
+    return [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
+
+
+def arguments(q: Tensor, k: Tensor, v: Tensor, sinks: bool = False, seed: bool = False, pattern: Pattern = PATTERN):
+    logits = torch.randn(4, dtype=q.dtype, requires_grad=True) if sinks else None
+    drawn, dropout = (torch.tensor([5]), 0.3) if seed else (None, 0.0)
+    return q, k, v, logits, drawn, pattern.spec, 0.25, 2.0 if sinks else 0.0, dropout, None
+
+
+CASES = {
+    "plain": lambda: arguments(*tensors(dtype=torch.float32)),
+    "every option": lambda: arguments(*tensors(dtype=torch.float32), sinks=True, seed=True),
+    "half precision": lambda: arguments(*tensors(dtype=torch.bfloat16)),
+    "float64, grouped, uneven": lambda: arguments(*tensors(9, keys=30, groups=1, dtype=torch.float64)),
+    "transposed": lambda: arguments(*(x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in tensors())),
+    "a head group each": lambda: arguments(*tensors(), pattern=presets.local_global(3, 1, 4, 3)),
+    "nothing": lambda: arguments(*tensors(), pattern=Causal() & ~Causal()),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_operator_keeps_torch_s_rules(case: str) -> None:
+    torch.library.opcheck(torch.ops.gossamer.attend, CASES[case]())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_backward_operator_keeps_torch_s_rules(case: str) -> None:
+    q, k, v, sinks, seed, *settings = (x.detach() if isinstance(x, Tensor) else x for x in CASES[case]())
+    out, lse = torch.ops.gossamer.attend(q, k, v, sinks, seed, *settings)
+    for grad_lse in (None, torch.randn_like(lse)):
+        given = torch.randn_like(out), grad_lse, q, k, v, out, lse, sinks, seed, *settings
+        torch.library.opcheck(torch.ops.gossamer.attend_backward, given)
+
+
+def inside(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v, Causal() & (Window(6) | Strided(4)))
+
+
+def outside(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v, PATTERN)
+
+
+def both_outputs(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out, lse = attend(q * 2, k, v, RandomBlocks(4, 1, 0) | Window(3), softcap=5.0, return_lse=True)
+    return out * lse.exp()[..., None]
+
+
+def from_text(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern = parse("Causal() & Window(5)")) -> Tensor:  # noqa: B008
+    return attend(q, k, v, pattern)
+
+
+@pytest.mark.parametrize("function", [inside, outside, both_outputs, from_text], ids=lambda f: f.__name__)
+def test_compiled_whole_it_is_the_same(function: Callable[..., Tensor]) -> None:
+    q, k, v = tensors()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    _check_alike(compiled, function, (q, k, v))
+
+
+def _check_alike(compiled: Callable, eager: Callable, inputs: tuple[Tensor, ...]) -> None:
+    found, right = compiled(*inputs), eager(*inputs)
+    torch.testing.assert_close(found, right)
+    pairs = zip(*(torch.autograd.grad(x.square().sum(), inputs) for x in (found, right)), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b)
+
+
+def test_lengths_may_vary_without_compiling_each() -> None:
+    graphs = 0
+
+    def counting(graph: torch.fx.GraphModule, example: list) -> Callable:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    compiled = torch.compile(outside, fullgraph=True, backend=counting, dynamic=True)
+    for length in (20, 33, 64, 65, 7):
+        q, k, v = tensors(length)
+        torch.testing.assert_close(compiled(q, k, v), outside(q, k, v))
+    assert graphs <= 2
+
+
+def test_a_pattern_that_grows_with_the_length_compiles() -> None:
+    """As `SparseAttention` makes it: the window follows the length of the input."""
+
+    def adaptive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, Causal() & Window(max(2, q.shape[2] // 4)))
+
+    compiled = torch.compile(adaptive, fullgraph=True, backend="aot_eager")
+    for length in (20, 33, 40):
+        _check_alike(compiled, adaptive, tuple(tensors(length)))
+
+
+def test_dropout_compiles_and_draws_anew() -> None:
+    compiled = torch.compile(lambda q, k, v: attend(q, k, v, PATTERN, dropout=0.5), fullgraph=True, backend="aot_eager")
+    q, k, v = tensors()
+    torch.manual_seed(0)
+    first, second = compiled(q, k, v), compiled(q, k, v)
+    torch.manual_seed(0)
+    assert torch.equal(first, compiled(q, k, v))
+    assert not torch.equal(first, second)
+
+
+def test_autocast_compiles() -> None:
+    def half(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return attend(q, k, v, PATTERN).float()
+
+    inputs = tuple(tensors(dtype=torch.float32))
+    _check_alike(torch.compile(half, fullgraph=True, backend="aot_eager"), half, inputs)
+
+
+def test_a_bad_call_is_refused_under_compile_too() -> None:
+    q, k, v = tensors()
+    compiled = torch.compile(lambda q: attend(q, k, v, PATTERN, softcap=-1.0), backend="eager")
+    with pytest.raises(ValueError, match="softcap is -1"):
+        compiled(q)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_gives_the_same() -> None:
+    compiled = torch.compile(both_outputs, fullgraph=True)
+    for length in (20, 33):
+        _check_alike(compiled, both_outputs, tuple(tensors(length)))
+
+
+def test_an_exported_program_needs_no_pattern_object() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, k, v, PATTERN)
+
+    q, k, v = (x.detach() for x in tensors())
+    exported = torch.export.export(Model(), (q, k, v))
+    (call,) = (node for node in exported.graph.nodes if "gossamer.attend" in str(node.target))
+    assert PATTERN.spec in call.args
+    assert torch.equal(exported.module()(q, k, v), attend(q, k, v, PATTERN))
+
+
+def test_operations_are_counted_by_visible_pairs() -> None:
+    q, k, v = tensors(64)
+    pairs = plan(PATTERN, 64, 64, 4).pairs
+    assert pairs == 4 * PATTERN.dense_mask(64).sum()
+    with FlopCounterMode(display=False) as counter:
+        out = attend(q, k, v, PATTERN)
+    forward = 2 * 2 * pairs * (8 + 6)
+    assert counter.get_total_flops() == forward
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * pairs * (3 * 8 + 2 * 6)
+
+
+def test_meta_tensors_give_shapes() -> None:
+    with torch.device("meta"):
+        q, k, v = torch.empty(2, 4, 9, 8), torch.empty(2, 2, 12, 8), torch.empty(2, 2, 12, 6)
+        out, lse = attend(q, k, v, PATTERN, return_lse=True)
+    assert out.shape == (2, 4, 9, 6) and lse.shape == (2, 4, 9) and out.device.type == "meta"

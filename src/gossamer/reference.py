@@ -35,9 +35,10 @@ def reference(
     if sinks is not None:
         sink = sinks.double()[:, None, None].expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, sink], -1)
-    lse = torch.logsumexp(scores, -1)
-    probabilities = torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])[..., : k.shape[2]]
-    return (probabilities if keep is None else probabilities * keep) @ v, lse
+    empty = (scores == -torch.inf).all(-1)
+    lse = torch.logsumexp(scores.masked_fill(empty[..., None], 0.0), -1)  # finite, so that its gradient is too
+    probabilities = torch.exp(scores - lse[..., None])[..., : k.shape[2]]
+    return (probabilities if keep is None else probabilities * keep) @ v, lse.masked_fill(empty, -torch.inf)
 
 
 def visible(pattern: Pattern, queries: int, keys: int, device: torch.device) -> Bool[Tensor, "*H Q K"]:

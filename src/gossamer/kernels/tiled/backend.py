@@ -108,8 +108,8 @@ def _lane_parts(q: Tensor) -> Iterator[slice]:
 
 def _sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
     """A sink's probability times what the other keys lose to it, summed over batch and queries."""
-    lse = lse.clamp(min=torch.finfo(lse.dtype).min)  # -inf where even the sink is minus infinity
-    probability = torch.exp(sinks.to(lse.dtype)[:, None] - lse)
+    lse = lse.double().clamp(min=torch.finfo(lse.dtype).min)  # -inf where even the sink is minus infinity
+    probability = torch.exp(sinks.double()[:, None] - lse)  # few numbers, and their sum cancels: float64 is free
     return -(probability * delta).sum(dim=(0, 2)).to(sinks.dtype)
 
 

@@ -1,0 +1,5 @@
+"""The library's own values as commands and flags: `gossamer train | generate | bench | show | doctor`."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""What every test runs under: a fixed seed, and no test of hardware that is not there."""
+"""What every test runs under: a fixed seed, one thread, and no test of hardware that is not there."""
 
 import hypothesis
 import pytest
@@ -19,3 +19,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tensors are small here: threads would wait for one another longer than they work."""
+    torch.set_num_threads(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -184,6 +185,22 @@ def test_the_same_call_gives_the_same_bits(name: str, dtype: torch.dtype) -> Non
 @every_pattern
 def test_any_strides(name: str) -> None:
     check_views(PATTERNS[name], setting(name, batch=2, key_heads=1))
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Memory that torch hands out is full of NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@every_pattern
+def test_memory_that_nobody_wrote_is_not_read(name: str, poisoned_memory: None) -> None:
+    check_equals_oracle(draw(PATTERNS[name], setting(name, key_heads=1, sinks=True)))
+    check_equals_oracle(draw(PATTERNS[name], setting(name, queries=70, keys=33, batch=2)))
+    check_error(draw(PATTERNS[name], setting(name, batch=3, dtype=torch.bfloat16)))
 
 
 @every_pattern

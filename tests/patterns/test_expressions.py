@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from gossamer.patterns import Extent, Pattern
+from gossamer.patterns import Causal, Extent, Pattern, RandomBlocks, Strided, Tokens, Window
 from gossamer.patterns.counting import visible_keys
 from gossamer.patterns.normal_form import normal_form
 from tests.checks import (
@@ -91,10 +91,19 @@ def test_the_keys_of_each_query_are_counted(pattern: Pattern, length: int) -> No
         assert np.array_equal(seen, pattern.dense_mask(length).sum(1))
 
 
+def test_a_form_of_many_clauses_is_given_up_early() -> None:
+    """Twenty crossing sets would fall into more than a thousand disjoint clauses."""
+    crossing = Causal() & ~Causal()
+    for step in range(2, 22):
+        crossing |= Window(3 * step) & Strided(step) & Tokens(range(0, 512, step)).T
+    for pattern in (crossing, ~crossing):
+        form = normal_form(pattern, Extent.aligned(512, 512))
+        assert len(form.clauses) <= 64
+        check_normal_form(pattern, 512, 512)
+
+
 def test_a_tangle_of_irregular_patterns_stays_short() -> None:
     """The remainder of an expression grows with the expression, and not twofold at each of its levels."""
-    from gossamer.patterns import RandomBlocks, Window
-
     tangle = RandomBlocks(2, 1, seed=0)
     for seed in range(1, 30):
         tangle = (tangle | Window(seed)) & RandomBlocks(2, 2, seed)

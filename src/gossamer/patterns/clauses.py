@@ -93,16 +93,28 @@ class Clause:
 
 ALL = Clause()
 
+MOST_CLAUSES = 64
+"""An expression that unfolds into more clauses is cheaper to look at block by block."""
+
+
+def few(clauses: list[Clause]) -> list[Clause]:
+    """The same clauses. Raises Irregular where there are too many."""
+    if len(clauses) > MOST_CLAUSES:
+        raise Irregular(f"{len(clauses)} clauses")
+    return clauses
+
 
 def disjoint(clauses: list[Clause]) -> list[Clause]:
-    """Clauses that cover the same pairs, each exactly once, the most regular first."""
+    """Clauses that cover the same pairs, each exactly once, the most regular first. Raises Irregular where they
+    become too many."""
     kept: list[Clause] = []
     for clause in sorted(clauses, key=_irregularity):
         pieces = [clause]
         for earlier in kept:
-            pieces = [rest for piece in pieces for rest in piece - earlier]
+            pieces = few([rest for piece in pieces for rest in piece - earlier])
         for piece in pieces:
             _join(kept, piece)
+        few(kept)
     return kept
 
 

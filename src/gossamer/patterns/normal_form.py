@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .base import And, Not, Or, Pattern, Transposed
-from .clauses import ALL, Clause, Extent, disjoint
+from .clauses import ALL, Clause, Extent, disjoint, few
 from .offsets import Irregular
-
-MOST_CLAUSES = 64
-"""An expression that unfolds into more clauses is cheaper to look at block by block."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,7 @@ def _unfold(pattern: Pattern, extent: Extent) -> tuple[list[Clause], Pattern | N
         case _:
             own = pattern.clauses(extent)
             clauses, rest = ([], pattern) if own is None else (list(own), None)
-    clauses = [clipped for clause in clauses if not (clipped := clause.clip(extent)).empty]
-    if len(clauses) > MOST_CLAUSES:
-        raise Irregular(f"{len(clauses)} clauses")
-    return clauses, rest
+    return few([clipped for clause in clauses if not (clipped := clause.clip(extent)).empty]), rest
 
 
 def _either(left: Pattern, right: Pattern, extent: Extent) -> tuple[list[Clause], Pattern | None]:
@@ -73,7 +67,7 @@ def _outside(pattern: Pattern, inner: Pattern, extent: Extent) -> tuple[list[Cla
         return [], pattern
     remaining = [ALL]
     for clause in clauses:
-        remaining = [piece for whole in remaining for piece in whole - clause]
+        remaining = few([piece for whole in remaining for piece in whole - clause])
     return remaining, None
 
 

@@ -23,11 +23,11 @@ class Demo:
 
     folder: Path = Path("runs/demo")
     context: int = 4096
-    steps: int = 120
-    layers: int = 3
-    heads: int = 6
-    width: int = 192
-    vocabulary: int = 2048
+    steps: int = 250
+    layers: int = 2
+    heads: int = 4
+    width: int = 128
+    vocabulary: int = 1024
     new_tokens: int = 300
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192)
     """Lengths at which attention by itself is measured, in tokens."""
@@ -38,7 +38,7 @@ class Demo:
         return training.TrainConfig(
             model=GPT2Config(*shape, use_sparse_attention=name == "sparse"),
             data=training.DataConfig(folder=str(self.folder / "tokens"), tokenizer="bpe"),
-            optimizer=training.OptimizerConfig(learning_rate=4e-3),
+            optimizer=training.OptimizerConfig(learning_rate=3e-3, gradient_clip=0.25),
             schedule=training.ScheduleConfig(warmup_steps=self.steps // 10),
             run=training.RunConfig(
                 str(self.folder / name), self.steps, batch_size=1, evaluate_every=every, evaluate_sequences=4

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gossamer import attend
-from gossamer.patterns import Causal, Pattern, RandomBlocks, Strided, Window, parse, presets
+from gossamer import SparseAttention, SparseAttentionConfig, attend
+from gossamer.patterns import Causal, Pattern, PerHead, RandomBlocks, Strided, Tokens, Window, parse, presets
 from gossamer.plan import plan
 
 PATTERN = Causal() & (Window(6) | Strided(4))
@@ -117,6 +117,29 @@ def test_a_pattern_that_grows_with_the_length_compiles() -> None:
     compiled = torch.compile(adaptive, fullgraph=True, backend="aot_eager")
     for length in (20, 33, 40):
         _check_alike(compiled, adaptive, tuple(tensors(length)))
+
+
+FOLLOWED = [
+    [Window(3), Window(4), Causal(), Causal() & Window(3), Causal() & Window(4), ~Causal(), Window(3)],
+    [Tokens([1]), Tokens([2]), Tokens([2, 9]), *(PerHead([(Window(2), n), (Causal(), 4 - n)]) for n in (1, 2, 3))],
+]
+
+
+@pytest.mark.parametrize("patterns", FOLLOWED, ids=["settings", "tuples"])
+def test_a_compiled_function_follows_the_pattern_it_is_given(patterns: list[Pattern]) -> None:
+    compiled = torch.compile(from_text, fullgraph=True, backend="aot_eager")
+    q, k, v = tensors()
+    for pattern in patterns:
+        torch.testing.assert_close(compiled(q, k, v, pattern), from_text(q, k, v, pattern))
+
+
+def test_a_compiled_layer_follows_its_configuration() -> None:
+    layer = SparseAttention(SparseAttentionConfig(2, 1, 4, min_window_size=1), width=24).double()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(1, 30, 24, dtype=torch.float64)
+    for window in (4, 9):
+        layer.config = SparseAttentionConfig(2, 1, window, adaptive_window=False)
+        torch.testing.assert_close(compiled(x), layer(x))
 
 
 def test_dropout_compiles_and_draws_anew() -> None:

@@ -169,7 +169,8 @@ def test_a_signal_stops_training_which_then_resumes(number: int, code: int, text
     assert list((folder / "checkpoints").iterdir())
 
 
-def test_ctrl_c_at_the_prompt_is_quiet(trained: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_at_the_prompt_is_quiet(number: int, code: int, trained: Path) -> None:
     keyboard, terminal = os.openpty()
     waiting = subprocess.Popen(
         command("generate", "--model", str(trained)),
@@ -181,6 +182,6 @@ def test_ctrl_c_at_the_prompt_is_quiet(trained: Path) -> None:
     )
     with os.fdopen(keyboard), os.fdopen(terminal), waiting.stderr as errors:
         assert "type the prompt" in errors.readline()
-        waiting.send_signal(signal.SIGINT)
-        assert waiting.wait(60) == 130
+        waiting.send_signal(number)
+        assert waiting.wait(60) == code
         assert errors.read() == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -46,10 +47,11 @@ def test_a_width_that_fits_new_heads_is_accepted() -> None:
         settings("--model.n-head", "5")
 
 
-def test_a_resumed_run_keeps_its_settings_where_it_is_now(trained: Path) -> None:
-    found = settings("--resume", str(trained))
+def test_a_moved_run_keeps_its_settings_where_it_is_now(trained: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(trained, tmp_path / "moved")
+    found = settings("--resume", str(moved))
     assert (found.run.steps, found.model.n_embed) == (4, 12)
-    assert found.run.folder == str(trained)
+    assert found.run.folder == str(moved)
 
 
 def test_the_run_folder_holds_the_settings_and_the_result_is_printed(trained: Path, here: Here, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class Pattern(ABC):
     @property
     def spec(self) -> str:
         """The pattern as text: `parse(pattern.spec) == pattern`."""
-        settings = [f"{name}={getattr(self, name)!r}" for name in getattr(self, "__dataclass_fields__", ())]
+        settings = [f"{name}={written(getattr(self, name))}" for name in getattr(self, "__dataclass_fields__", ())]
         return f"{type(self).__name__}({', '.join(settings)})"
 
     def __repr__(self) -> str:
@@ -273,6 +273,18 @@ class OffsetSet(Pattern, named=False):
 
     def clauses(self, extent: Extent) -> tuple[Clause, ...]:
         return (self.clause,)
+
+
+def written(setting: object) -> str:
+    """A setting of a pattern as text that `parse` reads."""
+    match setting:
+        case Pattern():
+            return setting.spec
+        case tuple():
+            return f"({', '.join(map(written, setting))}{',' if len(setting) == 1 else ''})"
+        case int() if not isinstance(setting, bool):
+            return str(operator.index(setting))  # torch.compile makes a symbol of a number that varies; ask its value
+    return repr(setting)
 
 
 def require_integer(owner: str, name: str, value: object, least: int) -> int:

@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 
 from numpy.typing import ArrayLike, NDArray
 
-from .base import Bools, Pattern, require_integer, require_some
+from .base import Bools, Pattern, require_integer, require_some, written
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +50,7 @@ class PerHead(Pattern):
 
     @property
     def spec(self) -> str:
-        return f"PerHead([{', '.join(f'({pattern.spec}, {heads})' for pattern, heads in self.members)}])"
+        return f"PerHead([{', '.join(map(written, self.members))}])"
 
 
 def _member(given: object) -> tuple[Pattern, int]:

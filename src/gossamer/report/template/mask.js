@@ -65,8 +65,8 @@ class Positions {
 
 /** Blocks of size × size pairs; a partial one carries the bits of its mask. */
 class BlockList {
-  constructor({ size, starts, columns, tile, tiles, length }) {
-    Object.assign(this, { size, starts, columns, tile, length });
+  constructor({ size, starts, columns, tile, tiles }) {
+    Object.assign(this, { size, starts, columns, tile });
     this.bits = unpack(tiles);
   }
 
@@ -75,7 +75,7 @@ class BlockList {
     let count = 0;
     for (let block = this.starts[row]; block < this.starts[row + 1]; block++) {
       const from = Math.max(first, this.columns[block] * this.size);
-      const to = Math.min(last, (this.columns[block] + 1) * this.size - 1, this.length - 1);
+      const to = Math.min(last, (this.columns[block] + 1) * this.size - 1);
       if (from <= to) count += this.tile[block] < 0 ? to - from + 1 : this.partial(this.tile[block], query, from, to);
     }
     return count;
@@ -94,8 +94,8 @@ class BlockList {
 
 /** The mask of one group of heads. */
 class Mask {
-  constructor({ terms }, length) {
-    this.terms = terms.map((term) => (term.starts ? new BlockList({ ...term, length }) : new Strip(term)));
+  constructor({ terms }) {
+    this.terms = terms.map((term) => (term.starts ? new BlockList(term) : new Strip(term)));
   }
 
   /** Visible share of the pairs of queries q..q + rows - 1 and keys k..k + columns - 1: exact for few rows, else

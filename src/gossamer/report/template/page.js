@@ -112,7 +112,7 @@ const inThousands = (length) => (length < 1024 ? String(length) : `${digits(leng
 function drawMasks({ length, groups }) {
   const view = new View(length);
   groups.forEach((group, i) => {
-    const mask = new Mask(group, length);
+    const mask = new Mask(group);
     const share = (...cell) => mask.share(...cell);
     const host = html("div");
     const shareOfAll = ` · ${percent(group.share)} of all pairs`;

@@ -96,8 +96,7 @@ class GPT2(nn.Module):
             if name.endswith(".bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:  # layer norms keep their ones
-                onto_residual = name.endswith("c_proj.weight")
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.n_layer if onto_residual else 1))
+                nn.init.normal_(parameter, std=_deviation(name, config))
 
     def forward(
         self,
@@ -217,3 +216,10 @@ class GPT2(nn.Module):
                 f"GPT2: tokens reach position {end}, beyond context_size={context}; "
                 "give fewer, or load the model with a larger context_size"
             )
+
+
+def _deviation(name: str, config: GPT2Config) -> float:
+    """GPT-2's spread of initial weights: less for positions, and for what adds to the residual stream."""
+    if name == "wpe.weight":
+        return 0.01
+    return 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 0.02

@@ -1,7 +1,7 @@
 """Other people's attention, translated once into this library's conventions; each import is optional."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def flex_attention(length: int, size: int, device: torch.device) -> AttentionFun
     return lambda q, k, v: flex(q, k, v, block_mask=block_mask)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention as flex
 

@@ -90,11 +90,10 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _tile_size(q: Tensor) -> TileSize:
-    """Small tiles fit a CPU's cache, with more rows where lanes are few; large ones spare a GPU launches. Few rows
-    get more keys."""
-    lanes, repeats, queries, _ = q.shape
+    """Small tiles fit a CPU's cache; large ones spare a GPU launches. Few rows get more keys."""
+    _, repeats, queries, _ = q.shape
     cpu = q.device.type == "cpu"
-    rows = max(16, (64 if 2 * lanes > CPU_LANES else 128) // repeats) if cpu else 1024
+    rows = max(16, 64 // repeats) if cpu else 1024
     most_scores = 3 * 2**14 if cpu else 2**21
     keys = max(768, most_scores // max(repeats * min(rows, queries), 1))
     return TileSize(rows, keys, q.device, q.dtype)

@@ -30,10 +30,11 @@ test: setup ## run the tests that take minutes
 test-all: setup ## run every test, the slow ones too
 	$(BIN)/python -m pytest
 
-check: setup ## lint, formatting, types
+check: setup ## lint, formatting, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 docs: setup ## build the pages into docs/_build/html
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

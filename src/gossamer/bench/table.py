@@ -4,6 +4,7 @@ from itertools import groupby
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from .config import BenchConfig
 from .results import CLAIMED_MEMORY_SAVED, CLAIMED_SPEEDUP, NAIVE, Measurement, Results, claimed
@@ -30,7 +31,7 @@ def tables(results: Results) -> list[Table]:
 
 def _table(results: Results, case: str) -> Table:
     title, notes = f"{case} ({_setup(results.config)})", "\n".join(_notes(results, case))
-    table = Table(title=title, caption=notes, box=box.SIMPLE_HEAD)
+    table = Table(title=title, caption=Text(notes), box=box.SIMPLE_HEAD)  # as text: brackets are no markup
     table.title_justify = table.caption_justify = "left"
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "contender" else "right", no_wrap=True)

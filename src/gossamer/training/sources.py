@@ -12,7 +12,7 @@ from typing import TextIO
 
 STANDARD_INPUT = "-"
 PIECE = 2**18  # characters: short enough to spread over cores, long enough that cuts between pieces do not matter
-NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "encodings"}
 
 
 class UnreadableText(ValueError):
@@ -97,8 +97,8 @@ class Corpus:
 def python_library_sources(*, max_bytes: int = 8 * 2**20) -> list[str]:
     """Source files of the running Python's standard library, `max_bytes` at most, always in the same order.
 
-    Installed packages and the library's own tests are left out. Every machine that runs this has the files,
-    so they are the corpus when no other is given.
+    Installed packages, the library's own tests and its tables of characters are left out. Every machine that
+    runs this has the files, so they are the corpus when no other is given.
     """
     library = Path(sysconfig.get_paths()["stdlib"])
     chosen, room = [], max_bytes

@@ -1,0 +1,101 @@
+"""Terms as runs: queries in an order, keys in an order, and each query sees one run of the keys.
+
+This is all that a GPU kernel has to know of a pattern. Bands, gathered columns and rows, dilations and packed
+documents differ only in the orders and in where the runs begin and end. Neither end ever moves back from a query to
+the next, so the queries that see one key are a run too, and the backward pass is the same problem turned over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..patterns.offsets import UNBOUNDED
+from ..plan import Band, Blocks, Columns, HeadGroup, Plan, Rows, Term
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Query `i` of the order sees keys `start[i] … stop[i] - 1` of the order."""
+
+    term: Band | Columns | Rows
+    queries: Tensor | None
+    """int64 [n], the order as indices of the query axis; None for all queries as they stand."""
+    keys: Tensor | None
+    """int64 [m], the order as indices of the key axis; None for all keys as they stand."""
+    start: Tensor
+    """int32 [n], never falls."""
+    stop: Tensor
+    """int32 [n], never falls and is nowhere below `start`."""
+    key_count: int
+
+    @cached_property
+    def seen_by(self) -> tuple[Tensor, Tensor]:
+        """(first, last), int32 [m] each: queries `first[j] … last[j] - 1` of the order see key `j`."""
+        keys = torch.arange(self.key_count, dtype=torch.int32, device=self.start.device)
+        first = torch.searchsorted(self.stop, keys, right=True, out_int32=True)
+        last = torch.searchsorted(self.start, keys, right=True, out_int32=True)
+        return first, torch.maximum(first, last)
+
+
+def without_span(plan: Plan) -> str | None:
+    """What of the plan cannot be written as runs, for a person to read, or None where all of it can."""
+    for group in plan.groups:
+        for term in group.terms:
+            if not _is_regular(term):
+                return f"heads {group.first}-{group.last - 1} have a term that is no run of keys ({term.describe()})"
+    return None
+
+
+@lru_cache(maxsize=64)
+def spans(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Span, ...]:
+    """The group's terms as spans on the device; kept for the last 64 groups, about 8 bytes a query each."""
+    return tuple(_span(term, plan, device) for term in group.terms if _is_regular(term))
+
+
+def _is_regular(term: Term) -> bool:
+    return not isinstance(term, Blocks) and term.offsets.on_step
+
+
+def _span(term: Band | Columns | Rows, plan: Plan, device: torch.device) -> Span:
+    offset, step = plan.extent.queries.start, term.offsets.step
+    queries = _by_residue(term.queries if isinstance(term, Rows) else None, offset, plan.queries, step)
+    keys = _by_residue(None if isinstance(term, Band) else term.keys, 0, plan.keys, step)
+    positions = offset + (np.arange(plan.queries) if queries is None else queries)
+    key_positions = np.arange(plan.keys) if keys is None else keys
+    earliest, latest = _reach(term, positions, plan.keys)
+    # Positions of one residue lie together in the order, so that (residue, position) rises along it.
+    row, width = positions % step, plan.keys + 1
+    rising = key_positions % step * width + key_positions
+    start = np.searchsorted(rising, row * width + earliest, "left")
+    stop = np.maximum(start, np.searchsorted(rising, row * width + latest, "right"))
+    ends = (torch.from_numpy(end.astype(np.int32)).to(device) for end in (start, stop))
+    orders = (None if order is None else torch.from_numpy(order).to(device) for order in (queries, keys))
+    return Span(term, *orders, *ends, key_count=len(key_positions))
+
+
+def _by_residue(indices: Integers | None, offset: int, length: int, step: int) -> Integers | None:
+    """The indices ordered by their position's remainder, then by position; None where that is all as it stands."""
+    if step == 1:
+        return indices
+    indices = np.arange(length) if indices is None else indices
+    return indices[np.argsort((indices + offset) % step, kind="stable")]
+
+
+def _reach(term: Band | Columns | Rows, positions: Integers, keys: int) -> tuple[Integers, Integers]:
+    """The earliest and the latest key position that each query's distance and document allow, cut to the keys."""
+    low, high = max(term.offsets.low, -UNBOUNDED), min(term.offsets.high, UNBOUNDED)
+    earliest, latest = positions - high, positions - low
+    if term.documents is not None:
+        bounds = np.array(term.documents)
+        document = np.searchsorted(bounds, positions, "right")
+        ends = np.concatenate([bounds[:1], bounds, bounds[-1:]])  # outside the documents there is nothing to see
+        earliest, latest = np.maximum(earliest, ends[document]), np.minimum(latest, ends[document + 1] - 1)
+    return np.clip(earliest, 0, keys), np.clip(latest, -1, keys - 1)

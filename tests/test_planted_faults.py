@@ -218,7 +218,7 @@ FAULTS: dict[str, tuple[Plant, Check]] = {
         equals_oracle("causal", key_heads=1),
     ),
     "a shared key head loses a group's gradient": (
-        instead(backend.head_runs.__globals__["Heads"], "put_keys", lambda *_: None),
+        instead(backend.Heads, "put_keys", lambda *_: None),
         equals_oracle("uneven heads", batch=2),
     ),
     "the scale is forgotten in the keys' gradient": (
@@ -238,7 +238,7 @@ FAULTS: dict[str, tuple[Plant, Check]] = {
         equals_oracle("causal", softcap=1.0),
     ),
     "the sinks' gradient has the wrong sign": (
-        around(backend, "_sink_gradient", lambda sound, *given: -sound(*given)),
+        around(backend, "sink_gradient", lambda sound, *given: -sound(*given)),
         equals_oracle("causal", sinks=True),
     ),
     "half precision is computed in half precision": (

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ...plan import Plan
 from ..problem import Problem, Saved, Softmax
+from ..sinks import sink_gradient
 from .backward import Backward, KeyRows, QueryRows
 from .forward import Forward
-from .heads import head_runs
+from .heads import Heads
 from .scores import LOG2E, Dropout
 from .walk import TileSize
 
@@ -40,7 +41,7 @@ class Tiled:
     ) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp), as `Backend` says."""
         dtype, outs, lses = _compute_dtype(q.dtype), [], []
-        for heads in head_runs(plan, q.shape[1] // k.shape[1]):
+        for heads in Heads.of(plan, q.shape[1] // k.shape[1]):
             q_lanes, k_lanes, v_lanes = heads.lanes(q, dtype), heads.key_lanes(k, dtype), heads.key_lanes(v, dtype)
             out = q_lanes.new_zeros(*q_lanes.shape[:-1], v.shape[-1])  # [lanes, repeats, Q, Dv]
             lse = q_lanes.new_full((*q_lanes.shape[:-1], 1), -torch.inf)
@@ -65,7 +66,7 @@ class Tiled:
         if grad_lse is not None:
             delta = delta - grad_lse
         lse = saved.lse.masked_fill(saved.lse == -torch.inf, 0.0)  # nothing is visible there: exp2(-inf - 0) = 0
-        for heads in head_runs(plan, saved.q.shape[1] // saved.k.shape[1]):
+        for heads in Heads.of(plan, saved.q.shape[1] // saved.k.shape[1]):
             query_side = (saved.q, grad_out, (lse * LOG2E)[..., None], delta[..., None])
             queries = [heads.lanes(x, dtype) for x in query_side]
             queries.append(queries[0].new_zeros(queries[0].shape))
@@ -78,7 +79,7 @@ class Tiled:
             heads.put_keys(dk, keys[2])
             heads.put_keys(dv, keys[3])
         dq, dk, dv = _joined(dqs).to(saved.q.dtype), dk.to(saved.k.dtype), dv.to(saved.v.dtype)
-        return dq, dk, dv, None if saved.sinks is None else _sink_gradient(saved.sinks, saved.lse, delta)
+        return dq, dk, dv, None if saved.sinks is None else sink_gradient(saved, grad_out, grad_lse)
 
 
 TILED = Tiled()
@@ -104,13 +105,6 @@ def _lane_parts(q: Tensor) -> Iterator[slice]:
     lanes = q.shape[0]
     some = CPU_LANES if q.device.type == "cpu" else max(lanes, 1)
     return (slice(first, first + some) for first in range(0, lanes, some))
-
-
-def _sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
-    """A sink's probability times what the other keys lose to it, summed over batch and queries."""
-    lse = lse.double().clamp(min=torch.finfo(lse.dtype).min)  # -inf where even the sink is minus infinity
-    probability = torch.exp(sinks.double()[:, None] - lse)  # few numbers, and their sum cancels: float64 is free
-    return -(probability * delta).sum(dim=(0, 2)).to(sinks.dtype)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...plan import HeadGroup, Plan
+from ...plan import Plan
+from ..head_runs import HeadRun, head_runs
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Query heads of one group and their key heads, `repeats` queries to each; a lane is one key head of one batch
-    row."""
+class Heads(HeadRun):
+    """A run of heads whose tensors become lanes; a lane is one key head of one batch row."""
 
-    group: HeadGroup
-    queries: slice
-    keys: slice
-    repeats: int
+    @classmethod
+    def of(cls, plan: Plan, repeats: int) -> Iterator[Heads]:
+        """Each group's heads, cut where a key head is shared with another group."""
+        return (cls(**vars(run)) for run in head_runs(plan, repeats))
 
     def lanes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """[B, H, Q, D] → [lanes, repeats, Q, D]."""
@@ -39,15 +37,3 @@ class Heads:
         target = total[:, self.keys]
         if lanes.data_ptr() != target.data_ptr():
             target.copy_(lanes.view(target.shape))
-
-
-def head_runs(plan: Plan, repeats: int) -> Iterator[Heads]:
-    """Each group's heads, cut where a key head is shared with another group."""
-    for group in plan.groups:
-        head = group.first
-        while head < group.last:
-            whole = (group.last - head) // repeats * repeats if head % repeats == 0 else 0
-            end = head + whole if whole else min(group.last, (head // repeats + 1) * repeats)
-            keys = slice(head // repeats, (end - 1) // repeats + 1)
-            yield Heads(group, slice(head, end), keys, (end - head) // (keys.stop - keys.start))
-            head = end

@@ -9,11 +9,12 @@ Writes `results/cpu_window.json` and `results/cpu_window.md`. Exits with 1 if a 
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from gossamer.bench import BenchConfig, Measurement, Results, run
+from gossamer.bench import BenchConfig, Measurement, Promise, Results, run, verdict_rows
+from gossamer.bench.promises import number
 
 RESULTS = Path(__file__).parent / "results"
 FORWARD, TRAINING = "attention forward", "attention forward + backward"
@@ -34,15 +35,6 @@ CONFIG = BenchConfig(
     threads=2,
 )
 LONG_CONFIG = replace(CONFIG, cases=("training",), contenders=("window",), lengths=(LONG,), repeats=1)
-
-
-@dataclass(frozen=True)
-class Promise:
-    """A figure that must lie above (or, for memory, below) a limit; None where it could not be measured."""
-
-    text: str
-    measured: float | None
-    kept: bool
 
 
 def promises(results: Results, long: Results) -> Iterator[Promise]:
@@ -86,8 +78,7 @@ def page(results: Results, verdicts: list[Promise]) -> str:
     ]
     for case in (FORWARD, TRAINING):
         lines += ["", f"## {case.capitalize()}", "", *rows(results, case)]
-    lines += ["", "## Promises", "", "| promise | measured | kept |", "|---|--:|---|"]
-    lines += [f"| {p.text} | {number(p.measured)} | {'yes' if p.kept else 'NO'} |" for p in verdicts]
+    lines += ["", "## Promises", "", *verdict_rows(verdicts)]
     return "\n".join(lines) + "\n"
 
 
@@ -107,10 +98,6 @@ def milliseconds(m: Measurement | None) -> str:
     if m is None:
         return number(None)
     return f"{1e3 * m.seconds:.1f} ({1e3 * m.fastest:.1f}–{1e3 * m.slowest:.1f})"
-
-
-def number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def main() -> int:

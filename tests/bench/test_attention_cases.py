@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gossamer.bench import driver
-from gossamer.bench.attention_cases import attention_fault, forward_case, training_case
+from gossamer.bench.attention_cases import LAUNCH_LENGTH, attention_fault, forward_case, launch_case, training_case
 from gossamer.bench.config import BenchConfig
 from gossamer.bench.contenders import Attention, attentions
 from gossamer.bench.setting import Setting, decide
@@ -63,3 +63,26 @@ def test_a_wrong_attention_is_found_on_the_trial_of_the_setting(setting):
     liar = replace(sdpa, pattern=lambda n: Causal() & Window(16))
     assert attention_fault(setting, sdpa) is None
     assert "wrong pairs" in attention_fault(setting, liar)
+
+
+def test_a_step_is_judged_at_its_own_size(setting):
+    window = next(a for a in attentions(setting) if a.name == "window")
+    liar = replace(window, pattern=lambda n: Causal() & Window(17))
+    for make in (forward_case, training_case):
+        honest, lying = make(setting, (window, liar), right).contenders
+        assert honest.fault_at(200, honest.prepare(200)) is None
+        assert lying.fault_at(200, lying.prepare(200)).startswith("error of ")
+
+
+def test_tokens_decide_the_batch(setting):
+    setting = Setting(replace(setting.config, tokens=256, key_heads=1))
+    case = forward_case(setting, attentions(setting)[:1], right)
+    assert [case.contenders[0].prepare(n)().shape[0] for n in (64, 128, 512)] == [4, 2, 1]
+
+
+def test_a_launch_is_a_forward_call_on_few_tokens(setting):
+    setting = Setting(replace(setting.config, tokens=65536))
+    case = launch_case(setting, attentions(setting), right)
+    assert case.lengths == (LAUNCH_LENGTH,) and case.clock is not None
+    assert case.contenders[0].prepare(LAUNCH_LENGTH)().shape == (1, 2, LAUNCH_LENGTH, 8)
+    assert case.contenders[0].work is None

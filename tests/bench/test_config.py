@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from gossamer.bench.config import BenchConfig, ModelBench
+from gossamer.bench.config import PEERS, BenchConfig, ModelBench
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from gossamer.bench.config import BenchConfig, ModelBench
         ({"lengths": (512, 0)}, "lengths is 0"),
         ({"lengths": ()}, "lengths is empty"),
         ({"cases": ()}, "cases is empty"),
-        ({"contenders": ("sdpa", "flash")}, "contenders holds 'flash'"),
+        ({"contenders": ("sdpa", "fastest")}, "contenders holds 'fastest'"),
         ({"cases": ("backward",)}, "cases holds 'backward'"),
         ({"precision": "fp8"}, "precision holds 'fp8'"),
         ({"heads": -1}, "heads is -1"),
@@ -24,6 +24,8 @@ from gossamer.bench.config import BenchConfig, ModelBench
         ({"repeats": 0}, "repeats is 0"),
         ({"warmup": -1}, "warmup is -1"),
         ({"threads": 0}, "threads is 0"),
+        ({"tokens": 0}, "tokens is 0"),
+        ({"key_heads": 5}, "key_heads is 5"),
         ({"seconds": float("nan")}, "seconds is nan"),
         ({"memory_gib": -2.0}, "memory_gib is -2.0"),
     ],
@@ -48,6 +50,14 @@ def test_the_command_line_is_the_same_tree():
         folder=Path("out"),
     )
     assert tyro.cli(BenchConfig, args=flags.split()) == expected
+
+
+def test_peers_join_those_who_were_named():
+    assert set(PEERS).isdisjoint(BenchConfig().entered)
+    assert BenchConfig(contenders=("flex", "window"), peers=True).entered == (
+        *("flex", "window", "local-attention"),
+        *("flex-document", "flex-window+tokens", "fa4"),
+    )
 
 
 def test_it_is_read_without_torch():

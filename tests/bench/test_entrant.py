@@ -1,5 +1,7 @@
 """Who may start: the gate, the machine, memory, time, and what happens when a step raises."""
 
+import time
+
 import pytest
 
 from gossamer.bench.case import Contender
@@ -110,3 +112,19 @@ def test_the_median_is_reported_with_its_spread():
     runner = entrant(Contender("steady", lambda n: sound, sound))
     m = runner.finish(512, Heat(sound, 7, 3, [3.0, 1.0, 2.0]))
     assert (m.seconds, m.fastest, m.slowest, m.repeats, m.peak_bytes) == (2.0, 1.0, 3.0, 3, 7)
+
+
+def test_wrong_numbers_at_full_size_end_this_contender():
+    wrong = Contender("wrong", lambda n: sound, sound, fault_at=lambda n, step: "dq is wrong" if n > 512 else None)
+    runner = entrant(wrong)
+    assert isinstance(runner.enter(512), Heat)
+    outcome = runner.enter(1024)
+    assert (outcome.status, outcome.reason) == ("failed", "at length 1024: ArithmeticError: dq is wrong")
+
+
+def test_what_is_made_once_is_timed_apart():
+    runner = entrant(Contender("masked", lambda n: sound, sound, setup=lambda n: time.sleep(n / 1e4)), seconds=1e-6)
+    heat = runner.enter(300)
+    heat.times.append(1e-6)
+    m = runner.finish(300, heat)
+    assert 0.03 <= m.setup_seconds < 0.5 and m.seconds == 1e-6

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from gossamer.bench.floor import Ceilings, Work
 from gossamer.bench.results import CLAIMED_MEMORY_SAVED, CLAIMED_SPEEDUP, Measurement, Results
 
 from .conftest import CASE, timed
@@ -103,3 +104,28 @@ def test_an_outcome_reads_as_one_line(results):
     assert str(of(results, "window", 4096)) == "attention forward, 4,096 tokens, window: 4.19 ms"
     absent = results.absences(CASE, "flex")[0]
     assert str(absent) == "attention forward, 512 tokens, flex skipped: runs on CUDA only"
+
+
+def test_the_best_rival_does_the_same_or_more(results):
+    narrower = timed("flex-document", 4096, 1e-9)
+    results = with_more(results, timed("flex", 4096, 1e-3), timed("fa4", 4096, 2e-3), narrower)
+    assert results.best_rival(of(results, "window", 4096)).contender == "flex"
+    assert results.best_rival(of(results, "document", 4096)) is narrower
+    assert results.best_rival(of(results, "window", 2048)).contender == "sdpa"
+    assert results.best_rival(of(results, "flex", 4096)) is None
+
+
+def test_the_share_of_the_floor_is_its_time_over_ours(results):
+    results = replace(results, ceilings=Ceilings(operations=1e12, bytes=1e12))
+    m = replace(timed("window", 64, 4e-3), work=Work(operations=1e9, bytes=2e9))
+    assert results.share_of_floor(m) == pytest.approx(0.5)
+    assert results.share_of_floor(timed("window", 64, 4e-3)) is None
+
+
+def test_a_record_read_back_says_the_same(results):
+    results = with_more(results, replace(timed("flex", 4096, 1.0), setup_seconds=0.5, work=Work(3.0, 4.0)))
+    for ceilings in (None, Ceilings(1e12, 2e12)):
+        record = json.loads(json.dumps(replace(results, ceilings=ceilings).record()))
+        again = Results.from_record(record)
+        assert json.loads(json.dumps(again.record())) == record
+        assert again.config == results.config and set(again.outcomes) == set(results.outcomes)

@@ -1,7 +1,12 @@
 from .config import BenchConfig as BenchConfig
 from .config import ModelBench as ModelBench
 from .driver import run as run
+from .markdown import markdown as markdown
+from .markdown import summary as summary
+from .plot import save_bars as save_bars
 from .plot import save_plot as save_plot
+from .promises import Promise as Promise
+from .promises import verdict_rows as verdict_rows
 from .results import Absence as Absence
 from .results import Measurement as Measurement
 from .results import Results as Results

@@ -1,77 +1,143 @@
-"""Attention by itself: forward, and forward with backward."""
+"""Attention by itself: forward, forward with backward, and what a call costs the host."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..patterns import Pattern
+from ..plan import plan
 from .case import Case, Contender, Step
+from .clock import launch_clock_for
 from .contenders import Attention
-from .gate import Trial, fault
+from .floor import Work
+from .gate import AttentionFunction, Trial, fault, last_rows_fault
 from .setting import Setting
 
 Judge = Callable[[Attention], str | None]
-
-MATRICES_FORWARD, MATRICES_TRAINING = 3, 4
-"""n×n matrices that textbook attention holds at once, without and with its backward pass."""
+Problem = list[Tensor]
+"""q, k, v and the gradient of the output."""
 
 LONGEST_TRIAL = 2081
 """The longest problem for the dense float64 oracle; a wider window is judged on it as far as it reaches."""
 
+LAUNCH_LENGTH = 128
+"""Tokens of the problem on which a launch is timed: so few that the GPU is done before the host."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one step of a case computes.
+
+    Args:
+        step: Makes a step of an attention and a problem.
+        results: The names of what a step returns.
+        matrices: n×n matrices that textbook attention holds at once.
+        products: Matrix products in units of the forward's two.
+        query_tensors: Tensors of the queries' shape that are read or written at least.
+        key_tensors: The same of the keys' shape.
+    """
+
+    step: Callable[[AttentionFunction, Problem], Step]
+    results: tuple[str, ...]
+    matrices: int
+    products: float
+    query_tensors: int
+    key_tensors: int
+
+
+def _forward_step(attention: AttentionFunction, problem: Problem) -> Step:
+    q, k, v, _ = problem
+
+    def step() -> Tensor:
+        with torch.no_grad():
+            return attention(q, k, v)
+
+    return step
+
+
+def _training_step(attention: AttentionFunction, problem: Problem) -> Step:
+    *inputs, dout = problem
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    return lambda: torch.autograd.grad(attention(*leaves), leaves, dout)
+
+
+FORWARD = Pass(_forward_step, ("output",), matrices=3, products=1, query_tensors=2, key_tensors=2)
+TRAINING = Pass(_training_step, ("dq", "dk", "dv"), matrices=4, products=3.5, query_tensors=6, key_tensors=6)
+
 
 def forward_case(setting: Setting, rivals: tuple[Attention, ...], judge: Judge) -> Case:
     """Attention of random q, k, v, without a graph for the backward pass."""
-    inputs = lru_cache(maxsize=1)(lambda n: setting.draw(n, count=3))
-
-    def prepare(attention: Attention, n: int) -> Step:
-        function, (q, k, v) = attention.at(n), inputs(n)
-
-        def step() -> torch.Tensor:
-            with torch.no_grad():
-                return function(q, k, v)
-
-        return step
-
-    return _attention_case("attention forward", setting, rivals, judge, prepare, MATRICES_FORWARD)
+    contenders = _contenders(setting, rivals, judge, FORWARD)
+    return Case("attention forward", setting.config.lengths, contenders)
 
 
 def training_case(setting: Setting, rivals: tuple[Attention, ...], judge: Judge) -> Case:
     """Attention of random q, k, v and its gradients in all three for a random output gradient."""
-    inputs = lru_cache(maxsize=1)(lambda n: setting.draw(n, count=4))
-
-    def prepare(attention: Attention, n: int) -> Step:
-        function, (q, k, v, dout) = attention.at(n), inputs(n)
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        return lambda: torch.autograd.grad(function(*leaves), leaves, dout)
-
-    return _attention_case("attention forward + backward", setting, rivals, judge, prepare, MATRICES_TRAINING)
+    contenders = _contenders(setting, rivals, judge, TRAINING)
+    return Case("attention forward + backward", setting.config.lengths, contenders)
 
 
-def _attention_case(
-    name: str,
-    setting: Setting,
-    rivals: tuple[Attention, ...],
-    judge: Judge,
-    prepare: Callable[[Attention, int], Step],
-    matrices: int,
-) -> Case:
-    matrix_bytes = matrices * setting.config.batch * setting.config.heads * setting.dtype.itemsize
-    contenders = tuple(
+def launch_case(setting: Setting, rivals: tuple[Attention, ...], judge: Judge) -> Case:
+    """The host's time for one forward call on an idle GPU; on a CPU, the whole call."""
+    tiny = Setting(replace(setting.config, batch=1, tokens=None))
+    contenders = tuple(replace(c, work=None) for c in _contenders(tiny, rivals, judge, FORWARD))
+    return Case("launch of attention forward", (LAUNCH_LENGTH,), contenders, launch_clock_for)
+
+
+def _contenders(setting: Setting, rivals: tuple[Attention, ...], judge: Judge, job: Pass) -> tuple[Contender, ...]:
+    draw = lru_cache(maxsize=1)(setting.draw)
+    return tuple(
         Contender(
             name=rival.name,
-            prepare=partial(prepare, rival),
+            prepare=lambda n, rival=rival: job.step(rival.at(n), draw(n)),
             fault=partial(judge, rival),
             missing=rival.missing,
-            needs=(lambda n: matrix_bytes * n * n) if rival.materialises else (lambda n: 0),
+            needs=partial(_needs, setting, rival, job),
+            fault_at=lambda n, step, rival=rival: _fault_at(job, step, draw(n), rival.pattern(n)),
+            setup=rival.setup,
+            work=partial(least_work, setting, rival, job),
         )
         for rival in rivals
     )
-    return Case(name, setting.config.lengths, contenders)
+
+
+def _needs(setting: Setting, attention: Attention, job: Pass, n: int) -> int:
+    matrices = job.matrices * setting.batch(n) * setting.config.heads if attention.materialises else 0
+    return matrices * n * n * setting.dtype.itemsize
+
+
+def least_work(setting: Setting, attention: Attention, job: Pass, n: int) -> Work:
+    """Products over the visible pairs alone, and each tensor read or written once."""
+    c, batch = setting.config, setting.batch(n)
+    pairs = batch * plan(attention.pattern(n), n, n, c.heads).pairs
+    rows = job.query_tensors * c.heads + job.key_tensors * setting.key_heads
+    return Work(
+        operations=job.products * 2 * 2 * c.head_width * pairs,
+        bytes=rows * batch * n * c.head_width * setting.dtype.itemsize,
+    )
+
+
+def _fault_at(job: Pass, step: Step, problem: Problem, pattern: Pattern) -> str | None:
+    """Whether the prepared step is right at its own size, in memory that held NaN before."""
+    _poison(problem)
+    found: Any = step()
+    results = found if isinstance(found, tuple) else (found,)
+    return last_rows_fault(dict(zip(job.results, results, strict=True)), problem, pattern)
+
+
+def _poison(tensors: list[Tensor]) -> None:
+    """Leave NaN in the memory that the next tensors of these shapes are given."""
+    held = [torch.full_like(x, torch.nan) for x in tensors]
+    del held
 
 
 def attention_fault(setting: Setting, attention: Attention) -> str | None:
     """Why this attention may not be timed on this machine, or None; see `gate.fault`."""
     c = setting.config
     length = min(2 * c.window + 33, LONGEST_TRIAL)  # odd, and the window has left the start behind
-    trial = Trial(length, c.heads, c.head_width, setting.dtype, setting.device, c.seed)
+    trial = Trial(length, c.heads, c.head_width, setting.dtype, setting.device, c.seed, setting.key_heads)
     return fault(attention.at(length), attention.pattern(length), trial)

@@ -3,7 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
+from .floor import Work
+
 Step = Callable[[], object]
+Clock = Callable[[Step], float]
 
 
 @dataclass(frozen=True)
@@ -15,6 +20,9 @@ class Contender:
         fault: Says why its numbers are wrong, so that it may not be timed; None where they are right.
         missing: Why it cannot run on this machine, or None.
         needs: Bytes that it is known to take at a length.
+        fault_at: The same as `fault` about the prepared step of one length.
+        setup: What it must make for a length before its first step, to be timed apart; None where that is nothing.
+        work: The least that the job takes at a length, or None where that is not known.
     """
 
     name: str
@@ -22,12 +30,19 @@ class Contender:
     fault: Callable[[], str | None]
     missing: str | None = None
     needs: Callable[[int], int] = lambda length: 0
+    fault_at: Callable[[int, Step], str | None] = lambda length, step: None
+    setup: Callable[[int], object] | None = None
+    work: Callable[[int], Work] | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """A job, the lengths at which it is done and the contenders that do it."""
+    """A job, the lengths at which it is done, the contenders that do it, and a clock that suits it.
+
+    Without a clock of its own, the time that the device takes counts.
+    """
 
     name: str
     lengths: tuple[int, ...]
     contenders: tuple[Contender, ...]
+    clock: Callable[[torch.device], Clock] | None = None

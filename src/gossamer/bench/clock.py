@@ -1,23 +1,27 @@
 """How long one step takes: by the wall clock on a CPU, by the device's own events on a GPU."""
 
 import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from .case import Step
+from .case import Clock, Step
 
 L2_FLUSH_BYTES = 256 * 2**20
-
-Clock = Callable[[Step], float]
+FLUSHES = 12
+"""About a millisecond of writing: longer than a host needs to queue any step."""
 
 
 def clock_for(device: torch.device) -> Clock:
-    """A function that runs a step once and returns its seconds."""
+    """A function that runs a step once and returns the seconds that the device takes for it."""
     if device.type != "cuda":
         return host_seconds
     return partial(cuda_seconds, flush=torch.empty(L2_FLUSH_BYTES, dtype=torch.int8, device=device))
+
+
+def launch_clock_for(device: torch.device) -> Clock:
+    """A function that runs a step once and returns the seconds until the host is free again."""
+    return partial(launch_seconds, device=device) if device.type == "cuda" else host_seconds
 
 
 def host_seconds(step: Step) -> float:
@@ -27,16 +31,32 @@ def host_seconds(step: Step) -> float:
     return time.perf_counter() - start
 
 
+def wall_seconds(step: Step, device: torch.device) -> float:
+    """Wall time from an idle machine to an idle machine."""
+    if device.type != "cuda":
+        return host_seconds(step)
+    torch.cuda.synchronize(device)
+    return host_seconds(lambda: (step(), torch.cuda.synchronize(device)))
+
+
 def cuda_seconds(step: Step, flush: torch.Tensor) -> float:
     """Time of one step on the GPU, from a cold L2 cache.
 
-    Overwriting `flush` first empties the cache, and keeps the GPU busy while the CPU queues the step.
+    Overwriting `flush` first empties the cache, and keeps the GPU busy while the CPU queues the step: its launches
+    are not part of the time.
     """
     with torch.cuda.device(flush.device):
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        flush.zero_()
+        for _ in range(FLUSHES):
+            flush.zero_()
         start.record()
         step()
         stop.record()
         stop.synchronize()
     return 1e-3 * start.elapsed_time(stop)
+
+
+def launch_seconds(step: Step, device: torch.device) -> float:
+    """Time in which the host launches one step on an idle GPU, whose own work it does not wait for."""
+    torch.cuda.synchronize(device)
+    return host_seconds(step)

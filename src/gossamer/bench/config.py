@@ -6,9 +6,27 @@ from typing import Literal, get_args
 
 from ..patterns.base import require_integer
 
-CaseName = Literal["forward", "training", "model"]
+CaseName = Literal["forward", "training", "launch", "model"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-AttentionName = Literal["sdpa", "cudnn", "naive", "document", "window", "local-attention", "flex"]
+AttentionName = Literal[
+    "sdpa",
+    "cudnn",
+    "flash",
+    "naive",
+    "document",
+    "window",
+    "window+tokens",
+    "local-attention",
+    "flex",
+    "flex-document",
+    "flex-window+tokens",
+    "fa4",
+]
+
+PEERS: tuple[AttentionName, ...] = ("local-attention", "flex", "flex-document", "flex-window+tokens", "fa4")
+"""Other libraries' sparse attention; slow to compile, or not installed with this library."""
+
+USUAL: tuple[AttentionName, ...] = tuple(name for name in get_args(AttentionName) if name not in PEERS)
 
 
 @dataclass(frozen=True)
@@ -32,15 +50,21 @@ class BenchConfig:
     """Which cases, contenders and lengths are measured, and how carefully."""
 
     folder: Path = Path("runs/bench")
-    """Where `bench.json` and `bench.png` go."""
+    """Where `bench.json`, `bench.md` and `bench.png` go."""
     cases: tuple[CaseName, ...] = ("forward", "training", "model")
-    """Attention forward, attention forward and backward, training step of a GPT-2."""
-    contenders: tuple[AttentionName, ...] = get_args(AttentionName)
+    """Attention forward, attention forward and backward, the host's time for one call, training step of a GPT-2."""
+    contenders: tuple[AttentionName, ...] = USUAL
     """Ways to compute attention; one that cannot run here is skipped, with the reason."""
+    peers: bool = False
+    """Also the other libraries: local-attention, FlexAttention and FlashAttention-4."""
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
     """Sequence lengths of the attention cases, in tokens."""
     batch: int = 1
+    tokens: int | None = None
+    """Tokens of an attention case in all: its batch is as many sequences as they make, whatever `batch` is."""
     heads: int = 12
+    key_heads: int | None = None
+    """Heads of keys and values; as many as query heads by default."""
     head_width: int = 64
     window: int = 256
     """Keys that a query sees in the plain window, itself included."""
@@ -72,12 +96,22 @@ class BenchConfig:
         for name in ("batch", "heads", "head_width", "window", "repeats"):
             require_integer("BenchConfig", name, getattr(self, name), least=1)
         require_integer("BenchConfig", "warmup", self.warmup, least=0)
-        if self.threads is not None:
-            require_integer("BenchConfig", "threads", self.threads, least=1)
+        for name in ("threads", "tokens", "key_heads"):
+            if getattr(self, name) is not None:
+                require_integer("BenchConfig", name, getattr(self, name), least=1)
+        if self.heads % (self.key_heads or 1):
+            raise ValueError(
+                f"BenchConfig: key_heads is {self.key_heads}; give a number that divides {self.heads} heads"
+            )
         for name in ("seconds", "memory_gib"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"BenchConfig: {name} is {value!r}; give a number above 0")
+
+    @property
+    def entered(self) -> tuple[AttentionName, ...]:
+        """Everyone who takes part: the contenders and, where they are asked for, all peers."""
+        return tuple(dict.fromkeys(self.contenders + (PEERS if self.peers else ())))
 
 
 def _require_known(name: str, values: tuple[str, ...], known: tuple[str, ...]) -> None:

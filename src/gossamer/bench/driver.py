@@ -9,9 +9,10 @@ from functools import cache, partial
 import torch
 
 from ..machine import this_machine
-from .attention_cases import attention_fault, forward_case, training_case
-from .case import Case
-from .clock import Clock, clock_for
+from .attention_cases import attention_fault, forward_case, launch_case, training_case
+from .case import Case, Clock
+from .ceilings import measure_ceilings
+from .clock import clock_for
 from .config import BenchConfig
 from .contenders import attentions
 from .entrant import Entrant, Heat
@@ -33,8 +34,9 @@ def run(config: BenchConfig, *, on_outcome: OnOutcome = lambda outcome: None) ->
     setting = decide(config)
     with _threads(setting.config.threads):
         machine = this_machine()
+        ceilings = measure_ceilings(setting.device, setting.dtype, torch.get_num_threads())
         outcomes = tuple(o for case in cases(setting) for o in measure(case, setting, on_outcome))
-    return Results(setting.config, machine, datetime.now(UTC).isoformat(timespec="seconds"), outcomes)
+    return Results(setting.config, machine, datetime.now(UTC).isoformat(timespec="seconds"), outcomes, ceilings)
 
 
 def cases(setting: Setting) -> Iterator[Case]:
@@ -43,6 +45,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     makers = {
         "forward": partial(forward_case, setting, rivals, judge),
         "training": partial(training_case, setting, rivals, judge),
+        "launch": partial(launch_case, setting, rivals, judge),
         "model": partial(model_case, setting),
     }
     return (make() for name, make in makers.items() if name in setting.config.cases)
@@ -50,7 +53,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 
 def measure(case: Case, setting: Setting, on_outcome: OnOutcome) -> Iterator[Outcome]:
     """Every contender of a case at every length that it can reach."""
-    clock = clock_for(setting.device)
+    clock = (case.clock or clock_for)(setting.device)
     entrants = [Entrant(contender, case.name, setting, clock) for contender in case.contenders]
     for length in sorted(set(case.lengths)):
         for outcome in _race(entrants, length, clock):

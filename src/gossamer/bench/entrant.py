@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..measure import peak_memory
-from .case import Contender, Step
-from .clock import Clock
+from .case import Clock, Contender, Step
+from .clock import wall_seconds
 from .results import Absence, Measurement
 from .setting import Setting
 
@@ -20,6 +20,7 @@ class Heat:
     peak_bytes: int
     repeats: int
     times: list[float] = field(default_factory=list)
+    setup_seconds: float | None = None
 
 
 class Entrant:
@@ -56,6 +57,8 @@ class Entrant:
             slowest=max(heat.times),
             repeats=len(heat.times),
             peak_bytes=heat.peak_bytes,
+            setup_seconds=heat.setup_seconds,
+            work=self.contender.work(length) if self.contender.work else None,
         )
         self.history.append(measurement)
         return measurement
@@ -65,10 +68,19 @@ class Entrant:
         step = self.contender.prepare(length)
         for _ in range(config.warmup):
             step()
+        wrong = self.contender.fault_at(length, step)
+        if wrong is not None:
+            raise ArithmeticError(wrong)
         with peak_memory(self.setting.device) as peak:
             seconds = self.clock(step)
         affordable = int(config.seconds / max(seconds, 1e-9))
-        return Heat(step, peak.bytes, repeats=max(1, min(config.repeats, affordable)))
+        repeats = max(1, min(config.repeats, affordable))
+        return Heat(step, peak.bytes, repeats, setup_seconds=self._setup_seconds(length))
+
+    def _setup_seconds(self, length: int) -> float | None:
+        """Time to make again, warm, what `prepare` had to make for this length."""
+        setup = self.contender.setup
+        return None if setup is None else wall_seconds(lambda: setup(length), self.setting.device)
 
     def _over_memory(self, length: int) -> str | None:
         expected = self._expected(length, [m.peak_bytes for m in self.history])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .results import DENSE, NAIVE, Results
+from .results import DENSE, NAIVE, RIVALS, Measurement, Results
+from .sheet import setup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +37,38 @@ def save_plot(results: Results, path: Path) -> None:
         _finish(below, lengths)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def save_bars(runs: Sequence[Results], path: Path) -> None:
+    """Draw the times of each run's cases at its longest length as bars, the physical floor as a mark in each."""
+    from matplotlib.figure import Figure
+
+    panels = [(results, case) for results in runs for case in results.cases if results.measurements(case)]
+    bars = [len(_at_longest(results, case)) for results, case in panels]
+    figure = Figure(figsize=(2 * WIDTH_INCHES, 0.3 * sum(bars) + 0.8 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[count + 1 for count in bars])
+    for axes, (results, case) in zip(grid[:, 0], panels, strict=True):
+        _draw_bars(axes, results, case)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def _draw_bars(axes: Axes, results: Results, case: str) -> None:
+    rows = _at_longest(results, case)[::-1]
+    names, times = [m.contender for m in rows], [1e3 * m.seconds for m in rows]
+    bars = axes.barh(names, times, color=["C0" if name in RIVALS else "C7" for name in names])
+    axes.bar_label(bars, [f" {time:.3g} ms" for time in times], fontsize=8)
+    for row, m in enumerate(rows):
+        if m.work and results.ceilings:
+            axes.plot([1e3 * m.work.floor(results.ceilings)] * 2, [row - 0.4, row + 0.4], color="black")
+    axes.set_title(f"{case}, {rows[0].length:,} tokens ({setup(results.config)})", fontsize=9, loc="left")
+    axes.set_xlim(0, 1.15 * max(times))
+    axes.tick_params(labelsize=8)
+
+
+def _at_longest(results: Results, case: str) -> list[Measurement]:
+    measured = results.measurements(case)
+    return [m for m in measured if m.length == measured[-1].length]
 
 
 def _draw_times(axes: Axes, results: Results, case: str, name: str) -> None:

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..machine import Machine
-from .config import BenchConfig
+from .config import BenchConfig, ModelBench
+from .floor import Ceilings, Work
 
-DENSE = ("sdpa", "cudnn", "gpt2 dense")
+DENSE = ("sdpa", "cudnn", "flash", "gpt2 dense")
 NAIVE = "naive"
 DOCUMENT = "document"
+
+RIVALS = {
+    "window": ("local-attention", "flex", "fa4", *DENSE),
+    "document": ("flex-document", *DENSE),
+    "window+tokens": ("flex-window+tokens", *DENSE),
+}
+"""Who else computes what each of ours computes; dense attention computes it, and more."""
 
 CLAIMED_SPEEDUP = {512: 4.0, 1024: 7.7, 2048: 16.2, 4096: 32.3}
 """The design document's table: operations of dense over sparse at window 128. Claimed, not measured."""
@@ -32,6 +40,10 @@ class Measurement:
     slowest: float
     repeats: int
     peak_bytes: int
+    setup_seconds: float | None = None
+    """Wall time to make what it needs once for a length, such as a block mask; not part of `seconds`."""
+    work: Work | None = None
+    """The least that the job takes; None where that is not known."""
 
     def __str__(self) -> str:
         return f"{self.case}, {self.length:,} tokens, {self.contender}: {1e3 * self.seconds:,.2f} ms"
@@ -62,6 +74,8 @@ class Results:
     machine: Machine
     date: str
     outcomes: tuple[Outcome, ...]
+    ceilings: Ceilings | None = None
+    """What the machine reached at most in the same run."""
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -88,6 +102,14 @@ class Results:
         """How many times as fast as the fastest of `over` at its length `m` is; None if all are missing."""
         rivals = self._rivals(m, over)
         return min(r.seconds for r in rivals) / m.seconds if rivals else None
+
+    def best_rival(self, m: Measurement) -> Measurement | None:
+        """The fastest that others do of what `m` does, at its length; None if it has no rival there."""
+        return min(self._rivals(m, RIVALS.get(m.contender, ())), key=lambda r: r.seconds, default=None)
+
+    def share_of_floor(self, m: Measurement) -> float | None:
+        """The physical floor's time over `m`'s: 1 means that no machine work was wasted; None if unknown."""
+        return m.work.floor(self.ceilings) / m.seconds if m.work and self.ceilings else None
 
     def memory_saved(self, m: Measurement, over: tuple[str, ...] = (NAIVE,)) -> float | None:
         """Share of the leanest of `over`'s memory that `m` does without; negative where it needs more."""
@@ -124,6 +146,7 @@ class Results:
             "date": self.date,
             "machine": asdict(self.machine),
             "config": asdict(self.config) | {"folder": str(self.config.folder)},
+            "ceilings": asdict(self.ceilings) if self.ceilings else None,
             "crossover": {case: self._crossovers(case) for case in self.cases},
             "measurements": [self._row(m) for case in self.cases for m in self.measurements(case)],
             "absences": [asdict(a) for case in self.cases for a in self.absences(case)],
@@ -133,6 +156,19 @@ class Results:
         """Write the record as a JSON file; its folder is made if need be."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.record(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Results":
+        """The results that `record` was made of."""
+        config, ceilings = _with_tuples(record["config"]), record["ceilings"]
+        trees: dict[str, Any] = {"folder": Path(config["folder"]), "model": ModelBench(**_with_tuples(config["model"]))}
+        return cls(
+            BenchConfig(**config | trees),
+            Machine(**record["machine"]),
+            record["date"],
+            (*map(_measurement, record["measurements"]), *(Absence(**row) for row in record["absences"])),
+            Ceilings(**ceilings) if ceilings else None,
+        )
 
     def _outcomes(self, case: str, contender: str | None) -> list[Outcome]:
         chosen = [o for o in self.outcomes if o.case == case and contender in (None, o.contender)]
@@ -149,7 +185,11 @@ class Results:
         return {name: self.crossover(case, name) for name in self.contenders(case)}
 
     def _row(self, m: Measurement) -> dict[str, Any]:
+        rival = self.best_rival(m)
         return asdict(m) | {
+            "share_of_floor": self.share_of_floor(m),
+            "best_rival": rival.contender if rival else None,
+            "speedup_over_best_rival": rival.seconds / m.seconds if rival else None,
             "speedup_over_dense": self.speedup(m),
             "speedup_over_naive": self.speedup(m, over=(NAIVE,)),
             "memory_saved_over_dense": self.memory_saved(m, over=DENSE),
@@ -162,3 +202,13 @@ class Results:
 def claimed(m: Measurement, table: dict[int, float]) -> float | None:
     """What the design document claims for this row: it speaks of its own attention, at four lengths."""
     return table.get(m.length) if m.contender == DOCUMENT else None
+
+
+def _measurement(row: dict[str, Any]) -> Measurement:
+    fields = {name: row[name] for name in Measurement.__dataclass_fields__}
+    return Measurement(**fields | {"work": Work(**row["work"]) if row["work"] else None})
+
+
+def _with_tuples(tree: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()}

@@ -27,12 +27,20 @@ class Setting:
     def dtype(self) -> torch.dtype:
         return DTYPES[self.config.precision]
 
-    def draw(self, length: int, count: int) -> list[Tensor]:
-        """`count` random tensors [B, H, N, D]; the same ones whoever asks."""
-        c = self.config
-        generator = torch.Generator().manual_seed(c.seed)
-        shape = (c.batch, c.heads, length, c.head_width)
-        return [torch.randn(shape, generator=generator).to(self.device, self.dtype) for _ in range(count)]
+    @property
+    def key_heads(self) -> int:
+        return self.config.key_heads or self.config.heads
+
+    def batch(self, length: int) -> int:
+        """Sequences of this length that one call computes."""
+        return max(1, self.config.tokens // length) if self.config.tokens else self.config.batch
+
+    def draw(self, length: int) -> list[Tensor]:
+        """Random q, k, v and gradient of the output, [B, H, N, D] each; the same ones whoever asks."""
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        heads = (self.config.heads, self.key_heads, self.key_heads, self.config.heads)
+        shapes = [(self.batch(length), h, length, self.config.head_width) for h in heads]
+        return [torch.randn(s, generator=generator, device=self.device, dtype=self.dtype) for s in shapes]
 
 
 def decide(config: BenchConfig) -> Setting:

@@ -19,16 +19,17 @@ class Bench(Command):
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Prints a table a case, and leaves bench.json and bench.png in the folder."""
+    """Prints a table a case, and leaves bench.json, bench.md and bench.png in the folder."""
     settings = parsed(Bench, arguments).settings
+    from ..bench import markdown, save_plot, tables
     from ..bench import run as measure
-    from ..bench import save_plot, tables
     from .screen import show_tables
 
     # A line as each result comes, beside the tables and not in them: a benchmark takes minutes.
     results = measure(settings, on_outcome=lambda outcome: print(outcome, file=sys.stderr))
     show_tables(tables(results))
-    record, picture = settings.folder / "bench.json", settings.folder / "bench.png"
+    record, page, picture = (settings.folder / f"bench.{suffix}" for suffix in ("json", "md", "png"))
     results.save(record)
+    page.write_text(markdown(results), encoding="utf-8")
     save_plot(results, picture)
-    print(f"written: {record}, {picture}")
+    print(f"written: {record}, {page}, {picture}")

@@ -1,0 +1,128 @@
+"""Which problems the Hopper kernels take, and how a plan's groups of heads share the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from importlib.util import find_spec
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ...plan import Plan
+from ..head_runs import HeadRun, head_runs
+from ..layout import empty_beside
+from ..problem import Problem, Saved, Softmax
+from ..sinks import sink_gradient
+from ..spans import without_span
+
+FEWEST_QUERIES = 64
+"""A warpgroup's tile. Fewer queries leave it empty, and the GPU with too few tiles."""
+
+WIDEST = 128
+
+
+class Hopper:
+    """Runs bands, gathered columns and rows in bfloat16 and float16 on GPUs of compute capability 9.0."""
+
+    name = "hopper"
+
+    def refuses(self, problem: Problem) -> str | None:
+        """The first thing that these kernels do not do; the portable backends do all of them."""
+        widths = problem.width, problem.value_width
+        if problem.device.type != "cuda" or _capability(problem.device) != (9, 0):
+            return f"it needs a GPU of compute capability 9.0, and the tensors are on {problem.device}"
+        if find_spec("triton") is None:
+            return "it needs Triton; pip install triton"
+        if problem.dtype not in (torch.bfloat16, torch.float16):
+            return f"inputs are {problem.dtype}; it computes bfloat16 and float16"
+        if max(widths) > WIDEST or any(width % 8 for width in widths):
+            return f"widths are {widths[0]} and {widths[1]}; it takes multiples of 8 up to {WIDEST}"
+        if not problem.batch:
+            return "the batch is empty"
+        if problem.plan.queries < FEWEST_QUERIES:
+            return f"there are {problem.plan.queries} queries, and its tiles hold {FEWEST_QUERIES}"
+        for asked, what in ((problem.dropout, "dropout"), (problem.softcap, "softcap"), (problem.lengths, "lengths")):
+            if asked:
+                return f"it has no {what}"
+        return without_span(problem.plan)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax
+    ) -> tuple[Tensor, Tensor]:
+        """(out, natural log-sum-exp), as `Backend` says."""
+        from .group import Group
+
+        out = empty_beside(q, v.shape[-1])
+        lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+        works: list[Callable[[], None]] = []
+        for run in head_runs(plan, q.shape[1] // k.shape[1]):
+            group, own = Group(run, plan, q, k, v, softmax.scale), None if sinks is None else sinks[run.queries]
+            works.append(partial(group.forward, own, out[:, run.queries], lse[:, run.queries]))
+        with torch.cuda.device(q.device):
+            _side_by_side(works, q.device)
+        return out, lse
+
+    def backward(
+        self, saved: Saved, grad_out: Tensor, grad_lse: Tensor | None, plan: Plan, softmax: Softmax
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(dq, dk, dv, gradient of the sinks), as `Backend` says."""
+        from .descriptors import addressable
+        from .group import Gradients, Group
+
+        q, k, v = saved.q, saved.k, saved.v
+        dq, dk, dv = (empty_beside(x, x.shape[-1]) for x in (q, k, v))
+        runs = list(head_runs(plan, q.shape[1] // k.shape[1]))
+        works: list[Callable[[], None]] = []
+        for index, run in enumerate(runs):
+            group = Group(run, plan, q, k, v, softmax.scale)
+            queries = run.queries
+            come = Gradients(
+                saved.out[:, queries],
+                saved.lse[:, queries],
+                addressable(grad_out[:, queries]),
+                None if grad_lse is None else grad_lse[:, queries],
+            )
+            fresh = index == 0 or runs[index - 1].keys.stop <= run.keys.start
+            works.append(partial(group.backward, come, dq[:, queries], dk[:, run.keys], dv[:, run.keys], fresh=fresh))
+        with torch.cuda.device(q.device):
+            _side_by_side(works, q.device, apart=not _share_keys(runs))
+        dsinks = None if saved.sinks is None else sink_gradient(saved, grad_out, grad_lse)
+        return dq, dk, dv, dsinks
+
+
+HOPPER = Hopper()
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _share_keys(runs: list[HeadRun]) -> bool:
+    """Whether two runs of heads add to the gradients of one key head, and so have to take turns."""
+    return any(later.keys.start < earlier.keys.stop for earlier, later in pairwise(runs))
+
+
+def _side_by_side(works: list[Callable[[], None]], device: torch.device, apart: bool = True) -> None:
+    """Each work on a stream of its own, so that one fills the machine where another runs out of tiles."""
+    if len(works) == 1 or not apart:
+        for work in works:
+            work()
+        return
+    here = torch.cuda.current_stream(device)
+    begun = here.record_event()
+    streams = _streams(device, len(works) - 1)
+    for work, stream in zip(works[1:], streams, strict=True):
+        stream.wait_event(begun)
+        with torch.cuda.stream(stream):
+            work()
+    works[0]()
+    for stream in streams:
+        here.wait_stream(stream)
+
+
+@cache
+def _streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
+    return tuple(torch.cuda.Stream(device) for _ in range(count))

@@ -1,0 +1,124 @@
+"""What each kernel asks of a multiprocessor, as data: buffers in shared memory, registers of its warps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from triton.experimental.gluon import language as gl
+
+ROWS = 64
+SHARED_MEMORY = 227 * 1024
+BARRIERS = 512
+"""Bytes set aside for barriers and for what the compiler adds."""
+
+LAUNCH = {"num_warps": 4, "maxnreg": 168}
+"""Two consumer warpgroups and a producer enter with equal shares; then each takes what is written below."""
+
+CONSUMER_REGISTERS = gl.constexpr(240)
+PRODUCER_REGISTERS = gl.constexpr(24)
+
+
+def halo_of(width: int) -> int:
+    """Tiles that a query tile sees besides its diagonal one."""
+    return -(-width // ROWS)
+
+
+def tile_width(width: int) -> int:
+    """Columns of the tile that holds a head of this width: what is beyond the head reads as zero."""
+    return 64 if width <= 64 else 128
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    """One compiled forward. `exact` says that the width is a multiple of a tile."""
+
+    halo: int
+    exact: bool
+    width: int
+    value_width: int
+    slots: int
+    query_buffers: int
+    out_buffers: int
+    prefetch: bool
+    """Whether the next scores are computed under the softmax of these; where registers allow it."""
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of all buffers."""
+        queries, outs = self.query_buffers * self.width, self.out_buffers * self.value_width
+        return 2 * ROWS * (self.slots * (self.width + self.value_width) + queries + outs) + BARRIERS
+
+
+@dataclass(frozen=True)
+class QueriesConfig:
+    """One compiled gradient of queries."""
+
+    halo: int
+    exact: bool
+    slots: int
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of all buffers: the ring, and q, dO, O and dQ of both consumers."""
+        return 2 * ROWS * 64 * (2 * self.slots + 8) + BARRIERS
+
+
+@dataclass(frozen=True)
+class KeysConfig:
+    """One compiled gradient of keys and values."""
+
+    halo: int
+    exact: bool
+    slots: int
+    key_buffers: int
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of all buffers: the ring of q, dO and their auxiliary rows, and k, v, which dK and dV replace."""
+        return 2 * ROWS * (self.slots * (2 * 64 + 16) + self.key_buffers * 2 * 64) + BARRIERS
+
+
+def _roomiest(config: type, ladder: tuple[dict[str, int], ...], **fixed: object):
+    """The first step of the ladder that fits into shared memory and lets both consumers go on, else None."""
+    for step in ladder:
+        found = config(**fixed, **step)
+        if found.slots >= found.halo + 2 and found.shared_memory <= SHARED_MEMORY:
+            return found
+    return None
+
+
+FORWARD = {
+    64: tuple({"slots": slots, "query_buffers": 2, "out_buffers": 2, "prefetch": True} for slots in (8, 12)),
+    128: (
+        {"slots": 4, "query_buffers": 2, "out_buffers": 2, "prefetch": False},
+        {"slots": 6, "query_buffers": 1, "out_buffers": 1, "prefetch": False},
+    ),
+}
+"""By the wider of the two head widths."""
+
+QUERIES = ({"slots": 8}, {"slots": 10})
+KEYS = ({"slots": 8, "key_buffers": 4}, {"slots": 9, "key_buffers": 4}, {"slots": 10, "key_buffers": 2})
+
+
+@lru_cache(maxsize=64)
+def forward_config(width: int, head_width: int, value_width: int) -> ForwardConfig | None:
+    """How the forward runs a band of this width, or None where its ring does not fit."""
+    tiles = {"width": tile_width(head_width), "value_width": tile_width(value_width)}
+    return _roomiest(ForwardConfig, FORWARD[max(tiles.values())], **tiles, **_band(width))
+
+
+@lru_cache(maxsize=64)
+def queries_config(width: int) -> QueriesConfig | None:
+    """How the gradient of queries runs a band of this width, heads being at most 64 wide."""
+    return _roomiest(QueriesConfig, QUERIES, **_band(width))
+
+
+@lru_cache(maxsize=64)
+def keys_config(width: int) -> KeysConfig | None:
+    """How the gradient of keys runs a band of this width, heads being at most 64 wide."""
+    return _roomiest(KeysConfig, KEYS, **_band(width))
+
+
+def _band(width: int) -> dict[str, int | bool]:
+    return {"halo": halo_of(width), "exact": width % ROWS == 0}

@@ -1,0 +1,170 @@
+"""One group of heads: which kernel takes which of its passes, and how several passes become one softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...plan import Plan
+from ..head_runs import HeadRun
+from ..spans import Span
+from . import stream_backward, stream_forward, sweep_backward, sweep_forward
+from .descriptors import addressable
+from .passes import Diagonal, Pass, passes
+from .sweep_forward import Segment
+
+Fits = Callable[[int, int, int], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """What comes back to a group: its outputs and their gradients, [B, heads, Q, …] each, all addressable."""
+
+    out: Tensor
+    lse: Tensor
+    grad_out: Tensor
+    grad_lse: Tensor | None
+
+    def of(self, queries: Tensor | None) -> Gradients:
+        """The same for some queries, or for all."""
+        if queries is None:
+            return self
+        return Gradients(*(None if x is None else x.index_select(2, queries) for x in vars(self).values()))
+
+
+class Group:
+    """The heads of one run, with the keys and values that they use."""
+
+    def __init__(self, run: HeadRun, plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float):
+        self.q = addressable(q[:, run.queries])
+        self.k, self.v = addressable(k[:, run.keys]), addressable(v[:, run.keys])
+        self.repeats, self.scale = run.repeats, scale
+        self.passes = passes(run.group, plan, q.device)
+
+    def forward(self, sinks: Tensor | None, out: Tensor, lse: Tensor) -> None:
+        """Writes the output and the log-sum-exp of the group."""
+        rest = self.passes
+        if self._begins_whole():
+            self._forward(rest[0], self.q, out, lse, sinks)
+            rest = rest[1:]
+        else:  # no pass writes every query: start from what the sinks alone give
+            out.zero_()
+            lse.copy_(lse.new_full((), -torch.inf) if sinks is None else sinks.float()[:, None])
+        for each in rest:
+            q = self.q if each.queries is None else self.q.index_select(2, each.queries)
+            some_out, some_lse = out.new_empty(*q.shape[:-1], out.shape[-1]), lse.new_empty(q.shape[:-1])
+            self._forward(each, q, some_out, some_lse, None)
+            _merge(out, lse, some_out, some_lse, each.queries)
+
+    def backward(self, come: Gradients, dq: Tensor, dk: Tensor, dv: Tensor, *, fresh: bool) -> None:
+        """Writes dq; writes dk and dv, or adds to them where they are not `fresh`."""
+        rest = self.passes
+        if self._begins_whole():
+            aux = self._queries_backward(rest[0], self.q, come, dq)
+            self._keys_backward(rest[0], self.q, come.grad_out, aux, dk, dv, fresh=fresh)
+            rest, fresh = rest[1:], False
+        else:
+            dq.zero_()
+        for each in rest:
+            q = self.q if each.queries is None else self.q.index_select(2, each.queries)
+            some, some_dq = come.of(each.queries), torch.empty_like(q)
+            aux = self._queries_backward(each, q, some, some_dq)
+            _add(dq, some_dq, each.queries)
+            self._keys_backward(each, q, some.grad_out, aux, dk, dv, fresh=fresh)
+            fresh = False
+        if fresh:
+            _clear(dk, dv)
+
+    def _begins_whole(self) -> bool:
+        """Whether the first pass writes every query."""
+        return bool(self.passes) and self.passes[0].queries is None
+
+    def _forward(self, each: Pass, q: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None) -> None:
+        diagonal = self._streamed(each.diagonals, out.shape[-1], stream_forward.fits)
+        if diagonal is not None:
+            stream_forward.forward(q, self.k, self.v, out, lse, sinks, **vars(diagonal), scale=self.scale)
+        else:
+            sweep_forward.forward(q, self._segments(each), out, lse, sinks, scale=self.scale)
+
+    def _queries_backward(self, each: Pass, q: Tensor, come: Gradients, dq: Tensor) -> Tensor:
+        """Writes dq, and returns what the gradients of keys need to know of each query."""
+        aux = q.new_empty(*q.shape[:-1], 16, dtype=torch.bfloat16)
+        given = come.out, come.lse, come.grad_out, come.grad_lse, dq, aux
+        diagonal = self._streamed(each.diagonals, come.out.shape[-1], stream_backward.fits)
+        if diagonal is not None:
+            stream_backward.backward_queries(q, self.k, self.v, *given, **vars(diagonal), scale=self.scale)
+        else:
+            sweep_backward.backward_queries(q, self._segments(each), *given, scale=self.scale)
+        return aux
+
+    def _keys_backward(
+        self, each: Pass, q: Tensor, grad_out: Tensor, aux: Tensor, dk: Tensor, dv: Tensor, *, fresh: bool
+    ) -> None:
+        """Writes dk and dv where they are fresh, else adds to them."""
+        for span, diagonal in zip(each.spans, each.diagonals, strict=True):
+            if span.keys is None and fresh:
+                self._all_keys_backward(span, diagonal, q, grad_out, aux, dk, dv)
+            else:
+                if fresh:
+                    _clear(dk, dv)
+                parts = self._some_keys_backward(span, q, grad_out, aux)
+                _add(dk, parts[0], span.keys)
+                _add(dv, parts[1], span.keys)
+            fresh = False
+
+    def _all_keys_backward(
+        self, span: Span, diagonal: Diagonal | None, q: Tensor, grad_out: Tensor, aux: Tensor, dk: Tensor, dv: Tensor
+    ) -> None:
+        """Writes every key's gradients where they belong."""
+        diagonal = self._streamed((diagonal,), dv.shape[-1], stream_backward.fits)
+        given = grad_out, aux, dk, dv
+        if diagonal is not None:
+            stream_backward.backward_keys(q, self.k, self.v, *given, **vars(diagonal), scale=self.scale)
+        else:
+            sweep_backward.backward_keys(q, self.k, self.v, *span.seen_by, *given, scale=self.scale)
+
+    def _some_keys_backward(self, span: Span, q: Tensor, grad_out: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the span's keys in their order, float32: the sum of what parts of the queries give."""
+        k, v = self._keys_of(span)
+        parts = sweep_backward.splits(k, q)
+        dk, dv = (x.new_empty(parts, *x.shape, dtype=torch.float32) for x in (k, v))
+        sweep_backward.backward_keys(q, k, v, *span.seen_by, grad_out, aux, dk, dv, scale=self.scale)
+        return dk.sum(0), dv.sum(0)
+
+    def _segments(self, each: Pass) -> list[Segment]:
+        return [Segment(*self._keys_of(span), span.start, span.stop) for span in each.spans]
+
+    def _keys_of(self, span: Span) -> tuple[Tensor, Tensor]:
+        if span.keys is None:
+            return self.k, self.v
+        return self.k.index_select(2, span.keys), self.v.index_select(2, span.keys)
+
+    def _streamed(self, diagonals: tuple[Diagonal | None, ...], value_width: int, fits: Fits) -> Diagonal | None:
+        """The band that a streaming kernel takes: alone, without shared key heads, and narrow enough."""
+        diagonal = diagonals[0] if len(diagonals) == 1 and self.repeats == 1 else None
+        return diagonal if diagonal and fits(diagonal.width, self.q.shape[-1], value_width) else None
+
+
+def _merge(out: Tensor, lse: Tensor, some_out: Tensor, some_lse: Tensor, queries: Tensor | None) -> None:
+    """Joins a further pass into the outputs of its queries: softmax over the keys of both."""
+    rows = slice(None) if queries is None else queries
+    before = lse[:, :, rows]
+    both = torch.logaddexp(before, some_lse)
+    finite = both.masked_fill(both == -torch.inf, 0.0)
+    share, some_share = (torch.exp(x - finite)[..., None] for x in (before, some_lse))
+    lse[:, :, rows] = both
+    out[:, :, rows] = (share * out[:, :, rows] + some_share * some_out).to(out.dtype)
+
+
+def _add(total: Tensor, part: Tensor, rows: Tensor | None) -> None:
+    """Adds in float32 and rounds once; the rows are distinct, so that the sum has one order."""
+    chosen = slice(None) if rows is None else rows
+    total[:, :, chosen] = (total[:, :, chosen].float() + part).to(total.dtype)
+
+
+def _clear(dk: Tensor, dv: Tensor) -> None:
+    dk.zero_()
+    dv.zero_()

@@ -1,0 +1,59 @@
+"""A group's spans as passes: queries in an order, and one or two runs of keys that join in one online softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ...plan import Band, HeadGroup, Plan
+from ..spans import Span, spans
+
+MOST_SEGMENTS = 2
+"""Runs of keys that one pass of the sweeping kernels joins."""
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """A plain band: query i sees key j iff 0 <= i + shift - j < width."""
+
+    shift: int
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """The spans that queries of one order see in one online softmax."""
+
+    queries: Tensor | None
+    """int64 indices of the query axis, None for all as they stand."""
+    spans: tuple[Span, ...]
+    diagonals: tuple[Diagonal | None, ...]
+    """Each span as a plain band, where it is one."""
+
+
+@lru_cache(maxsize=64)
+def passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, ...]:
+    """Spans of all queries two by two, whole rows of keys first, then spans of some queries one by one."""
+    found = spans(group, plan, device)
+    plain = sorted((span for span in found if span.queries is None), key=lambda span: span.keys is not None)
+    some = [(span,) for span in found if span.queries is not None]
+    return tuple(
+        Pass(together[0].queries, together, tuple(_diagonal(span, plan) for span in together))
+        for together in (*_in_pairs(plain), *some)
+    )
+
+
+def _in_pairs(found: list[Span]) -> Iterator[tuple[Span, ...]]:
+    return (tuple(found[index : index + MOST_SEGMENTS]) for index in range(0, len(found), MOST_SEGMENTS))
+
+
+def _diagonal(span: Span, plan: Plan) -> Diagonal | None:
+    if not isinstance(span.term, Band) or span.term.offsets.step > 1 or span.term.documents is not None:
+        return None
+    shift = plan.keys - plan.queries
+    offsets = span.term.offsets.clip(shift - plan.keys + 1, shift + plan.queries - 1)  # no pair is further apart
+    return Diagonal(shift - offsets.low, offsets.high - offsets.low + 1)

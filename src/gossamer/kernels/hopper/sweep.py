@@ -1,0 +1,140 @@
+"""What the sweeping gradients share: the order of the work, what a tile's rows see, and a ring that two tiles share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from .ring import TILE, phase, slot
+
+
+class Work(NamedTuple):
+    """`units` (heads, or what else lies side by side), each of `blocks` items that stand heaviest first."""
+
+    units: gl.tensor
+    blocks: gl.tensor
+    section: gl.tensor
+    """Units of which the L2 cache holds everything that their items sweep over."""
+
+
+class Place(NamedTuple):
+    """Where a tile of rows stands, and the key head that its head belongs to."""
+
+    batch: gl.tensor
+    head: gl.tensor
+    key_head: gl.tensor
+    row: gl.tensor
+
+
+class Reach(NamedTuple):
+    """What a tile's rows see: row r sees columns begin[r] ... end[r] - 1, and neither falls from row to row."""
+
+    first_begin: gl.tensor
+    last_begin: gl.tensor
+    first_end: gl.tensor
+    last_end: gl.tensor
+    begin: gl.tensor
+    end: gl.tensor
+
+
+class Bars(NamedTuple):
+    """Barriers of the tiles that each consumer owns, and of the ring's."""
+
+    own_full: gl.tensor
+    own_empty: gl.tensor
+    full: gl.tensor
+    empty: gl.tensor
+
+
+@gluon.jit
+def turns_of(work):
+    """How many items this program takes."""
+    programs, items = gl.num_programs(0), work.units * work.blocks
+    rounds = items // programs
+    return rounds + (_item(rounds) < items).to(gl.int32)
+
+
+@gluon.jit
+def _item(turn):
+    """Every other round of the programs runs backwards, so that none always gets the heavier items."""
+    program, programs = gl.program_id(0), gl.num_programs(0)
+    return turn * programs + gl.where(turn % 2 == 0, program, programs - 1 - program)
+
+
+@gluon.jit
+def unit_and_block(turn, work):
+    """This program's item of a turn: a section's units lie side by side, each at the same block."""
+    item = _item(turn)
+    first = item // (work.section * work.blocks) * work.section
+    size = gl.minimum(work.section, work.units - first)
+    rest = item - first * work.blocks
+    return first + rest % size, rest // size
+
+
+@gluon.jit
+def span_of(begin, end, row, rows: gl.constexpr, count):
+    """(begin, end) of the columns that `rows` rows from `row` on see, taken together."""
+    last = gl.minimum(row + rows, count) - 1
+    low, high = gl.load(begin + row), gl.load(end + last)
+    return low, gl.maximum(low, high)
+
+
+@gluon.jit
+def reach_of(begin, end, row, count, layout: gl.constexpr):
+    """The reach of the 64 rows from `row` on; rows at `count` or beyond do as the last one."""
+    last = gl.minimum(row + TILE, count) - 1
+    first = gl.minimum(row, last)
+    rows = gl.minimum(row + gl.arange(0, TILE, gl.SliceLayout(1, layout)), last)
+    return Reach(
+        gl.load(begin + first),
+        gl.load(begin + last),
+        gl.load(end + first),
+        gl.load(end + last),
+        gl.load(begin + rows),
+        gl.load(end + rows),
+    )
+
+
+@gluon.jit
+def seen(p, reach, column, layout: gl.constexpr):
+    """p [64, 64] where its row sees its column, counted from `column`, else 0.
+
+    A thread holds columns 8 i + 2 (lane % 4) + {0, 1}: the bounds take the lane's part and masks compare constants.
+    """
+    if (column < reach.last_begin) | (column + TILE > reach.first_end):
+        columns = gl.arange(0, TILE, gl.SliceLayout(0, layout))
+        lane = column + gl.expand_dims(columns & 6, 0)
+        rest = gl.expand_dims(columns & ~6, 0)
+        inside = (rest >= gl.expand_dims(reach.begin, 1) - lane) & (rest < gl.expand_dims(reach.end, 1) - lane)
+        p = gl.where(inside, p, 0.0)
+    return p
+
+
+@gluon.jit
+def pass_over(bars, start, stop, slots: gl.constexpr):
+    """Hands tiles back unread, once they have come: else one warpgroup could be a lap ahead of the other."""
+    for n in range(0, stop - start):  # Triton 3.6 drops a carried variable that is only the bound of another loop
+        i = start + n
+        mbarrier.wait(bars.full.index(slot(i, slots)), phase(i, slots))
+        mbarrier.arrive(bars.empty.index(slot(i, slots)), count=1)
+
+
+@gluon.jit
+def buffers(descriptor, count: gl.constexpr):
+    """Shared memory for `count` tiles of a tensor."""
+    shape: gl.constexpr = descriptor.block_shape
+    return gl.allocate_shared_memory(descriptor.dtype, [count, 1, 1, shape[2], shape[3]], descriptor.layout)
+
+
+@gluon.jit
+def renewed(x):
+    """x, 16 bits a number, as the compiler cannot know: for operands in registers that a loop only reads.
+
+    ptxas 12.8 may give the registers of such an operand of a matrix instruction away before the loop's next round,
+    unless the loop itself defines it. The program's second index is 0, and nobody tells ptxas.
+    """
+    zero = gl.program_id(1)
+    return gl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zero], dtype=x.dtype, is_pure=True, pack=2)

@@ -1,0 +1,146 @@
+"""The backward pass over runs of any length, with nothing added up in memory: the same bits every time.
+
+One kernel owns queries and finishes their gradient, one owns keys and finishes theirs. Both are persistent: a warp
+brings tiles of the other side through a ring in shared memory, and two warpgroups with 64 rows each share every tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .configs import LAUNCH, SHARED_MEMORY, tile_width
+from .descriptors import tiles
+from .sweep_backward_keys import keys_kernel
+from .sweep_backward_queries import AUXILIARY, queries_kernel
+from .sweep_forward import Segment
+
+ROWS = 64
+MOST_SLOTS = 6
+"""Tiles in the ring beyond which nothing is gained."""
+
+RESERVED = 1024
+"""Bytes of shared memory for barriers and for what the compiler adds."""
+
+TURNS, SHORTEST_PART = 6, 8
+"""Items that a multiprocessor should get where the queries are split, and tiles that a part has at least."""
+
+CACHED = 24 << 20
+"""Bytes that items at work at the same time sweep over together, in an L2 cache of 50 MB."""
+
+
+def backward_queries(
+    q: Tensor,
+    segments: Sequence[Segment],
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    dq: Tensor,
+    aux: Tensor,
+    *,
+    scale: float,
+) -> None:
+    """Writes dq and, for `backward_keys`, aux (bfloat16 [B, H, Q, 16], dense): one softmax over one or two segments."""
+    batch, heads, queries, width = q.shape
+    repeats = heads // segments[0].k.shape[1]
+    pair_heads = repeats % 2 == 0
+    wide, value_wide = tile_width(width), tile_width(out.shape[-1])
+    runs = [(tiles(x.k, ROWS, wide), tiles(x.v, ROWS, value_wide), x.start, x.stop) for x in segments]
+    second = runs[1] if len(runs) == 2 else (None,) * 4
+    units = batch * heads // (1 + pair_heads)
+    blocks = _ceiling(queries, ROWS if pair_heads else 2 * ROWS)
+    at_once = _at_once([x for each in segments for x in (each.k, each.v)]) * repeats // (1 + pair_heads)
+    queries_kernel[_grid(q.device, units * blocks)](
+        *(tiles(x, ROWS, x_wide) for x, x_wide in ((q, wide), (grad_out, value_wide), (out, value_wide), (dq, wide))),
+        *(aux.view(torch.int32), *runs[0], *second, *_rows(lse), *_rows(grad_lse)),
+        *(scale, heads, repeats, queries, units, blocks, at_once),
+        pair_heads=pair_heads,
+        slots=_slots(4 * (wide + value_wide), wide + value_wide),
+        **LAUNCH,
+    )
+
+
+def backward_keys(
+    q: Tensor,
+    key: Tensor,
+    value: Tensor,
+    first: Tensor,
+    last: Tensor,
+    grad_out: Tensor,
+    aux: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    *,
+    scale: float,
+) -> None:
+    """Writes the gradients of keys and values; key j is seen by queries first[j] ... last[j] - 1.
+
+    dk and dv are like key and value, or float32 [parts, *key.shape] and [parts, *value.shape], dense: then the queries
+    are cut into as many parts, and the gradients are the sums over them.
+    """
+    batch, key_heads, keys, width = key.shape
+    repeats = q.shape[1] // key_heads
+    wide, value_wide = tile_width(width), tile_width(value.shape[-1])
+    in_parts = dk.dim() == 5
+    parts = dk.shape[0] if in_parts else 1
+    units, blocks = batch * key_heads * parts, _ceiling(keys, 2 * ROWS)
+    depth = 2 if max(wide, value_wide) == ROWS else 1  # narrow tiles leave room for the next item's keys and values
+    own = 2 * depth * (wide + value_wide) + 2 * AUXILIARY.value
+    if in_parts:
+        totals, widths = (dk, dv), (width, value.shape[-1])
+    else:
+        totals, widths = (tiles(dk, ROWS, wide), tiles(dv, ROWS, value_wide)), (None, None)
+        own += 2 * (wide if wide == value_wide else wide + value_wide)
+    sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUXILIARY.value))
+    # Parts are for few keys: there, even loads matter more than what the cache holds.
+    at_once = units if in_parts else max(1, _at_once([q, grad_out, aux]) // repeats)
+    keys_kernel[_grid(q.device, units * blocks)](
+        *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
+        *(*totals, first, last, scale, key_heads, repeats, keys, parts, *widths, units, blocks, at_once),
+        depth=depth,
+        slots=_slots(own, wide + value_wide + AUXILIARY.value),
+        **LAUNCH,
+    )
+
+
+def splits(key: Tensor, q: Tensor) -> int:
+    """Into how many parts `backward_keys` should cut the queries, so that few keys and many queries fill the GPU."""
+    batch, key_heads, keys, _ = key.shape
+    items = batch * key_heads * _ceiling(keys, 2 * ROWS)
+    swept = _ceiling(q.shape[2], ROWS) * (q.shape[1] // key_heads)
+    return max(1, min(_ceiling(TURNS * _multiprocessors(key.device), items), swept // SHORTEST_PART))
+
+
+def _rows(values: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """[B, H, N] as a kernel takes it: dense along the last axis."""
+    if values is None:
+        return None, 0, 0
+    values = values if values.stride(2) == 1 else values.contiguous()
+    return values, values.stride(0), values.stride(1)
+
+
+def _at_once(swept: list[Tensor]) -> int:
+    """How many heads of what is swept over the cache holds."""
+    return max(1, CACHED // sum(x[0, 0].numel() * x.element_size() for x in swept))
+
+
+def _slots(own: int, ring: int) -> int:
+    """Tiles of `ring` columns in all that fit into shared memory beside tiles of `own` columns in all."""
+    return min(MOST_SLOTS, ((SHARED_MEMORY - RESERVED) // (2 * ROWS) - own) // ring)
+
+
+def _grid(device: torch.device, items: int) -> tuple[int]:
+    return (min(items, _multiprocessors(device)),)
+
+
+def _ceiling(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

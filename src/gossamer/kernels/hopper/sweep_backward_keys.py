@@ -1,0 +1,246 @@
+"""The gradients of keys and values over runs of queries: two warpgroups, 64 keys each, share every tile brought in.
+
+A work item is a pair of key tiles and all, or a part, of the queries that see them, in every head of the key's group;
+dK and dV are finished in registers. Scores are computed transposed, S^T = K Q^T and dP^T = V dO^T, so that P^T and
+dS^T are operands in registers as well. Log-sum-exp and delta vary along their columns: each query's auxiliary row
+(see `sweep_backward_queries`) holds both, and one further step of the matrix instruction subtracts them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS
+from .ring import LOG2E, TILE, barriers, opaque, phase, slot, tile_of, times_transposed
+from .sweep import Bars, Place, Work, buffers, pass_over, reach_of, seen, span_of, turns_of, unit_and_block
+from .sweep_backward_queries import AUXILIARY
+
+
+class Shape(NamedTuple):
+    key_heads: gl.tensor
+    repeats: gl.tensor
+    """Query heads of a key head."""
+    keys: gl.tensor
+    parts: gl.tensor
+    """Parts that the queries are cut into, each an item of its own."""
+
+
+class Interval(NamedTuple):
+    """Key j is seen by queries begin[j] ... end[j] - 1."""
+
+    begin: gl.tensor
+    end: gl.tensor
+
+
+class Totals(NamedTuple):
+    """Where a gradient goes: a descriptor and buffers, or a dense float32 tensor [parts, B, G, C, width]."""
+
+    target: gl.tensor
+    stages: gl.tensor
+    width: gl.tensor
+
+
+@gluon.jit
+def _place(turn, work, shape):
+    """(the first tile of an item, its part of the queries); early keys come first, which are seen the most."""
+    unit, block = unit_and_block(turn, work)
+    matrix, part = unit // shape.parts, unit % shape.parts
+    batch, key_head = matrix // shape.key_heads, matrix % shape.key_heads
+    return Place(batch, key_head * shape.repeats, key_head, block * (2 * TILE)), part
+
+
+@gluon.jit
+def _part_of(interval, place, part, shape):
+    """(a query, tiles first ... last - 1 counted from it): an item's share of the queries that see its keys."""
+    low, high = span_of(interval.begin, interval.end, place.row, 2 * TILE, shape.keys)
+    count = gl.cdiv(high - low, TILE)
+    return low, count * part // shape.parts, count * (part + 1) // shape.parts
+
+
+@gluon.jit
+def _bring_own(own, bars, place, turn, consumer: gl.constexpr, depth: gl.constexpr):
+    """One consumer's tiles of K and V."""
+    k, v, k_tiles, v_tiles = own
+    here = consumer * depth + slot(turn, depth)
+    full = bars.own_full.index(here)
+    mbarrier.wait(bars.own_empty.index(here), phase(turn, depth) ^ 1)
+    mbarrier.expect(full, k.block_type.nbytes + v.block_type.nbytes)
+    at = [place.batch, place.key_head, place.row + consumer * TILE, 0]
+    tma.async_copy_global_to_shared(k, at, full, k_tiles.index(here))
+    tma.async_copy_global_to_shared(v, at, full, v_tiles.index(here))
+
+
+@gluon.jit
+def _bring_queries(descriptors, ring, bars, at, i, slots: gl.constexpr):
+    """A tile of Q, dO and auxiliary rows, as tile i of the ring."""
+    nbytes: gl.constexpr = descriptors[0].block_type.nbytes + descriptors[1].block_type.nbytes
+    full = bars.full.index(slot(i, slots))
+    mbarrier.wait(bars.empty.index(slot(i, slots)), phase(i, slots) ^ 1)
+    mbarrier.expect(full, nbytes + descriptors[2].block_type.nbytes)
+    for t in gl.static_range(3):
+        tma.async_copy_global_to_shared(descriptors[t], at, full, ring[t].index(slot(i, slots)))
+
+
+@gluon.jit
+def _own_producer(own, work, shape, bars, depth: gl.constexpr):
+    """Brings keys and values in a warp of its own: waiting for their memory must not hold up the ring."""
+    for turn in range(turns_of(work)):
+        place, _ = _place(turn, work, shape)
+        _bring_own(own, bars, place, turn, 0, depth)
+        _bring_own(own, bars, place, turn, 1, depth)
+
+
+@gluon.jit
+def _ring_producer(interval, descriptors, work, shape, ring, bars, slots: gl.constexpr):
+    done = 0
+    for turn in range(turns_of(work)):
+        place, part = _place(turn, work, shape)
+        low, first, last = _part_of(interval, place, part, shape)
+        for head in range(place.head, place.head + shape.repeats):
+            for tile in range(first, last):
+                _bring_queries(descriptors, ring, bars, [place.batch, head, low + tile * TILE, 0], done, slots)
+                done += 1
+
+
+@gluon.jit
+def _picks(first: gl.constexpr):
+    """Minus one in the three columns from `first` on: times the auxiliary rows, it subtracts what they hold there."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
+    swizzled: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=32, element_bitwidth=16, rank=2)
+    column = gl.expand_dims(gl.arange(0, AUXILIARY, gl.SliceLayout(0, layout)), 0)
+    column += gl.zeros((TILE, AUXILIARY), gl.int32, layout)
+    values = gl.where((column >= first) & (column < first + 3), -1.0, 0.0).to(gl.bfloat16)
+    return gl.allocate_shared_memory(gl.bfloat16, (TILE, AUXILIARY), swizzled, values)
+
+
+@gluon.jit
+def _less(a, b, aux, picks, layout: gl.constexpr):
+    """a @ b^T less what `picks` picks of the auxiliary rows, begun: two groups of matrix instructions."""
+    s = times_transposed(picks, aux, layout)
+    return warpgroup_mma(a, b.permute((1, 0)), s, is_async=True)
+
+
+@gluon.jit
+def _add_queries(
+    dk, dv, own, picks, here, scale, reach, ring, bars, start, stop, row, slots: gl.constexpr,
+):  # fmt: skip
+    """(dK unscaled, dV) plus what tiles start ... stop - 1 of the ring give; the first begins at query `row`."""
+    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    dk_operand: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
+    dv_operand: gl.constexpr = gl.DotOperandLayout(0, dv.type.layout, 2)
+    for n in range(0, stop - start):
+        i = start + n
+        hidden = opaque(here)  # else the compiler keeps the many addresses of K and V in registers
+        k, v = tile_of(own[0], hidden, own[0].shape[0]), tile_of(own[1], hidden, own[1].shape[0])
+        mbarrier.wait(bars.full.index(slot(i, slots)), phase(i, slots))
+        q, grad_out, aux = tile_of(ring[0], i, slots), tile_of(ring[1], i, slots), tile_of(ring[2], i, slots)
+        s = _less(k, q, aux, picks[0], scores)
+        dp = _less(v, grad_out, aux, picks[1], scores)
+        s = warpgroup_mma_wait(2, deps=(s,))
+        p = seen(gl.exp2(s * scale), reach, row + n * TILE, scores)
+        dv = warpgroup_mma(gl.convert_layout(p.to(q.dtype), dv_operand), grad_out, dv, is_async=True)
+        dp = warpgroup_mma_wait(1, deps=(dp,))
+        ds = (p * dp).to(q.dtype)
+        dk = warpgroup_mma(gl.convert_layout(ds, dk_operand), q, dk, is_async=True)
+        dk, dv = warpgroup_mma_wait(0, deps=(dk, dv))
+        mbarrier.arrive(bars.empty.index(slot(i, slots)), count=1)
+    return dk, dv
+
+
+@gluon.jit
+def _store(totals, x, place, part, work, shape, consumer: gl.constexpr):
+    """A gradient's tile, in the tensor's type or as one of the parts that are to be added."""
+    if totals.width is None:
+        tma.store_wait(0)
+        stage = totals.stages.index(consumer)
+        stage.reshape((x.shape[0], x.shape[1])).store(x.to(totals.target.dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(totals.target, [place.batch, place.key_head, place.row, 0], stage)
+    else:
+        rows = gl.expand_dims(place.row + gl.arange(0, TILE, gl.SliceLayout(1, x.type.layout)), 1)
+        columns = gl.arange(0, x.shape[1], gl.SliceLayout(0, x.type.layout))
+        lane, constant = gl.expand_dims(columns & 6, 0), gl.expand_dims(columns & ~6, 0)
+        matrix = part * (work.units // shape.parts) + place.batch * shape.key_heads + place.key_head
+        first = totals.target + (matrix.to(gl.int64) * shape.keys + rows) * totals.width + lane
+        gl.store(first + constant, x, mask=(rows < shape.keys) & (constant < totals.width - lane))
+
+
+@gluon.jit
+def _consumer(
+    given, totals, work, shape, ring, bars,
+    depth: gl.constexpr, slots: gl.constexpr, consumer: gl.constexpr,
+):  # fmt: skip
+    interval, own, picks, scale = given
+    WIDTH: gl.constexpr = own[0].shape[4]
+    VALUE_WIDTH: gl.constexpr = own[1].shape[4]
+    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VALUE_WIDTH, 16])
+    done = 0
+    for turn in range(turns_of(work)):
+        pair, part = _place(turn, work, shape)
+        low, first, last = _part_of(interval, pair, part, shape)
+        place = Place(pair.batch, pair.head, pair.key_head, pair.row + consumer * TILE)
+        reach = reach_of(interval.begin, interval.end, place.row, shape.keys, scores)
+        begin = gl.minimum(gl.maximum((reach.first_begin - low) // TILE, first), last)
+        end = gl.where(place.row < shape.keys, gl.cdiv(reach.last_end - low, TILE), 0)
+        end = gl.maximum(gl.minimum(end, last), begin)
+        here = consumer * depth + slot(turn, depth)
+        dk = gl.zeros((TILE, WIDTH), gl.float32, dk_layout)
+        dv = gl.zeros((TILE, VALUE_WIDTH), gl.float32, dv_layout)
+        mbarrier.wait(bars.own_full.index(here), phase(turn, depth))
+        for _ in range(shape.repeats):
+            pass_over(bars, done, done + begin - first, slots)
+            dk, dv = _add_queries(
+                dk, dv, own, picks, here, scale * LOG2E, reach, ring, bars,
+                done + begin - first, done + end - first, low + begin * TILE, slots,
+            )  # fmt: skip
+            pass_over(bars, done + end - first, done + last - first, slots)
+            done += last - first
+        mbarrier.arrive(bars.own_empty.index(here), count=1)
+        _store(totals[1], dv, place, part, work, shape, consumer)
+        _store(totals[0], dk * scale, place, part, work, shape, consumer)
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["key_heads", "keys", "parts", "units", "blocks", "section", "scale"])
+def keys_kernel(
+    k, v, q, grad_out, aux, dk, dv, begin, end,
+    scale, key_heads, repeats, keys, parts, width, value_width, units, blocks, section,
+    depth: gl.constexpr, slots: gl.constexpr,
+):  # fmt: skip
+    k_tiles, v_tiles = buffers(k, 2 * depth), buffers(v, 2 * depth)
+    picks = (_picks(0), _picks(3))
+    fence_async_shared()
+    if width is None:
+        dv_stages = buffers(dv, 2)
+        dk_stages = dv_stages  # dV is on its way when dK is stored; tiles of one width take turns in one buffer
+        if dk.block_shape[3] != dv.block_shape[3]:
+            dk_stages = buffers(dk, 2)
+        totals = (Totals(dk, dk_stages, width), Totals(dv, dv_stages, value_width))
+    else:
+        totals = (Totals(dk, None, width), Totals(dv, None, value_width))
+    ring = (buffers(q, slots), buffers(grad_out, slots), buffers(aux, slots))
+    bars = Bars(barriers(2 * depth, 1), barriers(2 * depth, 1), barriers(slots, 1), barriers(slots, 2))
+    work, shape, interval = Work(units, blocks, section), Shape(key_heads, repeats, keys, parts), Interval(begin, end)
+    given = (interval, (k_tiles, v_tiles), picks, scale)
+    gl.warp_specialize(
+        [
+            (_consumer, (given, totals, work, shape, ring, bars, depth, slots, 0)),
+            (_consumer, (given, totals, work, shape, ring, bars, depth, slots, 1)),
+            (_own_producer, ((k, v, k_tiles, v_tiles), work, shape, bars, depth)),
+            (_ring_producer, (interval, (q, grad_out, aux), work, shape, ring, bars, slots)),
+        ],
+        [4, 1, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+    )

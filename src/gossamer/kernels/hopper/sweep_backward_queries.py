@@ -1,0 +1,265 @@
+"""The gradient of queries over runs of keys of any length: two warpgroups share every tile that one warp brings in.
+
+A work item is a pair of query tiles: the same 64 queries of two heads that share a key head, else 128 neighbouring
+queries of one head. The kernel forms delta = rowsum(dO O) less the log-sum-exp's gradient, finishes dQ in registers,
+and leaves log-sum-exp and delta for the gradients of keys and values (see `sweep_backward_keys`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from .bands import Rows
+from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS
+from .ring import LOG2E, TILE, barriers, phase, slot, tile_of, times_transposed
+from .sweep import Bars, Place, Work, buffers, pass_over, reach_of, renewed, seen, span_of, turns_of, unit_and_block
+
+AUXILIARY = gl.constexpr(16)
+"""Numbers of a query's auxiliary row: one step of the matrix instruction."""
+
+ABSENT = gl.constexpr(2.0**100)
+"""Stands for the log-sum-exp of a query that sees nothing: its probabilities become 0, and nothing becomes NaN."""
+
+
+class Shape(NamedTuple):
+    heads: gl.tensor
+    repeats: gl.tensor
+    """Query heads of a key head."""
+    queries: gl.tensor
+
+
+class Segment(NamedTuple):
+    """Keys and values in an order, and for each query the run of them that it sees."""
+
+    k: gl.tensor
+    v: gl.tensor
+    start: gl.tensor
+    stop: gl.tensor
+
+
+@gluon.jit
+def _place(turn, work, shape, consumer: gl.constexpr, pair_heads: gl.constexpr):
+    """A consumer's tile of an item; late queries come first, which see the most where the past grows."""
+    unit, block = unit_and_block(turn, work)
+    block = work.blocks - 1 - block
+    if pair_heads:
+        head, row = unit * 2 + consumer, block * TILE
+    else:
+        head, row = unit, block * (2 * TILE) + consumer * TILE
+    batch, head = head // shape.heads, head % shape.heads
+    return Place(batch, head, head // shape.repeats, row)
+
+
+@gluon.jit
+def _bring_own(own, bars, place, turn, consumer: gl.constexpr):
+    """One consumer's tiles of Q, dO and O."""
+    descriptors, tiles = own
+    size: gl.constexpr = descriptors[0].block_type.nbytes + 2 * descriptors[1].block_type.nbytes
+    full = bars.own_full.index(consumer)
+    mbarrier.wait(bars.own_empty.index(consumer), (turn & 1) ^ 1)
+    mbarrier.expect(full, size)
+    for i in gl.static_range(3):
+        tma.async_copy_global_to_shared(
+            descriptors[i], [place.batch, place.head, place.row, 0], full, tiles[i].index(consumer)
+        )
+
+
+@gluon.jit
+def _bring_keys(segment, ring, bars, place, end, start, stop, slots: gl.constexpr):
+    """Tiles of keys and values as tiles start ... stop - 1 of the ring, the first up to `end`, each before the last."""
+    size: gl.constexpr = segment.k.block_type.nbytes + segment.v.block_type.nbytes
+    for n in range(0, stop - start):
+        i = start + n
+        at = [place.batch, place.key_head, end - (n + 1) * TILE, 0]
+        full = bars.full.index(slot(i, slots))
+        mbarrier.wait(bars.empty.index(slot(i, slots)), phase(i, slots) ^ 1)
+        mbarrier.expect(full, size)
+        tma.async_copy_global_to_shared(segment.k, at, full, ring[0].index(slot(i, slots)))
+        tma.async_copy_global_to_shared(segment.v, at, full, ring[1].index(slot(i, slots)))
+
+
+@gluon.jit
+def _producer(segments, own, work, shape, ring, bars, pair_heads: gl.constexpr, slots: gl.constexpr):
+    ROWS: gl.constexpr = TILE if pair_heads else 2 * TILE
+    done = 0
+    for turn in range(turns_of(work)):
+        place = _place(turn, work, shape, 0, pair_heads)
+        _bring_own(own, bars, place, turn, 0)
+        _bring_own(own, bars, _place(turn, work, shape, 1, pair_heads), turn, 1)
+        for s in gl.static_range(len(segments)):
+            low, high = span_of(segments[s].start, segments[s].stop, place.row, ROWS, shape.queries)
+            count = gl.cdiv(high - low, TILE)
+            _bring_keys(segments[s], ring, bars, place, high, done, done + count, slots)
+            done += count
+
+
+@gluon.jit
+def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop, column, slots: gl.constexpr):
+    """(dQ, unscaled, plus what tiles start ... stop - 1 of the ring give, q, dO); the first begins at key `column`."""
+    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    operand: gl.constexpr = gl.DotOperandLayout(0, dq.type.layout, 2)
+    for n in range(0, stop - start):
+        i = start + n
+        mbarrier.wait(bars.full.index(slot(i, slots)), phase(i, slots))
+        k, v = tile_of(ring[0], i, slots), tile_of(ring[1], i, slots)
+        s = times_transposed(q, k, scores)
+        dp = times_transposed(grad_out, v, scores)
+        s = warpgroup_mma_wait(1, deps=(s,))
+        p = seen(gl.exp2(s * scale - lse), reach, column - n * TILE, scores)
+        dp = warpgroup_mma_wait(0, deps=(dp,))
+        ds = (p * (dp - delta)).to(k.dtype)
+        dq = warpgroup_mma(gl.convert_layout(ds, operand), k, dq, is_async=True)
+        q, grad_out = renewed(q), renewed(grad_out)
+        dq = warpgroup_mma_wait(0, deps=(dq,))
+        mbarrier.arrive(bars.empty.index(slot(i, slots)), count=1)
+    return dq, q, grad_out
+
+
+@gluon.jit
+def _bits(x):
+    return x.to(gl.int16, bitcast=True).to(gl.int32) & 0xFFFF
+
+
+@gluon.jit
+def _three_parts(x):
+    """x as a sum of three bfloat16 numbers, each as the low half of a word."""
+    high = x.to(gl.bfloat16)
+    x -= high.to(gl.float32)
+    middle = x.to(gl.bfloat16)
+    low = (x - middle.to(gl.float32)).to(gl.bfloat16)
+    return _bits(high), _bits(middle), _bits(low)
+
+
+@gluon.jit
+def _store_auxiliary(aux, lse, delta, place, shape):
+    """The tile's auxiliary rows, as words of two numbers: three parts of lse, three of delta, zeros."""
+    WORDS: gl.constexpr = AUXILIARY // 2
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WORDS, 16])
+    by_row: gl.constexpr = gl.SliceLayout(1, layout)
+    a0, a1, a2 = _three_parts(gl.convert_layout(lse, by_row))
+    b0, b1, b2 = _three_parts(gl.convert_layout(delta, by_row))
+    column = gl.expand_dims(gl.arange(0, WORDS, gl.SliceLayout(0, layout)), 0)
+    words = gl.where(column == 0, gl.expand_dims(a0 | (a1 << 16), 1), 0)
+    words = gl.where(column == 1, gl.expand_dims(a2 | (b0 << 16), 1), words)
+    words = gl.where(column == 2, gl.expand_dims(b1 | (b2 << 16), 1), words)
+    row = gl.expand_dims(place.row + gl.arange(0, TILE, by_row), 1)
+    first = (place.batch * shape.heads + place.head).to(gl.int64) * shape.queries
+    gl.store(aux + (first + row) * WORDS + column, words, mask=(row < shape.queries) & (column < WORDS))
+
+
+@gluon.jit
+def _by_row(values, place, queries, layout: gl.constexpr):
+    """One number a row of the tile; rows beyond the last do as the last."""
+    rows = gl.minimum(place.row + gl.arange(0, TILE, layout), queries - 1)
+    head = values.pointer + place.batch.to(gl.int64) * values.batch + place.head.to(gl.int64) * values.head
+    return gl.load(head + rows)
+
+
+@gluon.jit
+def _interval(segment, pair_row, row, queries, ROWS: gl.constexpr, layout: gl.constexpr):
+    """(what the pair sees, what these rows see) of a segment, on its way from memory."""
+    span = span_of(segment.start, segment.stop, pair_row, ROWS, queries)
+    return span, reach_of(segment.start, segment.stop, row, queries, layout)
+
+
+@gluon.jit
+def _way(span, reach):
+    """(a pair's tiles, first and last + 1 of those that these rows see), counted back from the end of its span."""
+    count = gl.cdiv(span[1] - span[0], TILE)
+    first = gl.minimum((span[1] - reach.last_end) // TILE, count)
+    return count, first, gl.maximum(gl.cdiv(span[1] - reach.first_begin, TILE), first)
+
+
+@gluon.jit
+def _consumer(
+    given, results, work, shape, ring, bars,
+    pair_heads: gl.constexpr, slots: gl.constexpr, consumer: gl.constexpr,
+):  # fmt: skip
+    segments, own, lse_rows, grad_lse_rows, scale = given
+    dq_descriptor, dq_tiles, aux = results
+    q_tiles, grad_tiles, out_tiles = own
+    WIDTH: gl.constexpr = q_tiles.shape[4]
+    ROWS: gl.constexpr = TILE if pair_heads else 2 * TILE
+    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    operand: gl.constexpr = gl.DotOperandLayout(0, scores, 2)
+    by_row: gl.constexpr = gl.SliceLayout(1, scores)
+    done = 0
+    for turn in range(turns_of(work)):
+        pair_row = _place(turn, work, shape, 0, pair_heads).row
+        place = _place(turn, work, shape, consumer, pair_heads)
+        lse = _by_row(lse_rows, place, shape.queries, by_row)
+        one = _interval(segments[0], pair_row, place.row, shape.queries, ROWS, scores)
+        two = one
+        if len(segments) == 2:
+            two = _interval(segments[1], pair_row, place.row, shape.queries, ROWS, scores)
+        mbarrier.wait(bars.own_full.index(consumer), turn & 1)
+        grad_out = tile_of(grad_tiles, consumer, 2).load(operand)
+        out = tile_of(out_tiles, consumer, 2).load(operand)
+        delta = gl.convert_layout(gl.sum(grad_out.to(gl.float32) * out.to(gl.float32), 1), by_row)
+        q = tile_of(q_tiles, consumer, 2).load(operand)
+        mbarrier.arrive(bars.own_empty.index(consumer), count=1)
+        if grad_lse_rows.pointer is not None:
+            delta -= _by_row(grad_lse_rows, place, shape.queries, by_row)
+        delta = gl.where(lse == float("-inf"), 0.0, delta)
+        lse = gl.where(lse == float("-inf"), ABSENT, lse)
+        _store_auxiliary(aux, lse / scale, delta, place, shape)
+        lse, delta = gl.expand_dims(lse * LOG2E, 1), gl.expand_dims(delta, 1)
+        dq = gl.zeros((TILE, WIDTH), gl.float32, wide)
+        for s in gl.static_range(len(segments)):
+            span, reach = (one, two)[s]
+            count, first, last = _way(span, reach)
+            pass_over(bars, done, done + first, slots)
+            dq, q, grad_out = _add_keys(
+                dq, q, grad_out, lse, delta, scale * LOG2E, reach, ring, bars,
+                done + first, done + last, span[1] - (first + 1) * TILE, slots,
+            )  # fmt: skip
+            pass_over(bars, done + last, done + count, slots)
+            done += count
+        tma.store_wait(0)
+        tile_of(dq_tiles, consumer, 2).store((dq * scale).to(dq_tiles.dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(
+            dq_descriptor, [place.batch, place.head, place.row, 0], dq_tiles.index(consumer)
+        )
+    tma.store_wait(0)
+
+
+COUNTS = ("heads", "queries", "units", "blocks", "section", "lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head")
+
+
+@gluon.jit(do_not_specialize=[*COUNTS, "scale"])
+def queries_kernel(
+    q, grad_out, out, dq, aux, k, v, start, stop, k2, v2, start2, stop2,
+    lse, lse_batch, lse_head, grad_lse, grad_lse_batch, grad_lse_head,
+    scale, heads, repeats, queries, units, blocks, section,
+    pair_heads: gl.constexpr, slots: gl.constexpr,
+):  # fmt: skip
+    own = (buffers(q, 2), buffers(grad_out, 2), buffers(out, 2))
+    ring = (buffers(k, slots), buffers(v, slots))
+    bars = Bars(barriers(2, 1), barriers(2, 1), barriers(slots, 1), barriers(slots, 2))
+    segments = (Segment(k, v, start, stop),)
+    if k2 is not None:
+        segments = (Segment(k, v, start, stop), Segment(k2, v2, start2, stop2))
+    work, shape = Work(units, blocks, section), Shape(heads, repeats, queries)
+    lse, grad_lse = Rows(lse, lse_batch, lse_head), Rows(grad_lse, grad_lse_batch, grad_lse_head)
+    given, results = (segments, own, lse, grad_lse, scale), (dq, buffers(dq, 2), aux)
+    gl.warp_specialize(
+        [
+            (_consumer, (given, results, work, shape, ring, bars, pair_heads, slots, 0)),
+            (_consumer, (given, results, work, shape, ring, bars, pair_heads, slots, 1)),
+            (_producer, (segments, ((q, grad_out, out), own), work, shape, ring, bars, pair_heads, slots)),
+        ],
+        [4, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+    )

@@ -1,0 +1,386 @@
+"""Attention forward over any runs of keys: two warpgroups of 64 queries share every K/V tile that one warp brings in.
+
+A work item is a pair of query tiles: the same 64 queries of two heads that share a key head, else 128 neighbouring
+queries of one head. A consumer begins the scores of one tile of keys and the product of the last tile's probabilities
+with its values together; the softmax of the former runs under the latter. Tiles count from the last key that the pair
+sees, so that an aligned causal window has one triangle, and only a tile that some row sees partly is masked.
+
+A second segment (gathered columns beside a band) is further tiles of the same online softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from .bands import Rows
+from .configs import CONSUMER_REGISTERS, LAUNCH, PRODUCER_REGISTERS, tile_width
+from .descriptors import tiles
+from .ring import LN2, LOG2E, LOWEST, TILE, barriers, phase, slot, tile_of
+from .sweep import Bars, Place, Work, buffers, pass_over, reach_of, span_of, turns_of, unit_and_block
+
+CACHED = 24 << 20
+"""Bytes of keys and values that items at work at the same time share, in an L2 cache of 50 MB."""
+
+REGISTERS = gl.constexpr((CONSUMER_REGISTERS, PRODUCER_REGISTERS))
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Keys and values [B, G, C, D] in an order of which query `i` sees `start[i] … stop[i] - 1`, int32 [Q] each."""
+
+    k: Tensor
+    v: Tensor
+    start: Tensor
+    stop: Tensor
+
+
+@dataclass(frozen=True)
+class Config:
+    """One compiled kernel: keys of a tile, tiles in the ring, the width of V's tiles."""
+
+    keys: int
+    slots: int
+    value_width: int
+    pair_heads: bool
+    """Whether an item is one tile of two heads, not two tiles of one."""
+
+
+CONFIGS = {
+    (64, 64): {"keys": 128, "slots": 5},
+    (64, 128): {"keys": 64, "slots": 6},
+    (128, 64): {"keys": 64, "slots": 6},
+    (128, 128): {"keys": 64, "slots": 5},
+}
+"""By the widths of K's and of V's tiles."""
+
+
+class Shape(NamedTuple):
+    heads: gl.tensor
+    repeats: gl.tensor
+    """Query heads of a key head."""
+    queries: gl.tensor
+
+
+class Run(NamedTuple):
+    """Keys and values as tiles in memory, and for each query where what it sees of them begins and ends."""
+
+    k: gl.tensor
+    v: gl.tensor
+    start: gl.tensor
+    stop: gl.tensor
+
+
+class Way(NamedTuple):
+    """A query tile's way through a segment: tiles `first … last - 1` of the ring; tile i begins at `origin - i keys`.
+
+    All its rows see the keys from `all_begin` to `all_end`; row by row they see `begin … end - 1`.
+    """
+
+    first: gl.tensor
+    last: gl.tensor
+    origin: gl.tensor
+    all_begin: gl.tensor
+    all_end: gl.tensor
+    begin: gl.tensor
+    end: gl.tensor
+
+
+@gluon.jit
+def _place(turn, work, shape, c: gl.constexpr, pair_heads: gl.constexpr):
+    """Query tile `c` of an item; late queries come first, which see the most where the past grows."""
+    unit, block = unit_and_block(turn, work)
+    block = work.blocks - 1 - block
+    if pair_heads:
+        head, row = unit * 2 + c, block * TILE
+    else:
+        head, row = unit, (block * 2 + c) * TILE
+    batch, head = head // shape.heads, head % shape.heads
+    return Place(batch, head, head // shape.repeats, row)
+
+
+@gluon.jit
+def _pair_tiles(run, row, shape, fewest: gl.constexpr, config: gl.constexpr):
+    """(end, tiles): a pair sees no key from `end` on, and what it sees lies in so many tiles before that."""
+    ROWS: gl.constexpr = TILE if config.pair_heads else 2 * TILE
+    begin, end = span_of(run.start, run.stop, row, ROWS, shape.queries)
+    return end, gl.maximum(gl.cdiv(end - begin, config.keys), fewest)
+
+
+@gluon.jit
+def _way(run, pair_row, row, base, shape, fewest: gl.constexpr, layout: gl.constexpr, config: gl.constexpr):
+    """(the way through a segment whose tiles begin at `base` of the ring, where they end); `fewest` is 0 or 1 tile."""
+    end, count = _pair_tiles(run, pair_row, shape, fewest, config)
+    reach = reach_of(run.start, run.stop, row, shape.queries, layout)
+    first = gl.minimum((end - reach.last_end) // config.keys, count - fewest)
+    last = gl.maximum(gl.cdiv(end - reach.first_begin, config.keys), first + fewest)
+    origin = end + (base - 1) * config.keys
+    way = Way(base + first, base + last, origin, reach.last_begin, reach.first_end, reach.begin, reach.end)
+    return way, base + count
+
+
+@gluon.jit
+def _along(passed, one, two):
+    """The second way once the first is `passed`."""
+    return Way(
+        gl.where(passed, two.first, one.first),
+        gl.where(passed, two.last, one.last),
+        gl.where(passed, two.origin, one.origin),
+        gl.where(passed, two.all_begin, one.all_begin),
+        gl.where(passed, two.all_end, one.all_end),
+        gl.where(passed, two.begin, one.begin),
+        gl.where(passed, two.end, one.end),
+    )
+
+
+@gluon.jit
+def _visible(scores, key, way):
+    """Scores [64, keys] of the keys from `key` on that each row sees, minus infinity elsewhere.
+
+    A thread holds columns 8 i + 2 (lane % 4) + {0, 1}: the bounds take the lane's part and masks compare constants.
+    """
+    columns = gl.arange(0, scores.shape[1], gl.SliceLayout(0, scores.type.layout))
+    lane = key + gl.expand_dims(columns & 6, 0)
+    rest = gl.expand_dims(columns & ~6, 0)
+    seen = (rest >= gl.expand_dims(way.begin, 1) - lane) & (rest < gl.expand_dims(way.end, 1) - lane)
+    return gl.where(seen, scores, float("-inf"))
+
+
+@gluon.jit
+def _scores(q, k_tiles, i, layout: gl.constexpr, config: gl.constexpr):
+    """q @ k^T, begun, with the ring's tile i."""
+    KEYS: gl.constexpr = config.keys
+    k = tile_of(k_tiles, i, config.slots).permute((1, 0))
+    return warpgroup_mma(q, k, gl.zeros((TILE, KEYS), gl.float32, layout), use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _softmax(scores, highest, scale):
+    """(probabilities, new maxima in units of log2)."""
+    highest = gl.maximum(highest, gl.max(scores, 1) * scale)
+    return gl.exp2(scores * scale - gl.expand_dims(highest, 1)), highest
+
+
+@gluon.jit
+def _probabilities(scores, i, way, highest, scale, config: gl.constexpr):
+    """The softmax of the ring's tile i, masked where some row sees the tile partly.
+
+    Each branch holds all of it: past the branches, the compiler would move it below the wait for the product with
+    values, and nothing would run under that product.
+    """
+    key = way.origin - i * config.keys
+    if (key < way.all_begin) | (key + config.keys > way.all_end):
+        p, highest = _softmax(_visible(scores, key, way), highest, scale)
+    else:
+        p, highest = _softmax(scores, highest, scale)
+    return p, highest
+
+
+@gluon.jit
+def _thread_sum(p):
+    """[64, keys] -> [64, 4]: sums of what each thread holds; the four threads of a row are added at the very end."""
+    return gl.sum(gl.sum(gl.reshape(p, (p.shape[0], p.shape[1] // 8, 4, 2)), 3), 1)
+
+
+@gluon.jit
+def _scaled(x, factor):
+    """Rows of x times their factor, in x's layout."""
+    return x * gl.expand_dims(gl.convert_layout(factor, gl.SliceLayout(1, x.type.layout)), 1)
+
+
+@gluon.jit
+def _attend(q, ring, bars, one, two, highest, scale, layout: gl.constexpr, joint: gl.constexpr, config: gl.constexpr):
+    """(accumulator, maxima, sums held by threads, last tile) of one query tile along one way, or two."""
+    k_tiles, v_tiles = ring
+    full, empty = bars.full, bars.empty
+    SLOTS: gl.constexpr = config.slots
+    WIDTH: gl.constexpr = config.value_width
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
+    operand: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
+    steps = one.last - one.first
+    if joint:
+        # The last tile before the turn is held until the first one after it: both have to be in the ring at once.
+        turn = gl.maximum(one.last, two.first - (SLOTS - 2))
+        steps = turn - one.first + two.last - two.first
+    i = one.first
+    mbarrier.wait(full.index(slot(i, SLOTS)), phase(i, SLOTS))
+    scores = warpgroup_mma_wait(0, deps=(_scores(q, k_tiles, i, layout, config),))
+    wide, highest = _probabilities(scores, i, one, highest, scale, config)
+    sums = _thread_sum(wide)
+    p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
+    acc = gl.zeros((TILE, WIDTH), gl.float32, acc_layout)
+    for _ in range(1, steps):
+        before = i
+        i += 1
+        way = one
+        if joint:
+            if i == turn:
+                pass_over(bars, i, two.first, SLOTS)
+                i = two.first
+            way = _along(i >= two.first, one, two)
+        mbarrier.wait(full.index(slot(i, SLOTS)), phase(i, SLOTS))
+        scores = _scores(q, k_tiles, i, layout, config)
+        acc = warpgroup_mma(p, tile_of(v_tiles, before, SLOTS), acc, is_async=True)
+        scores = warpgroup_mma_wait(1, deps=(scores,))
+        wide, new_highest = _probabilities(scores, i, way, highest, scale, config)
+        factor = gl.exp2(highest - new_highest)
+        highest = new_highest
+        sums = _scaled(sums, factor) + _thread_sum(wide)
+        acc = warpgroup_mma_wait(0, deps=(acc,))
+        mbarrier.arrive(empty.index(slot(before, SLOTS)), count=1)
+        acc = _scaled(acc, factor)
+        p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
+    acc = warpgroup_mma(p, tile_of(v_tiles, i, SLOTS), acc, is_async=True)
+    acc = warpgroup_mma_wait(0, deps=(acc,))
+    mbarrier.arrive(empty.index(slot(i, SLOTS)), count=1)
+    return acc, highest, sums, i
+
+
+@gluon.jit
+def _write(out_desc, out, lse, place, acc, highest, sums, shape, layout: gl.constexpr):
+    """Divides by the sums and stores a tile of `out` and `lse`; what lies beyond the tensors is left alone."""
+    acc = _scaled(acc, gl.where(sums > 0, 1 / sums, 0))
+    tma.store_wait(0)
+    out.reshape((out.shape[2], out.shape[3])).store(acc.to(out.dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(out_desc, [place.batch, place.head, place.row, 0], out)
+    pointer = lse.pointer + place.batch.to(gl.int64) * lse.batch + place.head.to(gl.int64) * lse.head
+    rows = place.row + gl.arange(0, TILE, gl.SliceLayout(1, layout))
+    gl.store(pointer + rows, (highest + gl.log2(sums)) * LN2, mask=rows < shape.queries)
+
+
+@gluon.jit
+def _consumer(runs, own, out_desc, lse, sinks, ring, bars, work, shape, scale, c: gl.constexpr, config: gl.constexpr):
+    """The first or the second query tile of every item."""
+    q_tiles, out_tiles = own
+    KEYS: gl.constexpr = config.keys
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    joint: gl.constexpr = len(runs) == 2
+    base = 0
+    for turn in range(turns_of(work)):
+        pair_row = _place(turn, work, shape, 0, config.pair_heads).row
+        place = _place(turn, work, shape, c, config.pair_heads)
+        one, after = _way(runs[0], pair_row, place.row, base, shape, 1, layout, config)
+        two = one
+        if joint:
+            two, after = _way(runs[1], pair_row, place.row, after, shape, 0, layout, config)
+        highest = gl.full([TILE], LOWEST, gl.float32, gl.SliceLayout(1, layout))
+        if sinks is not None:
+            sink = gl.load(sinks + place.head).to(gl.float32) * LOG2E
+            highest = gl.maximum(highest, sink)
+        mbarrier.wait(bars.own_full.index(c), turn & 1)
+        q = q_tiles.index(c).reshape((TILE, q_tiles.shape[4])).load(gl.DotOperandLayout(0, layout, 2))
+        mbarrier.arrive(bars.own_empty.index(c), count=1)
+        pass_over(bars, base, one.first, config.slots)
+        acc, highest, sums, i = _attend(q, ring, bars, one, two, highest, scale, layout, joint, config)
+        pass_over(bars, i + 1, after, config.slots)
+        sums = gl.convert_layout(gl.sum(sums, 1), gl.SliceLayout(1, layout))
+        if sinks is not None:
+            sums += gl.exp2(sink - highest)
+        _write(out_desc, out_tiles.index(c), lse, place, acc, highest, sums, shape, layout)
+        base = after
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _bring_keys(run, ring, bars, place, end, start, stop, config: gl.constexpr):
+    """Keys and values as tiles start ... stop - 1 of the ring, the first up to `end`, each before the last."""
+    size: gl.constexpr = run.k.block_type.nbytes + run.v.block_type.nbytes
+    SLOTS: gl.constexpr = config.slots
+    for i in range(start, stop):
+        at = [place.batch, place.key_head, end - (i - start + 1) * config.keys, 0]
+        full = bars.full.index(slot(i, SLOTS))
+        mbarrier.wait(bars.empty.index(slot(i, SLOTS)), phase(i, SLOTS) ^ 1)
+        mbarrier.expect(full, size)
+        tma.async_copy_global_to_shared(run.k, at, full, ring[0].index(slot(i, SLOTS)))
+        tma.async_copy_global_to_shared(run.v, at, full, ring[1].index(slot(i, SLOTS)))
+
+
+@gluon.jit
+def _producer(runs, q_desc, q_tiles, ring, bars, work, shape, config: gl.constexpr):
+    """Brings both query tiles of each item, then its tiles of keys and values from the last to the first."""
+    done = 0
+    for turn in range(turns_of(work)):
+        for c in gl.static_range(2):
+            place = _place(turn, work, shape, c, config.pair_heads)
+            mbarrier.wait(bars.own_empty.index(c), (turn & 1) ^ 1)
+            full = bars.own_full.index(c)
+            mbarrier.expect(full, q_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(q_desc, [place.batch, place.head, place.row, 0], full, q_tiles.index(c))
+        place = _place(turn, work, shape, 0, config.pair_heads)
+        for s in gl.static_range(len(runs)):
+            end, count = _pair_tiles(runs[s], place.row, shape, 1 - s, config)
+            _bring_keys(runs[s], ring, bars, place, end, done, done + count, config)
+            done += count
+
+
+NUMBERS = ("lse_batch", "lse_head", "scale", "heads", "repeats", "queries", "units", "blocks", "section")
+
+
+@gluon.jit(do_not_specialize=NUMBERS)
+def _kernel(
+    q, out, k, v, start, stop, k2, v2, start2, stop2, sinks, lse,
+    lse_batch, lse_head, scale, heads, repeats, queries, units, blocks, section, config: gl.constexpr,
+):  # fmt: skip
+    SLOTS: gl.constexpr = config.slots
+    q_tiles, out_tiles = buffers(q, 2), buffers(out, 2)
+    ring = (buffers(k, SLOTS), buffers(v, SLOTS))
+    bars = Bars(barriers(2, 1), barriers(2, 1), barriers(SLOTS, 1), barriers(SLOTS, 2))
+    work, shape, rows = Work(units, blocks, section), Shape(heads, repeats, queries), Rows(lse, lse_batch, lse_head)
+    runs = (Run(k, v, start, stop),) if k2 is None else (Run(k, v, start, stop), Run(k2, v2, start2, stop2))
+    own = (q_tiles, out_tiles)
+    gl.warp_specialize(
+        [
+            (_consumer, (runs, own, out, rows, sinks, ring, bars, work, shape, scale, 0, config)),
+            (_consumer, (runs, own, out, rows, sinks, ring, bars, work, shape, scale, 1, config)),
+            (_producer, (runs, q, q_tiles, ring, bars, work, shape, config)),
+        ],
+        [4, 1],
+        REGISTERS,
+    )
+
+
+def forward(
+    q: Tensor, segments: Sequence[Segment], out: Tensor, lse: Tensor, sinks: Tensor | None, *, scale: float
+) -> None:
+    """Writes `out` and the natural `lse` of queries that see runs of one or two segments, in one softmax.
+
+    The scale is positive; start and stop never fall from a query to the next.
+    """
+    batch, heads, queries, _ = q.shape
+    repeats = heads // segments[0].k.shape[1]
+    widths = tile_width(q.shape[3]), tile_width(out.shape[3])
+    config = Config(**CONFIGS[widths], value_width=widths[1], pair_heads=repeats % 2 == 0)
+    together = 2 if config.pair_heads else 1
+    units, blocks = batch * heads // together, -(-queries // (TILE.value * (3 - together)))
+    head_bytes = sum(x[0, 0].numel() * x.element_size() for each in segments for x in (each.k, each.v))
+    section = max(1, CACHED // head_bytes) * repeats // together
+    runs: list[tuple[object, ...]] = [
+        (tiles(x.k, config.keys, widths[0]), tiles(x.v, config.keys, widths[1]), x.start, x.stop) for x in segments
+    ]
+    runs.append((None,) * 4)
+    _kernel[(min(_multiprocessors(q.device), units * blocks),)](
+        *(tiles(q, TILE.value, widths[0]), tiles(out, TILE.value, widths[1]), *runs[0], *runs[1], sinks),
+        *(lse, lse.stride(0), lse.stride(1), scale * LOG2E.value, heads, repeats, queries, units, blocks, section),
+        config,
+        **LAUNCH,
+    )
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,27 @@
+"""Where results lie in memory: in the order of axes of the tensor that they belong to.
+
+A model's heads are slices of one projection, [B, N, H, D] in memory. Results of the same order pass into the next
+projection as views, and a compiler can be told their strides before anything runs.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def empty_beside(x: Tensor, width: int) -> Tensor:
+    """An empty [B, H, N, width] without gaps, its heads inside its positions where `x` [B, H, N, D] has them so."""
+    batch, heads, length, _ = x.shape
+    if _heads_inside(x):
+        return x.new_empty(batch, length, heads, width).transpose(1, 2)
+    return x.new_empty(batch, heads, length, width)
+
+
+def beside(found: Tensor, x: Tensor) -> Tensor:
+    """`found` itself where it lies as `empty_beside` promises, else a copy that does."""
+    axes = found.transpose(1, 2) if _heads_inside(x) else found
+    return found if axes.is_contiguous() else empty_beside(x, found.shape[-1]).copy_(found)
+
+
+def _heads_inside(x: Tensor) -> bool:
+    return x.stride(1) < x.stride(2)

@@ -1,0 +1,266 @@
+"""What stands between a plan and the Hopper kernels, proven without a GPU: dense stand-ins take the kernels' places."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from gossamer.kernels.hopper.backend import HOPPER
+from gossamer.kernels.problem import Problem, Saved, Softmax
+from gossamer.kernels.spans import without_span
+from gossamer.patterns import Causal, Pattern, PerHead, Sinks, Strided, Tokens, Window
+from gossamer.plan import plan
+from tests.checks import Problem as Drawn
+from tests.checks import Setting, draw, oracle, run
+from tests.patterns_list import HEADS, PATTERNS
+
+pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's types")
+
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from gossamer.kernels.hopper import backend, descriptors, group
+from gossamer.kernels.hopper.passes import Diagonal, passes
+
+REGULAR = {name: p for name, p in PATTERNS.items() if without_span(plan(p, 136, 136, HEADS[name])) is None}
+JOINT = Causal() & (Window(20) | Sinks(3) | Tokens([40, 60]))
+CPU = torch.device("cpu")
+
+
+def softmax_of(scores: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
+    finite = lse.double().masked_fill(lse == -torch.inf, 0.0)[..., None]
+    return torch.exp(scores.masked_fill(~mask, -torch.inf) - finite)
+
+
+def columns(start: Tensor, stop: Tensor, count: int) -> Tensor:
+    """[n, count] which columns lie in each row's run."""
+    column = torch.arange(count)
+    return (column >= start[:, None]) & (column < stop[:, None])
+
+
+def repeated(x: Tensor, q: Tensor) -> Tensor:
+    return x.double().repeat_interleave(q.shape[1] // x.shape[1], 1)
+
+
+class Dense:
+    """The kernels' entry points over dense matrices in float64: `aux` carries the log-sum-exp and delta as they are."""
+
+    def __init__(self, streams: bool):
+        self.streams = streams
+        self.aux: dict[int, tuple[Tensor, Tensor]] = {}
+        self.ran: list[str] = []
+
+    def fits(self, *_: int) -> bool:
+        return self.streams
+
+    def _stack(self, segments: list) -> tuple[Tensor, Tensor, Tensor]:
+        masks = [columns(each.start, each.stop, each.k.shape[2]) for each in segments]
+        k, v = (torch.cat([getattr(each, name) for each in segments], 2) for name in "kv")
+        return k, v, torch.cat(masks, 1)
+
+    def sweep(self, q: Tensor, segments: list, out: Tensor, lse: Tensor, sinks: Tensor | None, *, scale: float) -> None:
+        self.ran.append(f"sweep {len(segments)}")
+        self._forward(q, *self._stack(segments), out, lse, sinks, scale)
+
+    def stream(self, q, k, v, out, lse, sinks, *, shift: int, width: int, scale: float) -> None:
+        self.ran.append("stream")
+        self._forward(q, k, v, self._band(q, k, shift, width), out, lse, sinks, scale)
+
+    def _band(self, q: Tensor, k: Tensor, shift: int, width: int) -> Tensor:
+        distance = torch.arange(q.shape[2])[:, None] + shift - torch.arange(k.shape[2])
+        return (distance >= 0) & (distance < width)
+
+    def _forward(self, q, k, v, mask, out, lse, sinks, scale) -> None:
+        scores = q.double() @ repeated(k, q).mT * scale
+        found = torch.logsumexp(scores.masked_fill(~mask, -torch.inf), -1)
+        if sinks is not None:
+            found = torch.logaddexp(found, sinks.double()[:, None].expand_as(found))
+        out.copy_(softmax_of(scores, mask, found) @ repeated(v, q))
+        lse.copy_(found)
+
+    def sweep_queries(self, q, segments, out, lse, grad_out, grad_lse, dq, aux, *, scale: float) -> None:
+        self._queries(q, *self._stack(segments), out, lse, grad_out, grad_lse, dq, aux, scale)
+
+    def stream_queries(self, q, k, v, out, lse, dout, dlse, dq, aux, *, shift, width, scale: float) -> None:
+        self._queries(q, k, v, self._band(q, k, shift, width), out, lse, dout, dlse, dq, aux, scale)
+
+    def _queries(self, q, k, v, mask, out, lse, dout, dlse, dq, aux, scale) -> None:
+        delta = (dout.double() * out.double()).sum(-1) - (0 if dlse is None else dlse.double())
+        self.aux[aux.data_ptr()] = lse, delta
+        dscores, _ = self._dscores(q, k, v, mask, dout, aux, scale)
+        dq.copy_(dscores @ repeated(k, q))
+
+    def sweep_keys(self, q, k, v, first, last, dout, aux, dk, dv, *, scale: float) -> None:
+        self._keys(q, k, v, columns(first, last, q.shape[2]).mT, dout, aux, dk, dv, scale)
+
+    def stream_keys(self, q, k, v, dout, aux, dk, dv, *, shift, width, scale: float) -> None:
+        self._keys(q, k, v, self._band(q, k, shift, width), dout, aux, dk, dv, scale)
+
+    def _keys(self, q, k, v, mask, dout, aux, dk, dv, scale) -> None:
+        dscores, p = self._dscores(q, k, v, mask, dout, aux, scale)
+        for total, found in ((dk, dscores.mT @ q.double()), (dv, p.mT @ dout.double())):
+            found = found.unflatten(1, (k.shape[1], -1)).sum(2)
+            if total.dim() == 5:  # parts whose sum is asked for
+                total.zero_()
+                total[-1] = found
+            else:
+                total.copy_(found)
+
+    def _dscores(self, q, k, v, mask, dout, aux, scale) -> tuple[Tensor, Tensor]:
+        lse, delta = self.aux[aux.data_ptr()]
+        p = softmax_of(q.double() @ repeated(k, q).mT * scale, mask, lse)
+        return p * (dout.double() @ repeated(v, q).mT - delta[..., None]) * scale, p
+
+
+@pytest.fixture(params=[True, False], ids=["streaming", "sweeping"])
+def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dense]:
+    kernels = Dense(streams=request.param)
+    places: dict[str, Callable] = {
+        "stream_forward.fits": kernels.fits,
+        "stream_backward.fits": kernels.fits,
+        "stream_forward.forward": kernels.stream,
+        "sweep_forward.forward": kernels.sweep,
+        "stream_backward.backward_queries": kernels.stream_queries,
+        "stream_backward.backward_keys": kernels.stream_keys,
+        "sweep_backward.backward_queries": kernels.sweep_queries,
+        "sweep_backward.backward_keys": kernels.sweep_keys,
+        "sweep_backward.splits": lambda key, q: 3,
+    }
+    for place, stand_in in places.items():
+        module, name = place.split(".")
+        monkeypatch.setattr(getattr(group, module), name, stand_in)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(backend, "_side_by_side", lambda works, *_, **__: [work() for work in works])
+    yield kernels
+
+
+class OnHopper(torch.autograd.Function):
+    """The backend under autograd, as the operator puts it there."""
+
+    @staticmethod
+    def forward(ctx, problem: Drawn, q, k, v, sinks):
+        made, softmax = plan(problem.pattern, q.shape[2], k.shape[2], q.shape[1]), Softmax(q.shape[-1] ** -0.5)
+        out, lse = HOPPER.forward(q, k, v, sinks, made, softmax)
+        ctx.saved, ctx.plan, ctx.softmax = Saved(q, k, v, out, lse, sinks), made, softmax
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_lse):
+        return None, *HOPPER.backward(ctx.saved, grad_out, grad_lse, ctx.plan, ctx.softmax)
+
+
+def on_hopper(problem: Drawn) -> tuple[Tensor, Tensor]:
+    return OnHopper.apply(problem, problem.q, problem.k, problem.v, problem.sinks)
+
+
+def check(pattern: Pattern, setting: Setting) -> None:
+    problem = draw(pattern, setting)
+    found, right = run(on_hopper, problem), run(oracle, problem)
+    for name, x in right.items():
+        torch.testing.assert_close(
+            found[name].double(), x, rtol=2e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@pytest.mark.parametrize("name", REGULAR)
+@pytest.mark.parametrize("sinks", [False, True], ids=["", "sinks"])
+def test_every_regular_pattern_is_put_together_rightly(dense: Dense, name: str, sinks: bool) -> None:
+    heads = HEADS[name]
+    for key_heads in {1, heads}:
+        setting = Setting(heads=heads, key_heads=key_heads, queries=100, keys=136, batch=2, width=8, sinks=sinks)
+        check(REGULAR[name], setting)
+
+
+def test_a_key_head_that_two_groups_share_gets_both_their_gradients(dense: Dense) -> None:
+    pattern = PerHead([(Causal(), 3), (Causal() & Window(5), 3), (Strided(4), 2)])
+    check(pattern, Setting(heads=8, key_heads=2, queries=70, width=8, sinks=True))
+
+
+def test_window_and_columns_join_in_one_pass(dense: Dense) -> None:
+    check(JOINT, Setting(heads=2, queries=100, width=8))
+    assert "sweep 2" in dense.ran
+
+
+def test_a_plain_band_goes_to_the_streaming_kernels(dense: Dense) -> None:
+    check(Causal() & Window(9), Setting(heads=2, queries=100, width=8))
+    assert set(dense.ran) == ({"stream"} if dense.streams else {"sweep 1"})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "queries", "diagonal"),
+    [
+        (Causal() & Window(256), 1000, Diagonal(0, 256)),
+        (Window(256), 1000, Diagonal(255, 511)),
+        (Causal() & Window(256), 600, Diagonal(400, 256)),
+        (Causal(), 1000, Diagonal(0, 1000)),
+        (~Causal(), 1000, Diagonal(999, 999)),
+    ],
+)
+def test_bands_are_diagonals_of_some_width(pattern: Pattern, queries: int, diagonal: Diagonal) -> None:
+    made = plan(pattern, queries, 1000, 1)
+    ((found,),) = (each.diagonals for each in passes(made.groups[0], made, CPU))
+    assert found == diagonal
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, None),
+        ({"dtype": torch.float32}, "torch.float32"),
+        ({"width": 136}, "136 and 64"),
+        ({"value_width": 60}, "64 and 60"),
+        ({"softcap": 5.0}, "softcap"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"lengths": True}, "lengths"),
+        ({"plan": plan(Causal(), 63, 100, 2)}, "63 queries"),
+        ({"plan": plan(PATTERNS["bigbird"], 136, 136, HEADS["bigbird"])}, "Blocks"),
+        ({"device": CPU}, "compute capability 9.0"),
+    ],
+)
+def test_it_says_what_it_does_not_do(
+    monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], reason: str | None
+) -> None:
+    monkeypatch.setattr(backend, "_capability", lambda _: (9, 0))
+    settings = dict(plan=plan(Causal(), 100, 100, 2), device=torch.device("cuda:0"), dtype=torch.bfloat16, batch=1)
+    settings |= dict(key_heads=2, width=64, value_width=64, softcap=0.0, dropout=0.0, has_sinks=True)
+    said = HOPPER.refuses(Problem(**(settings | changed)))
+    assert said is None if reason is None else reason in (said or "")
+
+
+def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_capability", lambda _: (8, 0))
+    settings = dict(plan=plan(Causal(), 100, 100, 2), device=torch.device("cuda:0"), dtype=torch.bfloat16, batch=1)
+    settings |= dict(key_heads=2, width=64, value_width=64, softcap=0.0, dropout=0.0, has_sinks=True)
+    assert "compute capability 9.0" in (HOPPER.refuses(Problem(**settings)) or "")
+
+
+def views() -> dict[str, Tensor]:
+    """Tensors [2, 3, 5, 16] or smaller, as users have them."""
+    room = torch.randn(2, 5, 3, 48, dtype=torch.bfloat16)
+    return {
+        "contiguous": torch.randn(2, 3, 5, 16, dtype=torch.bfloat16),
+        "heads inside": room[..., 16:32].transpose(1, 2),
+        "one head of an odd stride": torch.randn(2, 80, dtype=torch.bfloat16).as_strided((2, 1, 5, 16), (80, 7, 16, 1)),
+        "one batch row of stride 0": torch.randn(3, 5, 16, dtype=torch.bfloat16).as_strided(
+            (1, 3, 5, 16), (0, 80, 16, 1)
+        ),
+        "expanded": torch.randn(1, 1, 5, 16, dtype=torch.bfloat16).expand(2, 3, 5, 16),
+        "odd rows": torch.randn(2, 3, 5, 17, dtype=torch.bfloat16)[..., :16],
+        "odd start": torch.randn(2, 3, 5, 24, dtype=torch.bfloat16)[..., 1:17],
+        "columns apart": torch.randn(2, 3, 5, 32, dtype=torch.bfloat16)[..., ::2],
+    }
+
+
+@pytest.mark.parametrize("name", views())
+def test_the_copy_engine_gets_what_it_can_address(name: str) -> None:
+    x = views()[name]
+    made = descriptors.addressable(x)
+    assert torch.equal(made, x)
+    assert made.data_ptr() % 16 == 0 and made.stride(3) == 1
+    assert all(stride > 0 and stride % 8 == 0 for stride in made.stride()[:3])
+    copied = made.data_ptr() != x.data_ptr()
+    assert copied == (name in ("expanded", "odd rows", "odd start", "columns apart"))
+    TensorDescriptor(made, list(made.shape), list(made.stride()), *descriptors._tile(64, 64, x.dtype))

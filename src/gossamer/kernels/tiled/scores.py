@@ -44,11 +44,12 @@ class Dropout:
     """[lanes, repeats] the number `batch · heads + head` of each row of queries."""
 
     @staticmethod
-    def of(softmax: Softmax, heads: Heads, q: Tensor) -> Dropout | None:
-        """The dropout of all lanes of `heads`, or None where nothing is dropped."""
+    def of(softmax: Softmax, heads: Heads, q: Tensor, first_sequence: int) -> Dropout | None:
+        """The dropout of all lanes of `heads` in sequences from `first_sequence`; None where nothing is dropped."""
         if softmax.seed is None:
             return None
         numbers = torch.arange(q.shape[0] * q.shape[1], device=q.device).view(q.shape[:2])
+        numbers += first_sequence * q.shape[1]
         streams = heads.lanes(numbers[..., None, None], torch.int64)[..., 0, 0]
         return Dropout(softmax.dropout, int(softmax.seed.item()), streams)
 

@@ -1,0 +1,118 @@
+"""Which problems the portable GPU kernels take, and how a plan becomes launches.
+
+The spans of a head run whose queries stand as they are make one launch with one online softmax. Spans that take
+queries in another order are launches of their own, which continue from what the ones before have left.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ...plan import Plan
+from ..head_runs import head_runs
+from ..layout import empty_beside
+from ..problem import Problem, Saved, Softmax
+from ..sinks import sink_gradient
+from ..spans import without_span
+from .configs import WIDEST
+
+OLDEST = (8, 0)
+
+
+class Triton:
+    """Runs bands, columns and rows on any GPU that Triton compiles for, in float32, bfloat16 and float16."""
+
+    name = "triton"
+
+    def refuses(self, problem: Problem) -> str | None:
+        """The first thing that these kernels do not do."""
+        if problem.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"inputs are {problem.dtype}; it computes float32, bfloat16 and float16"
+        if find_spec("triton") is None:
+            return "it needs Triton; pip install triton"
+        if max(problem.width, problem.value_width) > WIDEST:
+            return f"heads are {problem.width} and {problem.value_width} wide; it computes {WIDEST} at most"
+        if problem.lengths:
+            return "it reads no lengths from the device"
+        return _without_gpu(problem.device) or without_span(problem.plan)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax
+    ) -> tuple[Tensor, Tensor]:
+        """(out, natural log-sum-exp), as `Backend` says."""
+        from .launches import Launches
+
+        runs = list(head_runs(plan, q.shape[1] // k.shape[1]))
+        works = [Launches(run, plan, softmax, q, k, v) for run in runs]
+        several = any(len(work.passes) > 1 for work in works)
+        out = _empty(q, v.shape[-1], several)
+        lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+        with _on(q.device):
+            for run, work in zip(runs, works, strict=True):
+                heads = run.queries
+                work.forward(out[:, heads], lse[:, heads], None if sinks is None else sinks[heads].contiguous())
+        return out.to(q.dtype), lse
+
+    def backward(
+        self, saved: Saved, grad_out: Tensor, grad_lse: Tensor | None, plan: Plan, softmax: Softmax
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """(dq, dk, dv, gradient of the sinks), as `Backend` says."""
+        from .launches import Gradients, Launches
+
+        q, k, v = saved.q, saved.k, saved.v
+        runs = list(head_runs(plan, q.shape[1] // k.shape[1]))
+        works = [Launches(run, plan, softmax, q, k, v) for run in runs]
+        fresh = [index == 0 or runs[index - 1].keys.stop <= run.keys.start for index, run in enumerate(runs)]
+        several = any(len(work.passes) > 1 for work in works)
+        several_keys = not all(fresh) or any(len(work.spans) > 1 for work in works)
+        dq = _empty(q, q.shape[-1], several)
+        dk, dv = (_empty(x, x.shape[-1], several_keys) for x in (k, v))
+        deltas = torch.empty_like(saved.lse)
+        with _on(q.device):
+            for run, work, first in zip(runs, works, fresh, strict=True):
+                heads = run.queries
+                of_lse = None if grad_lse is None else grad_lse[:, heads]
+                given = saved.out[:, heads], saved.lse[:, heads], grad_out[:, heads], of_lse, deltas[:, heads]
+                come = Gradients(*given)
+                work.backward_queries(come, dq[:, heads])
+                work.backward_keys(come, dk[:, run.keys], dv[:, run.keys], fresh=first)
+        dsinks = None if saved.sinks is None else sink_gradient(saved, grad_out, grad_lse)
+        return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), dsinks
+
+
+TRITON = Triton()
+
+
+def _empty(x: Tensor, width: int, several: bool) -> Tensor:
+    """A result beside `x`; in float32 where several launches add to it, which then is rounded once, at the end."""
+    made = empty_beside(x, width)
+    return torch.empty_like(made, dtype=torch.float32) if several else made
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device, whatever the tensors are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@cache
+def _without_gpu(device: torch.device) -> str | None:
+    """Why kernels cannot run on the device, or None where they can."""
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if torch.version.hip is None and capability < OLDEST:
+            return f"the GPU has compute capability {capability[0]}.{capability[1]}; Triton needs 8.0 or later"
+        return None
+    if device.type == "cpu" and _interpreting():
+        return None
+    return f"tensors are on {device}; it needs a CUDA or ROCm GPU (or Triton's interpreter)"
+
+
+def _interpreting() -> bool:
+    from triton import knobs
+
+    return knobs.runtime.interpret

@@ -1,0 +1,42 @@
+"""Sizes of tiles by kernel, dtype and head width: data, so that a tuner can rewrite them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Kernel = Literal["forward", "backward_queries", "backward_keys"]
+
+WIDEST = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """Queries and keys of a tile, and how many warps and stages of loading work on it."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+# By the wider of the two head widths, up to and including. Everything fits the 99 KB of shared memory of a
+# consumer card. Float32 has no tensor cores in IEEE precision: its tiles are bounded by registers.
+HALF: dict[Kernel, dict[int, Config]] = {
+    "forward": {64: Config(64, 64, 4, 3), 128: Config(64, 32, 4, 3), 256: Config(64, 16, 4, 3)},
+    "backward_queries": {64: Config(64, 32, 4, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 16, 4, 2)},
+    "backward_keys": {64: Config(32, 64, 4, 2), 128: Config(32, 64, 4, 1), 256: Config(16, 32, 4, 2)},
+}
+SINGLE: dict[Kernel, dict[int, Config]] = {
+    "forward": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+    "backward_queries": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+    "backward_keys": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+}
+
+
+def config(kernel: Kernel, dtype: torch.dtype, width: int) -> Config:
+    """The tile for a dtype and the wider of the two head widths."""
+    table = (SINGLE if dtype == torch.float32 else HALF)[kernel]
+    return table[min(widest for widest in table if width <= widest)]

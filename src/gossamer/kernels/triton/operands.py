@@ -1,0 +1,119 @@
+"""What a kernel is told: tuples of pointers and numbers, which Triton takes apart by name."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton.language as tl
+from torch import Tensor
+
+from ..problem import Softmax
+from ..spans import Span
+
+LOG2E = 1.4426950408889634
+VECTOR = 8
+"""Elements, 16 bytes of them in half precision: the most that one load takes."""
+
+
+class Matrix(NamedTuple):
+    """[B, H, N, D] and how far apart its neighbours lie: rows and all above in vectors of `unit` elements.
+
+    The compiler then knows that a row starts where a vector does, and loads vectors.
+    """
+
+    pointer: Tensor
+    batch: int
+    head: int
+    row: int
+    column: int
+    unit: tl.constexpr
+
+    @staticmethod
+    def of(x: Tensor) -> Matrix:
+        batch, head, row, column = x.stride()
+        unit = 1 if (batch | head | row) % VECTOR else VECTOR
+        return Matrix(x, batch // unit, head // unit, row // unit, column, tl.constexpr(unit))
+
+
+class Vector(NamedTuple):
+    """[B, H, N] and how far apart its neighbours lie."""
+
+    pointer: Tensor
+    batch: int
+    head: int
+    row: int
+
+    @staticmethod
+    def of(x: Tensor) -> Vector:
+        return Vector(x, *x.stride())
+
+
+class Order(NamedTuple):
+    """Places of a sequence in the order in which tiles take them; as they stand where `index` is None."""
+
+    index: Tensor | None
+    count: int
+
+
+class Run(NamedTuple):
+    """Place `i` of an order meets places `start[i] … stop[i] - 1` of the other order, which `index` tells."""
+
+    start: Tensor
+    stop: Tensor
+    index: Tensor | None
+
+    @staticmethod
+    def of_queries(span: Span) -> Run:
+        """The keys that each query sees."""
+        return Run(span.start, span.stop, span.keys)
+
+    @staticmethod
+    def of_keys(span: Span) -> Run:
+        """The queries that see each key."""
+        return Run(*span.seen_by, span.queries)
+
+
+class Heads(NamedTuple):
+    """Query heads of a batch, `repeats` of them to a key head."""
+
+    batch: int
+    count: int
+    repeats: int
+
+
+class Scores(NamedTuple):
+    """From a product of query and key to a score in units of log 2, because exp2 is the cheapest exponential."""
+
+    unit: float
+    cap: float | None
+    """Scores are `cap · tanh(unit · product)`, or `unit · product` where it is None."""
+    scale: float
+    """The derivative of a natural score by the product, but for the cap's slope."""
+
+    @staticmethod
+    def of(softmax: Softmax) -> Scores:
+        if not softmax.softcap:
+            return Scores(softmax.scale * LOG2E, None, softmax.scale)
+        return Scores(softmax.scale / softmax.softcap, softmax.softcap * LOG2E, softmax.scale)
+
+
+class Dropout(NamedTuple):
+    """Which pairs are dropped: those whose hash is below the threshold."""
+
+    seed: Tensor
+    threshold: int
+    factor: float
+    """What the kept probabilities are multiplied with."""
+    offset: int
+    """Position of query 0."""
+    heads: int
+    """All query heads of a batch row."""
+    first: int
+    """The run's first query head among them."""
+
+    @staticmethod
+    def of(softmax: Softmax, offset: int, heads: int, first: int) -> Dropout | None:
+        if softmax.seed is None or not softmax.dropout:
+            return None
+        threshold = int(softmax.dropout * 2.0**32)
+        return Dropout(softmax.seed, threshold, 1.0 / (1.0 - softmax.dropout), offset, heads, first)

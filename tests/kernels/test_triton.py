@@ -1,0 +1,69 @@
+"""The Triton backend: right for every regular pattern, and clear about what it does not run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from gossamer.kernels import Problem
+from gossamer.kernels.triton import TRITON
+from gossamer.patterns import Causal, Dilated, Pattern, RandomBlocks, Window
+from gossamer.plan import plan
+from tests.kernels.triton_in_interpreter import CASES
+
+
+@pytest.fixture(scope="module")
+def failures() -> dict[str, str]:
+    if find_spec("triton") is None:
+        pytest.skip("needs Triton")
+    command = [sys.executable, "-m", "tests.kernels.triton_in_interpreter"]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "Warning" not in run.stderr, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernels_are_right(name: str, failures: dict[str, str]) -> None:
+    assert not failures[name], failures[name]
+
+
+WINDOW = Causal() & Window(512)
+
+
+def problem(pattern: Pattern = WINDOW, device: str = "cuda", **changed: object) -> Problem:
+    settings = {
+        "plan": plan(pattern, 4096, 4096, 8), "device": torch.device(device), "dtype": torch.bfloat16, "batch": 2,
+        "key_heads": 2, "width": 64, "value_width": 64, "softcap": 0.0, "dropout": 0.0, "has_sinks": False,
+    }  # fmt: skip
+    return Problem(**(settings | changed))
+
+
+def test_what_it_does_not_run_it_says() -> None:
+    assert TRITON.refuses(problem(dtype=torch.float64)) == (
+        "inputs are torch.float64; it computes float32, bfloat16 and float16"
+    )
+    assert TRITON.refuses(problem(value_width=264)) == "heads are 64 and 264 wide; it computes 256 at most"
+
+
+def test_terms_that_are_no_run_of_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.kernels.triton.backend._without_gpu", lambda device: None)
+    assert TRITON.refuses(problem()) is None
+    for pattern, term in ((RandomBlocks(64, 1, 0), "Blocks:"), (~Dilated(8, step=3), "Columns:")):
+        assert f"heads 0-7 have a term that is no run of keys ({term}" in TRITON.refuses(problem(pattern))
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    said = "tensors are on cpu; it needs a CUDA or ROCm GPU (or Triton's interpreter)"
+    assert TRITON.refuses(problem(device="cpu")) == said
+
+
+def test_without_triton_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.kernels.triton.backend.find_spec", lambda name: None)
+    assert TRITON.refuses(problem()) == "it needs Triton; pip install triton"

@@ -3,6 +3,9 @@
 # constraints.txt names the version of torch and not its build, so each machine gets the build of its own
 # package index: PyPI's CUDA build on Linux, a CPU build where the index offers one. To keep CUDA off a machine
 # without a GPU:  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
+#
+# A CUDA build brings the Triton that it was built with. A CPU build brings none, and gets the one that CI compiles
+# the GPU kernels with: that needs no GPU.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,6 +22,7 @@ setup: $(VENV)/.installed ## make .venv and install Gossamer with the versions t
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,peers]'
+	$(BIN)/python -m pip show --quiet triton 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[triton]'
 	touch $@
 
 demo: setup ## train a dense and a sparse GPT-2 on Python source, compare them, write runs/demo/report.html

@@ -46,7 +46,7 @@ PROMISED = {
         *("GPT2Config", "GPT2", "TransformerBlock", "CausalSelfAttention"),
     ),
     "by the library": (
-        *("attend", "Unsupported", "PerHead"),
+        *("attend", "explain", "Unsupported", "PerHead"),
         *("Causal", "Window", "Dilated", "Strided", "Sinks", "Tokens", "Blocks", "RandomBlocks", "Documents"),
     ),
 }
@@ -56,6 +56,7 @@ FUNCTION_LINES, JITTED_LINES = 60, 150
 PARAMETERS, POSITIONAL = 8, 6
 WIDE = {  # functions that may take more, and why
     "attention.attend": "softmax attention has that many independent settings, all of them keyword-only",
+    "attention.explain": "the same settings",
     "generation.generate": "the settings of sampling under the names that users of other libraries know",
 }
 UNPICKLERS = ("pickle", "cloudpickle", "dill", "joblib", "shelve")

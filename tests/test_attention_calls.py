@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 import threading
 from dataclasses import dataclass, replace
 
@@ -11,11 +13,13 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from gossamer import Unsupported, attend
+from gossamer import Unsupported, attend, explain
+from gossamer.kernels import BACKENDS
+from gossamer.ops import _choice
 from gossamer.patterns import Causal, Documents, Pattern, PerHead, RandomBlocks, Strided, Window
 from gossamer.patterns.base import KeySet
-from gossamer.patterns.parse import _parse
-from gossamer.plan import plan
+from gossamer.patterns.parse import _parse, checked_text
+from gossamer.plan import _plan, plan
 from tests.checks import Setting, check_equals_oracle, check_support, draw, ours
 from tests.patterns_list import HEADS, PATTERNS
 
@@ -37,6 +41,13 @@ REFUSED: list[tuple[dict, str]] = [
     ({"q": Q[..., :0], "k": K[..., :0]}, r"q has shape \(2, 4, 9, 0\); give a width of at least 1"),
     ({"sinks": torch.zeros(2)}, r"sinks has shape \(2,\) on cpu; give one logit for each of the 4 query heads"),
     ({"sinks": torch.zeros(4, device="meta")}, r"sinks has shape \(4,\) on meta; .* on cpu"),
+    ({"q": Q.numpy()}, r"q is a ndarray; give a torch\.Tensor"),
+    ({"v": None}, r"v is a NoneType; give a torch\.Tensor"),
+    ({"sinks": [0.0] * 4}, r"sinks is a list; give a torch\.Tensor"),
+    ({"lengths": [9, 12]}, r"lengths is a list; give a torch\.Tensor"),
+    ({"lengths": torch.ones(3, dtype=torch.int32)}, r"lengths is torch\.int32 of shape \(3,\) .* of the 2 sequences"),
+    ({"lengths": torch.ones(2)}, r"lengths is torch\.float32 of shape .* give an int32 or int64"),
+    ({"lengths": torch.ones(2, dtype=torch.int32, device="meta")}, r"lengths is .* on meta; .* on cpu"),
     ({"pattern": "Causal()"}, r"pattern is 'Causal\(\)'; give a gossamer pattern"),
     ({"pattern": None}, r"pattern is None; give a gossamer pattern"),
     ({"pattern": torch.ones(9, 12).bool()}, r"(?s)pattern is tensor.*; give a gossamer pattern"),
@@ -245,8 +256,8 @@ def test_changing_lengths_and_patterns() -> None:
 def test_eight_threads_on_cold_caches() -> None:
     problems = [draw(PATTERNS[name], Setting(heads=HEADS[name], dtype=torch.float32)) for name in PATTERNS]
     right = [ours(problem)[0] for problem in problems]
-    plan.cache_clear()
-    _parse.cache_clear()
+    for kept in (plan, _plan, _parse, _choice):
+        kept.cache_clear()
     start, wrong = threading.Barrier(8), []
 
     def work(number: int) -> None:
@@ -264,13 +275,50 @@ def test_eight_threads_on_cold_caches() -> None:
     assert not wrong
 
 
+def test_a_pattern_keeps_its_text_and_stays_the_value_it_is() -> None:
+    pattern = Causal() & Window(7)
+    attend(Q, K, K, pattern)
+    assert checked_text(pattern) is checked_text(pattern)
+    assert pattern == Causal() & Window(7) and hash(pattern) == hash(Causal() & Window(7))
+    assert copy.deepcopy(pattern) == pickle.loads(pickle.dumps(pattern)) == pattern
+    assert replace(pattern, right=Window(8)).spec == "Causal() & Window(size=8)"
+
+
+def test_explain_says_what_runs_and_why() -> None:
+    pattern = Causal() & (Window(3) | Strided(4))
+    explanation = explain(Q, K, K, pattern, softcap=3.0)
+    assert explanation.plan is plan(pattern, 9, 12, 4)
+    assert explanation.forward.backend.name == explanation.backward.backend.name == "tiled"
+    assert str(explanation).startswith(str(explanation.plan))
+    assert "forward runs on tiled\n  not dense: it is PyTorch's flash attention on CUDA" in str(explanation)
+    assert all(f"\n  not {backend.name}: " in str(explanation) for backend in BACKENDS[:-1])
+
+
+def test_explain_takes_meta_tensors_and_refusals() -> None:
+    x = torch.ones(1, 1, 2, 2, dtype=torch.int64, device="meta")
+    text = str(explain(x, x, x, Causal(), backend="tiled"))
+    assert "forward runs on none\n  not tiled: inputs are torch.int64" in text
+    with pytest.raises(ValueError, match="softcap is -1"):
+        explain(x, x, x, Causal(), softcap=-1.0)
+
+
+@pytest.mark.parametrize("change", [change for change, _ in REFUSED if not change.keys() & {"scale"}], ids=str)
+def test_explain_refuses_what_attend_refuses(change: dict) -> None:
+    with pytest.raises(ValueError) as right:
+        attend(**(CALL | change))
+    with pytest.raises(ValueError) as found:
+        explain(**(CALL | change))
+    assert str(found.value) == str(right.value)
+
+
 def test_debug_says_what_was_planned_and_which_kernel_ran(caplog: pytest.LogCaptureFixture) -> None:
     pattern = Causal() & (Window(3) | Strided(4) | RandomBlocks(2, 1, 0)) & Documents([5, 7])
     with caplog.at_level(logging.DEBUG, "gossamer"):
         attend(Q, K, K, pattern)
     text = "\n".join(caplog.messages)
     assert "planned 9 queries × 12 keys, 4 heads" in text and "Band: " in text
-    assert f"attend (2, 4, 9, 8) runs on tiled: {str(pattern)[:50]}" in text
+    assert f"attend (2, 4, 9, 8): {str(pattern)[:50]}" in text
+    assert "runs on tiled\n  not dense: it is PyTorch's" in text
 
 
 def test_without_debug_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gossamer import doctor
+from gossamer import doctor, kernels
 from gossamer.doctor import Finding, choice, examine, features
 from gossamer.kernels import BACKENDS, pick
 
@@ -41,12 +41,13 @@ def test_every_feature_gets_the_backend_that_attend_would_pick():
 
 def test_the_reasons_of_those_before_are_kept(monkeypatch):
     problem = features(CPU)["sliding window"]
-    monkeypatch.setattr(doctor, "BACKENDS", (Refusing(), *BACKENDS))
+    monkeypatch.setattr(kernels, "BACKENDS", (Refusing(), *BACKENDS))
+    found = choice("sliding window", problem)
+    assert found.answer == BACKENDS[-1].name and found.reason.startswith("picky: runs on sm_90 only; dense: ")
+    monkeypatch.setattr(kernels, "BACKENDS", (Refusing(),))
     assert choice("sliding window", problem) == Finding(
-        "backends", "sliding window", BACKENDS[-1].name, "picky: runs on sm_90 only"
+        "backends", "sliding window", "none", "picky: runs on sm_90 only"
     )
-    monkeypatch.setattr(doctor, "BACKENDS", (Refusing(),))
-    assert choice("sliding window", problem).answer == "none"
 
 
 def test_each_feature_is_a_problem_of_its_own():

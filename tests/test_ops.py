@@ -30,10 +30,13 @@ def tensors(length: int = 20, keys: int | None = None, groups: int = 2, dtype: t
     return [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
 
 
-def arguments(q: Tensor, k: Tensor, v: Tensor, sinks: bool = False, seed: bool = False, pattern: Pattern = PATTERN):
+def arguments(
+    q: Tensor, k: Tensor, v: Tensor, sinks: bool = False, seed: bool = False, pattern: Pattern = PATTERN,
+    lengths: Tensor | None = None,
+):  # fmt: skip
     logits = torch.randn(4, dtype=q.dtype, requires_grad=True) if sinks else None
     drawn, dropout = (torch.tensor([5]), 0.3) if seed else (None, 0.0)
-    return q, k, v, logits, drawn, pattern.spec, 0.25, 2.0 if sinks else 0.0, dropout, None
+    return q, k, v, logits, drawn, lengths, pattern.spec, 0.25, 2.0 if sinks else 0.0, dropout, None
 
 
 CASES = {
@@ -43,6 +46,7 @@ CASES = {
     "float64, grouped, uneven": lambda: arguments(*tensors(9, keys=30, groups=1, dtype=torch.float64)),
     "transposed": lambda: arguments(*(x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in tensors())),
     "a head group each": lambda: arguments(*tensors(), pattern=presets.local_global(3, 1, 4, 3)),
+    "lengths": lambda: arguments(*tensors(3, keys=30), lengths=torch.tensor([30, 2])),
     "nothing": lambda: arguments(*tensors(), pattern=Causal() & ~Causal()),
 }
 
@@ -54,10 +58,10 @@ def test_the_operator_keeps_torch_s_rules(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_backward_operator_keeps_torch_s_rules(case: str) -> None:
-    q, k, v, sinks, seed, *settings = (x.detach() if isinstance(x, Tensor) else x for x in CASES[case]())
-    out, lse = torch.ops.gossamer.attend(q, k, v, sinks, seed, *settings)
+    q, k, v, sinks, *settings = (x.detach() if isinstance(x, Tensor) else x for x in CASES[case]())
+    out, lse = torch.ops.gossamer.attend(q, k, v, sinks, *settings)
     for grad_lse in (None, torch.randn_like(lse)):
-        given = torch.randn_like(out), grad_lse, q, k, v, out, lse, sinks, seed, *settings
+        given = torch.randn_like(out), grad_lse, q, k, v, out, lse, sinks, *settings
         torch.library.opcheck(torch.ops.gossamer.attend_backward, given)
 
 
@@ -78,7 +82,13 @@ def from_text(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern = parse("Causal(
     return attend(q, k, v, pattern)
 
 
-@pytest.mark.parametrize("function", [inside, outside, both_outputs, from_text], ids=lambda f: f.__name__)
+def with_lengths(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v, PATTERN, lengths=torch.tensor([20, 7]))
+
+
+@pytest.mark.parametrize(
+    "function", [inside, outside, both_outputs, from_text, with_lengths], ids=lambda function: function.__name__
+)
 def test_compiled_whole_it_is_the_same(function: Callable[..., Tensor]) -> None:
     q, k, v = tensors()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -206,3 +216,19 @@ def test_meta_tensors_give_shapes() -> None:
         q, k, v = torch.empty(2, 4, 9, 8), torch.empty(2, 2, 12, 8), torch.empty(2, 2, 12, 6)
         out, lse = attend(q, k, v, PATTERN, return_lse=True)
     assert out.shape == (2, 4, 9, 6) and lse.shape == (2, 4, 9) and out.device.type == "meta"
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["heads outside", "heads inside"])
+def test_results_lie_in_memory_as_the_fakes_promise(inside: bool) -> None:
+    def heads(width: int, device: str) -> torch.Tensor:
+        x = torch.randn(2, 5, 3, width, device=device).transpose(1, 2)
+        return (x if inside else x.contiguous()).requires_grad_()
+
+    strides = []
+    for device in ("cpu", "meta"):
+        inputs = [heads(width, device) for width in (8, 8, 4)]
+        out = attend(*inputs, Causal())
+        results = (out, *torch.autograd.grad(out.sum(), inputs))
+        strides.append([x.stride() for x in results])
+    assert strides[0] == strides[1]
+    assert all((x.transpose(1, 2) if inside else x).is_contiguous() for x in results)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from unittest import mock
 
 import numpy as np
@@ -15,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import gossamer.attention
 import gossamer.ops
 import gossamer.plan
 from gossamer.kernels.tiled import backend, backward, forward, scores, walk
@@ -55,8 +55,13 @@ Check = Callable[[], None]
 def cold_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing that a fault made outlives it."""
     yield
-    plan.cache_clear()
-    _parse.cache_clear()
+    forget()
+
+
+def forget() -> None:
+    """Empties what plans and choices are kept in."""
+    for kept in (plan, gossamer.plan._plan, gossamer.plan.resized, _parse, gossamer.ops._choice):
+        kept.cache_clear()
 
 
 def on(check: Callable, name: str, *arguments: object, **options: object) -> Check:
@@ -143,7 +148,7 @@ def _stale_plans(patch: pytest.MonkeyPatch) -> None:
 
 def _stale_classes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gossamer.ops, "parse", lambda text: _parse(text, 0))
-    patch.setattr(gossamer.attention, "parse", lambda text: mock.ANY)
+    patch.setattr(import_module("gossamer.patterns.parse"), "parse", lambda text: mock.ANY)
 
 
 def _a_new_seed_each_time(sound: Callable, *given: object) -> scores.Dropout | None:
@@ -294,8 +299,7 @@ FAULTS: dict[str, tuple[Plant, Check]] = {
 def test_the_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, check = FAULTS[name]
     check()
-    plan.cache_clear()
-    _parse.cache_clear()
+    forget()
     plant(monkeypatch)
     with pytest.raises(AssertionError):
         check()

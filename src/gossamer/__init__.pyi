@@ -1,4 +1,5 @@
 from .attention import attend as attend
+from .attention import explain as explain
 from .config import GPT2Config as GPT2Config
 from .config import SparseAttentionConfig as SparseAttentionConfig
 from .config import compute_dynamic_window_size as compute_dynamic_window_size

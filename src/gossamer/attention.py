@@ -1,31 +1,33 @@
-"""`attend`: softmax attention over the pairs that a pattern allows. What most people call."""
+"""`attend`: softmax attention over the pairs that a pattern allows. What most people call. `explain` says how."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Literal, overload
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from . import ops  # noqa: F401  (registers the operators)
+from .kernels import Choice, choose
+from .ops import problem_of
 from .patterns.base import Pattern
-from .patterns.parse import parse
-from .plan import shortened
+from .patterns.parse import checked_text
+from .plan import Plan
 
 
 @overload
 def attend(
     q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *,
     scale: float | None = ..., dropout: float = ..., sinks: Tensor | None = ..., softcap: float | None = ...,
-    return_lse: Literal[False] = ..., backend: str | None = ...,
+    lengths: Tensor | None = ..., return_lse: Literal[False] = ..., backend: str | None = ...,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def attend(
     q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *,
     scale: float | None = ..., dropout: float = ..., sinks: Tensor | None = ..., softcap: float | None = ...,
-    return_lse: Literal[True], backend: str | None = ...,
+    lengths: Tensor | None = ..., return_lse: Literal[True], backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def attend(
     q: Float[Tensor, "B H Q D"],
@@ -37,6 +39,7 @@ def attend(
     dropout: float = 0.0,
     sinks: Float[Tensor, " H"] | None = None,
     softcap: float | None = None,
+    lengths: Int[Tensor, " B"] | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Float[Tensor, "B H Q Dv"] | tuple[Float[Tensor, "B H Q Dv"], Float[Tensor, "B H Q"]]:
@@ -51,6 +54,10 @@ def attend(
         dropout: Probability that a pair is dropped, the others scaled up; drawn from torch's generator at each call.
         sinks: One logit a head that joins the softmax's denominator only; receives gradients.
         softcap: Scores become `softcap · tanh(score / softcap)`.
+        lengths: How many keys each sequence has, int32 or int64 on the device of q: keys at or beyond `lengths[b]`
+            do not exist, and the last query stands at the last key before it. So k and v can be a cache of fixed
+            capacity that fills up under one CUDA graph: the values are read on the device alone, and nobody checks
+            that they are at most K. Where a length is below Q, the leading queries see nothing.
         return_lse: Also return the natural log-sum-exp of the scores (sinks included), float32, or float64 for
             float64; it carries gradients.
         backend: Name of the backend to use; by default the first that accepts the problem.
@@ -59,15 +66,73 @@ def attend(
         ValueError: Shapes, dtypes, devices or settings that do not fit; the message names the argument and the fix.
         Unsupported: No backend accepts the problem; the message gives each one's reason.
     """
+    _check_kinds(q, k, v, sinks, lengths)
     q, k, v = _autocast(q, k, v)
-    _check_tensors(q, k, v, sinks)
+    _check_tensors(q, k, v, sinks, lengths)
     _check_settings(pattern, scale, dropout, softcap)
+    text = pattern.spec if torch.compiler.is_compiling() else checked_text(pattern)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     seed = torch.randint(2**62, (1,), device=q.device) if dropout > 0 else None
-    out, lse = torch.ops.gossamer.attend(
-        q, k, v, sinks, seed, pattern.spec, scale, float(softcap or 0.0), float(dropout), backend
+    out, lse = torch.ops.gossamer.attend.default(
+        q, k, v, sinks, seed, lengths, text, scale, float(softcap or 0.0), float(dropout), backend
     )
     return (out, lse) if return_lse else out
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What runs for a call of `attend`, and why; `print` it."""
+
+    plan: Plan
+    forward: Choice
+    backward: Choice
+    """Where no gradient comes back to the log-sum-exp."""
+
+    def __str__(self) -> str:
+        return f"{self.plan}\nforward runs on {self.forward}\nbackward runs on {self.backward}"
+
+
+def explain(
+    q: Float[Tensor, "B H Q D"],
+    k: Float[Tensor, "B G K D"],
+    v: Float[Tensor, "B G K Dv"],
+    pattern: Pattern,
+    *,
+    dropout: float = 0.0,
+    sinks: Float[Tensor, " H"] | None = None,
+    softcap: float | None = None,
+    lengths: Int[Tensor, " B"] | None = None,
+    backend: str | None = None,
+) -> Explanation:
+    """The plan of a call of `attend`, the backend that it runs on, and why each one before refuses.
+
+    Nothing is computed: tensors on the device count by shape and dtype alone. The arguments are those of `attend`.
+
+    >>> q = k = v = torch.zeros(1, 2, 64, 16)
+    >>> print(explain(q, k, v, Causal() & Window(8)))  # doctest: +ELLIPSIS
+    64 queries × 64 keys, 2 heads: 968 visible pairs, 11.816% of all
+      heads 0-1: Causal() & Window(size=8)
+        Band: from 7 before to itself
+    forward runs on tiled
+      not dense: it is PyTorch's flash attention on CUDA; the inputs are on cpu
+    ...
+
+    Raises:
+        ValueError: As `attend` does; a call that every backend refuses is explained, not refused.
+    """
+    _check_kinds(q, k, v, sinks, lengths)
+    q, k, v = _autocast(q, k, v)
+    _check_tensors(q, k, v, sinks, lengths)
+    _check_settings(pattern, None, dropout, softcap)
+    text = checked_text(pattern)
+    problem = problem_of(q, k, v, sinks, lengths, text, softcap=float(softcap or 0.0), dropout=dropout)
+    return Explanation(problem.plan, choose(problem, backend), choose(replace(problem, backward=True), backend))
+
+
+def _check_kinds(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v), ("sinks", sinks), ("lengths", lengths)):
+        if not isinstance(x, Tensor) and (x is not None or name in ("q", "k", "v")):
+            raise ValueError(f"{name} is a {type(x).__name__}; give a torch.Tensor")
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -79,7 +144,7 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> None:
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; give [batch, heads, length, width]")
@@ -88,30 +153,36 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Non
                 f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}; "
                 f"convert with {name}.to(q.device, q.dtype)"
             )
-    if k.shape[0] != q.shape[0] or v.shape[:3] != k.shape[:3] or k.shape[3] != q.shape[3]:
+    (batch, heads, _, width), (k_batch, key_heads, keys, k_width), (*v_axes, _) = q.shape, k.shape, v.shape
+    if k_batch != batch or v_axes != [k_batch, key_heads, keys] or k_width != width:
         raise ValueError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit: all share the batch, "
             f"q and k the width, k and v the heads and the length"
         )
-    if q.shape[3] == 0:
+    if width == 0:
         raise ValueError(f"q has shape {tuple(q.shape)}; give a width of at least 1")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1] or q.shape[1] == 0:
-        raise ValueError(f"q has {q.shape[1]} heads and k has {k.shape[1]}; the key heads must divide the query heads")
+    if key_heads == 0 or heads % key_heads or heads == 0:
+        raise ValueError(f"q has {heads} heads and k has {key_heads}; the key heads must divide the query heads")
     if sinks is not None and (sinks.shape != q.shape[1:2] or sinks.device != q.device):
         raise ValueError(
-            f"sinks has shape {tuple(sinks.shape)} on {sinks.device}; give one logit for each of the {q.shape[1]} "
+            f"sinks has shape {tuple(sinks.shape)} on {sinks.device}; give one logit for each of the {heads} "
             f"query heads, on {q.device}"
+        )
+    if lengths is not None:
+        _check_lengths(lengths, q)
+
+
+def _check_lengths(lengths: Tensor, q: Tensor) -> None:
+    if lengths.shape != q.shape[:1] or lengths.device != q.device or lengths.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"lengths is {lengths.dtype} of shape {tuple(lengths.shape)} on {lengths.device}; give an int32 or int64 "
+            f"for each of the {q.shape[0]} sequences, on {q.device}"
         )
 
 
 def _check_settings(pattern: Pattern, scale: float | None, dropout: float, softcap: float | None) -> None:
     if not isinstance(pattern, Pattern):
         raise ValueError(f"pattern is {pattern!r}; give a gossamer pattern such as Causal() & Window(128)")
-    if not torch.compiler.is_compiling() and parse(pattern.spec) != pattern:
-        raise ValueError(
-            f"pattern {shortened(pattern)} does not read back from its text as itself; "
-            f"make its class a frozen dataclass whose name no other pattern has"
-        )
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale is {scale}; give a finite number, or None for 1/sqrt(width)")
     if not 0.0 <= dropout < 1.0:

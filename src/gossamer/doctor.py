@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from .config import SparseAttentionConfig
-from .kernels import BACKENDS, Problem
+from .kernels import Problem, choose
 from .machine import Machine, installed, this_machine
 from .patterns import Causal, Dilated, Documents, Pattern, RandomBlocks, Sinks, Strided, Window
 from .plan import plan
 
 LENGTH, HEADS, WIDTH = 1024, 12, 64
+LOCAL = Causal() & Window(256)
 OPTIONAL = {
     "transformers": "Hugging Face models and checkpoints",
     "local-attention": "a peer in `gossamer bench`: pip install 'gossamer[peers]'",
@@ -72,19 +73,15 @@ def _backends(device: torch.device) -> Iterator[Finding]:
 
 def choice(feature: str, problem: Problem) -> Finding:
     """The backend that will run `problem`, with the reason of each one that stands before it and refuses."""
-    refusals = []
-    for backend in BACKENDS:
-        refusal = backend.refuses(problem)
-        if refusal is None:
-            return Finding("backends", feature, backend.name, "; ".join(refusals) or "first choice")
-        refusals.append(f"{backend.name}: {refusal}")
-    return Finding("backends", feature, "none", "; ".join(refusals))
+    chosen = choose(problem)
+    reason = "; ".join(f"{name}: {refusal}" for name, refusal in chosen.refusals.items())
+    return Finding("backends", feature, chosen.backend.name if chosen.backend else "none", reason or "first choice")
 
 
 def features(device: torch.device) -> dict[str, Problem]:
     """A typical problem for each feature: every kind of pattern, and every option of `attend`, in turn."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    window = _problem(Causal() & Window(256), device, dtype)
+    window = _problem(LOCAL, device, dtype)
     patterns = {name: _problem(pattern, device, dtype) for name, pattern in _patterns().items()}
     options = {
         "grouped-query heads": dataclasses.replace(window, key_heads=HEADS // 4),
@@ -92,6 +89,7 @@ def features(device: torch.device) -> dict[str, Problem]:
         "dropout": dataclasses.replace(window, dropout=0.1),
         "soft cap": dataclasses.replace(window, softcap=50.0),
         "learnable sinks": dataclasses.replace(window, has_sinks=True),
+        "one new query against a cache": dataclasses.replace(window, plan=plan(LOCAL, 1, LENGTH, HEADS), lengths=True),
     }
     dtypes = {
         f"{str(other).removeprefix('torch.')}": dataclasses.replace(window, dtype=other)
@@ -102,7 +100,7 @@ def features(device: torch.device) -> dict[str, Problem]:
 
 def _patterns() -> dict[str, Pattern]:
     return {
-        "sliding window": Causal() & Window(256),
+        "sliding window": LOCAL,
         "the design document's pattern": SparseAttentionConfig().for_heads(HEADS).pattern(LENGTH),
         "dense causal": Causal(),
         "dilated window": Causal() & Dilated(64, 4),

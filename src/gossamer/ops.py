@@ -1,86 +1,147 @@
 """The one boundary to the kernels: `torch.library` operators with shapes, autograd and operation counts.
 
 A pattern crosses it as its text, so that a compiled or exported graph needs no Python object to run again.
+Whatever runs here runs before each kernel, so all that can be remembered from call to call is.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .kernels import Backend, Problem, Saved, Softmax, pick
+from .kernels import Backend, Problem, Saved, Softmax, choose
+from .kernels.layout import beside, empty_beside
+from .patterns.base import Pattern
 from .patterns.parse import parse
 from .plan import Plan, plan, shortened
 
 logger = logging.getLogger(__name__)
 
+NO_CHANGE = nullcontext()
+
+LIBRARY = torch.library.Library("gossamer", "FRAGMENT")
+
 torch.library.define(
     "gossamer::attend",
-    "(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? seed, str pattern, float scale, float softcap, "
-    "float dropout, str? backend) -> (Tensor, Tensor)",
+    "(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? seed, Tensor? lengths, str pattern, float scale, "
+    "float softcap, float dropout, str? backend) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "gossamer::attend_backward",
     "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? sinks, "
-    "Tensor? seed, str pattern, float scale, float softcap, float dropout, str? backend) "
+    "Tensor? seed, Tensor? lengths, str pattern, float scale, float softcap, float dropout, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @torch.library.impl("gossamer::attend", "default")
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
     pattern: str, scale: float, softcap: float, dropout: float, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    softmax = Softmax(scale, softcap, dropout, seed)
-    made, chosen = _plan_and_backend(q, k, v, sinks, pattern, softmax, backend)
-    if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("attend %s runs on %s: %s", tuple(q.shape), chosen.name, shortened(parse(pattern)))
-    with torch.autocast(q.device.type, enabled=False):  # the kernel's own float32 stays float32
-        return chosen.forward(q, k, v, sinks, made, softmax)
+    made, chosen = _choice(_Call.of(q, k, v, sinks, lengths, pattern, softcap, dropout), backend)
+    softmax = Softmax(scale, softcap, dropout, seed, lengths)
+    with _own_dtypes(q.device.type):
+        out, lse = chosen.forward(q, k, v, sinks, made, softmax)
+    return beside(out, q), lse
 
 
 @torch.library.impl("gossamer::attend_backward", "default")
 def _attend_backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    sinks: Tensor | None, seed: Tensor | None,
+    sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
     pattern: str, scale: float, softcap: float, dropout: float, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    softmax = Softmax(scale, softcap, dropout, seed)
-    made, chosen = _plan_and_backend(q, k, v, sinks, pattern, softmax, backend)
-    saved = Saved(q, k, v, out, lse, sinks)
-    with torch.autocast(q.device.type, enabled=False):
+    call = _Call.of(q, k, v, sinks, lengths, pattern, softcap, dropout)
+    made, chosen = _choice(call._replace(backward=True, lse_gradient=grad_lse is not None), backend)
+    saved, softmax = Saved(q, k, v, out, lse, sinks), Softmax(scale, softcap, dropout, seed, lengths)
+    with _own_dtypes(q.device.type):
         dq, dk, dv, dsinks = chosen.backward(saved, grad_out, grad_lse, made, softmax)
-    return dq, dk, dv, q.new_empty(0) if dsinks is None else dsinks
+    return beside(dq, q), beside(dk, k), beside(dv, v), q.new_empty(0) if dsinks is None else dsinks
 
 
-def _plan_and_backend(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, pattern: str, softmax: Softmax, backend: str | None
-) -> tuple[Plan, Backend]:
-    made = plan(parse(pattern), q.shape[2], k.shape[2], q.shape[1])
-    problem = Problem(
-        plan=made,
-        device=q.device,
-        dtype=q.dtype,
-        batch=q.shape[0],
-        key_heads=k.shape[1],
-        width=q.shape[3],
-        value_width=v.shape[3],
-        softcap=softmax.softcap,
-        dropout=softmax.dropout,
-        has_sinks=sinks is not None,
-    )
-    return made, pick(problem, backend)
+def _own_dtypes(device: str) -> AbstractContextManager[object]:
+    """No autocast in here: what a kernel computes in float32 stays so."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else NO_CHANGE
+
+
+class _Call(NamedTuple):
+    """What of a call decides how it runs; a tuple, because one is made and hashed at every call."""
+
+    pattern: str
+    definitions: int
+    q: torch.Size
+    k: torch.Size
+    v: torch.Size
+    device: torch.device
+    dtype: torch.dtype
+    softcap: float
+    dropout: float
+    has_sinks: bool
+    lengths: bool
+    backward: bool = False
+    lse_gradient: bool = False
+
+    @classmethod
+    def of(
+        cls, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None,
+        pattern: str, softcap: float, dropout: float,
+    ) -> _Call:  # fmt: skip
+        return cls(
+            pattern, Pattern.definitions, q.shape, k.shape, v.shape, q.device, q.dtype,
+            softcap, dropout, sinks is not None, lengths is not None,
+        )  # fmt: skip
+
+    @property
+    def problem(self) -> Problem:
+        """The same for a backend to judge."""
+        _, heads, queries, width = self.q
+        return Problem(
+            plan=plan(parse(self.pattern), queries, self.k[2], heads),
+            device=self.device,
+            dtype=self.dtype,
+            batch=self.q[0],
+            key_heads=self.k[1],
+            width=width,
+            value_width=self.v[3],
+            softcap=self.softcap,
+            dropout=self.dropout,
+            has_sinks=self.has_sinks,
+            lengths=self.lengths,
+            backward=self.backward,
+            lse_gradient=self.lse_gradient,
+        )
+
+
+def problem_of(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None, pattern: str,
+    *, softcap: float, dropout: float,
+) -> Problem:  # fmt: skip
+    """What a call of `attend` asks of a backend, forward."""
+    return _Call.of(q, k, v, sinks, lengths, pattern, softcap, dropout).problem
+
+
+@lru_cache(maxsize=256)
+def _choice(call: _Call, name: str | None) -> tuple[Plan, Backend]:
+    """The plan of a call and the backend that runs it, kept for the last 256 kinds of call."""
+    problem = call.problem
+    choice = choose(problem, name)
+    if logger.isEnabledFor(logging.DEBUG):
+        what = "attend_backward" if call.backward else "attend"
+        logger.debug("%s %s: %s\nruns on %s", what, tuple(call.q), shortened(parse(call.pattern)), choice)
+    return problem.plan, choice.taken()
 
 
 @torch.library.register_fake("gossamer::attend")
 def _attend_shapes(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     lse_dtype = torch.promote_types(q.dtype, torch.float32)
-    return q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=lse_dtype)
+    return empty_beside(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=lse_dtype)
 
 
 @torch.library.register_fake("gossamer::attend_backward")
@@ -89,42 +150,63 @@ def _attend_backward_shapes(
     out: Tensor, lse: Tensor, sinks: Tensor | None, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dsinks = q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dsinks
+    dq, dk, dv = (empty_beside(x, x.shape[-1]) for x in (q, k, v))
+    return dq, dk, dv, dsinks
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, sinks, seed, *ctx.settings = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, *output, sinks, seed)
+class _Attend(torch.autograd.Function):
+    """The forward operator below autograd, with the backward operator as its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        out, lse = _below_autograd(*inputs)
+        q, k, v, sinks, seed, lengths, *ctx.settings = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, out, lse, sinks, seed, lengths)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_out, grad_lse = gradients
+        q, k, v, out, lse, sinks, seed, lengths = ctx.saved_tensors
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        dq, dk, dv, dsinks = torch.ops.gossamer.attend_backward(
+            grad_out, grad_lse, q, k, v, out, lse, sinks, seed, lengths, *ctx.settings
+        )
+        return dq, dk, dv, None if sinks is None else dsinks, None, None, *(None for _ in ctx.settings)
 
 
-def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, sinks, seed = ctx.saved_tensors
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    dq, dk, dv, dsinks = torch.ops.gossamer.attend_backward(
-        grad_out, grad_lse, q, k, v, out, lse, sinks, seed, *ctx.settings
-    )
-    return dq, dk, dv, None if sinks is None else dsinks, None, *(None for _ in ctx.settings)
+# `torch.library.register_autograd` does the same, but reads the schema again at every call: 30 microseconds.
+@torch.library.impl(LIBRARY, "attend", "Autograd")
+def _attend_above_autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
+    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:4])
+    return _Attend.apply(*inputs) if wanted else _below_autograd(*inputs)
+
+
+def _below_autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.gossamer.attend.default(*inputs)
 
 
 def _refuse_second_gradients(ctx: Any, *_: Tensor | None) -> None:
     raise RuntimeError("attend has no gradients of gradients; leave create_graph out, or use gossamer.reference")
 
 
-torch.library.register_autograd("gossamer::attend", _gradients, setup_context=_save)
 torch.library.register_autograd("gossamer::attend_backward", _refuse_second_gradients)
 
 
 def _pairs(q: torch.Size, k: torch.Size, pattern: str) -> int:
-    """Visible pairs of the whole batch."""
+    """Visible pairs of the whole batch, at full lengths: those of `lengths` are known to the device alone."""
     return q[0] * plan(parse(pattern), q[2], k[2], q[1]).pairs
 
 
 @register_flop_formula(torch.ops.gossamer.attend)
-def _attend_operations(q, k, v, sinks, seed, pattern, *_, out_shape=None, **__) -> int:
+def _attend_operations(q, k, v, sinks, seed, lengths, pattern, *_, out_shape=None, **__) -> int:
     return 2 * _pairs(q, k, pattern) * (q[3] + v[3])  # scores, output
 
 
 @register_flop_formula(torch.ops.gossamer.attend_backward)
-def _attend_backward_operations(dout, dlse, q, k, v, out, lse, sinks, seed, pattern, *_, out_shape=None, **__) -> int:
+def _attend_backward_operations(
+    grad_out, grad_lse, q, k, v, out, lse, sinks, seed, lengths, pattern, *_, out_shape=None, **__
+) -> int:
     return 2 * _pairs(q, k, pattern) * (3 * q[3] + 2 * v[3])  # scores again, dq, dk; dv and the probabilities' own

@@ -142,14 +142,23 @@ def plan(pattern: Pattern, queries: int, keys: int, heads: int) -> Plan:
     """
     if queries < 0 or keys < 0 or heads < 1:
         raise ValueError(f"queries={queries}, keys={keys}, heads={heads}: lengths are at least 0 and heads at least 1")
-    extent = Extent.aligned(queries, keys)
-    groups = tuple(
-        HeadGroup(first, last, group, tuple(_terms(group, extent))) for first, last, group in pattern.groups(heads)
-    )
-    made = Plan(queries, keys, heads, groups)
+    made = _plan(tuple(pattern.groups(heads)), queries, keys, heads)
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("planned %s", made)
     return made
+
+
+@lru_cache(maxsize=256)
+def resized(made: Plan, queries: int, keys: int) -> Plan:
+    """The plan of the same patterns at other lengths: one object, whichever lengths `made` has."""
+    return _plan(tuple((group.first, group.last, group.pattern) for group in made.groups), queries, keys, made.heads)
+
+
+@lru_cache(maxsize=256)
+def _plan(groups: tuple[tuple[int, int, Pattern], ...], queries: int, keys: int, heads: int) -> Plan:
+    extent = Extent.aligned(queries, keys)
+    planned = (HeadGroup(first, last, pattern, tuple(_terms(pattern, extent))) for first, last, pattern in groups)
+    return Plan(queries, keys, heads, tuple(planned))
 
 
 def shortened(pattern: Pattern) -> str:

@@ -50,3 +50,17 @@ def test_half_precision_trains_under_autocast(setting):
     half = Setting(replace(setting.config, precision="bf16"))
     for contender in model_case.model_case(half).contenders:
         contender.prepare(64)()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_sparse_model_is_as_exact_as_its_dense_formula(setting, precision):
+    some = Setting(replace(setting.config, precision=precision))
+    sparse = SparseAttentionConfig(window_size=16).for_heads(3)
+    assert model_case.precision_fault(some, sparse, 64) is None
+
+
+def test_a_sparse_model_that_is_less_exact_is_named(setting, monkeypatch):
+    attend = model_case.SparseAttention.mix
+    monkeypatch.setattr(model_case.SparseAttention, "mix", lambda *args: 1.01 * attend(*args))
+    found = model_case.precision_fault(setting, SparseAttentionConfig(window_size=16).for_heads(3), 64)
+    assert "of the sparse model is" in found

@@ -34,7 +34,8 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, t
 
 
 def setting(name: str, **changes: object) -> Setting:
-    return Setting(heads=HEADS[name], device="cuda", **changes)
+    """On the backend that takes everything: a kernel would be compiled for each of these. test_kernels.py has those."""
+    return Setting(heads=HEADS[name], device="cuda", backend="tiled", **changes)
 
 
 @every_pattern
@@ -64,7 +65,8 @@ def test_it_is_the_oracle_in_float64(name: str) -> None:
 @every_dtype
 def test_any_width(width: int, dtype: torch.dtype) -> None:
     pattern = Causal() & (Window(100) | Strided(16))
-    check_error(draw(pattern, Setting(device="cuda", dtype=dtype, width=width, queries=300, key_heads=1, batch=2)))
+    sizes = {"width": width, "queries": 300, "key_heads": 1, "batch": 2}
+    check_error(draw(pattern, Setting(device="cuda", backend="tiled", dtype=dtype, **sizes)))
 
 
 @every_causal_pattern

@@ -23,7 +23,8 @@ pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gossamer.kernels.hopper import backend, descriptors, group
-from gossamer.kernels.hopper.passes import Diagonal, passes
+from gossamer.kernels.hopper.operands import Diagonal
+from gossamer.kernels.hopper.passes import passes
 
 REGULAR = {name: p for name, p in PATTERNS.items() if without_span(plan(p, 136, 136, HEADS[name])) is None}
 JOINT = Causal() & (Window(20) | Sinks(3) | Tokens([40, 60]))
@@ -65,9 +66,9 @@ class Dense:
         self.ran.append(f"sweep {len(segments)}")
         self._forward(q, *self._stack(segments), out, lse, sinks, scale)
 
-    def stream(self, q, k, v, out, lse, sinks, *, shift: int, width: int, scale: float) -> None:
+    def stream(self, inputs, out, lse, sinks, *, diagonal: Diagonal, scale: float) -> None:
         self.ran.append("stream")
-        self._forward(q, k, v, self._band(q, k, shift, width), out, lse, sinks, scale)
+        self._forward(*inputs, self._band(*inputs[:2], *diagonal), out, lse, sinks, scale)
 
     def _band(self, q: Tensor, k: Tensor, shift: int, width: int) -> Tensor:
         distance = torch.arange(q.shape[2])[:, None] + shift - torch.arange(k.shape[2])
@@ -81,23 +82,24 @@ class Dense:
         out.copy_(softmax_of(scores, mask, found) @ repeated(v, q))
         lse.copy_(found)
 
-    def sweep_queries(self, q, segments, out, lse, grad_out, grad_lse, dq, aux, *, scale: float) -> None:
-        self._queries(q, *self._stack(segments), out, lse, grad_out, grad_lse, dq, aux, scale)
+    def sweep_queries(self, q, segments, results, dq, aux, *, scale: float) -> None:
+        self._queries(q, *self._stack(segments), results, dq, aux, scale)
 
-    def stream_queries(self, q, k, v, out, lse, dout, dlse, dq, aux, *, shift, width, scale: float) -> None:
-        self._queries(q, k, v, self._band(q, k, shift, width), out, lse, dout, dlse, dq, aux, scale)
+    def stream_queries(self, inputs, results, dq, aux, *, diagonal: Diagonal, scale: float) -> None:
+        self._queries(*inputs, self._band(*inputs[:2], *diagonal), results, dq, aux, scale)
 
-    def _queries(self, q, k, v, mask, out, lse, dout, dlse, dq, aux, scale) -> None:
-        delta = (dout.double() * out.double()).sum(-1) - (0 if dlse is None else dlse.double())
-        self.aux[aux.data_ptr()] = lse, delta
-        dscores, _ = self._dscores(q, k, v, mask, dout, aux, scale)
+    def _queries(self, q, k, v, mask, results, dq, aux, scale) -> None:
+        delta = (results.grad_out.double() * results.out.double()).sum(-1)
+        delta = delta if results.grad_lse is None else delta - results.grad_lse.double()
+        self.aux[aux.data_ptr()] = results.lse, delta
+        dscores, _ = self._dscores(q, k, v, mask, results.grad_out, aux, scale)
         dq.copy_(dscores @ repeated(k, q))
 
-    def sweep_keys(self, q, k, v, first, last, dout, aux, dk, dv, *, scale: float) -> None:
-        self._keys(q, k, v, columns(first, last, q.shape[2]).mT, dout, aux, dk, dv, scale)
+    def sweep_keys(self, q, keys, dout, aux, dk, dv, *, scale: float) -> None:
+        self._keys(q, keys.k, keys.v, columns(keys.first, keys.last, q.shape[2]).mT, dout, aux, dk, dv, scale)
 
-    def stream_keys(self, q, k, v, dout, aux, dk, dv, *, shift, width, scale: float) -> None:
-        self._keys(q, k, v, self._band(q, k, shift, width), dout, aux, dk, dv, scale)
+    def stream_keys(self, inputs, dout, aux, dk, dv, *, diagonal: Diagonal, scale: float) -> None:
+        self._keys(*inputs, self._band(*inputs[:2], *diagonal), dout, aux, dk, dv, scale)
 
     def _keys(self, q, k, v, mask, dout, aux, dk, dv, scale) -> None:
         dscores, p = self._dscores(q, k, v, mask, dout, aux, scale)

@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gossamer.kernels import Saved, Softmax
-from gossamer.kernels.tiled import TILED, backend
 from gossamer.kernels.head_runs import head_runs
+from gossamer.kernels.tiled import TILED, backend
 from gossamer.kernels.tiled.walk import TileSize
 from gossamer.patterns import (
     Blocks,

@@ -214,6 +214,16 @@ def test_it_compiles_in_one_graph(config):
         torch.testing.assert_close(found[f"_orig_mod.{name}"], gradient)
 
 
+@both
+def test_one_compiled_model_takes_several_lengths(config):
+    torch.compiler.reset()  # a process compiles one function a limited number of times
+    model = GPT2(config)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for length in (40, 24, 33):  # from the second on, lengths are symbols
+        tokens = text(length=length)
+        torch.testing.assert_close(compiled(tokens, tokens).loss, model(tokens, tokens).loss)
+
+
 @pytest.mark.parametrize(
     ("tokens", "targets", "message"),
     [

@@ -1,31 +1,115 @@
-"""A whole model: the training step of a small GPT-2, dense and sparse."""
+"""A whole model: the training step of a GPT-2, dense and sparse."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from ..config import GPT2Config, SparseAttentionConfig
 from ..models.gpt2 import GPT2
-from .case import Case, Contender, Step
+from ..nn.sparse import SparseAttention
+from ..training.config import OptimizerConfig
+from ..training.optimizer import adamw
+from .case import Case, Contender
 from .setting import Setting
 
 TRIAL_LENGTH = 200
 TOLERANCE = 1e-4
 """Share of its largest value that a gradient of the two models may differ on the trial."""
 
+Text = tuple[Int64[Tensor, "B N"], Int64[Tensor, "B N"]]
+
 
 def model_case(setting: Setting) -> Case:
     """One training step of a small GPT-2 on random tokens: forward, backward and AdamW."""
-    judge = cache(partial(_model_fault, setting))
+    judge = cache(partial(model_fault, setting))
     sparse = SparseAttentionConfig().for_heads(setting.config.heads)
+    batch = setting.config.batch
     contenders = (
-        Contender("gpt2 dense", lambda n: _training_step(setting, _model_config(setting, n, None)), judge),
-        Contender("gpt2 sparse", lambda n: _training_step(setting, _model_config(setting, n, sparse)), judge),
+        Contender("gpt2 dense", lambda n: training_step(setting, n, batch=batch), judge),
+        Contender("gpt2 sparse", lambda n: training_step(setting, n, sparse, batch=batch), judge),
     )
     return Case("GPT-2 training step", setting.config.model.lengths, contenders)
 
 
-def _model_config(setting: Setting, length: int, sparse: SparseAttentionConfig | None) -> GPT2Config:
+@dataclass(frozen=True)
+class TrainingStep:
+    """Forward, backward and AdamW on the same text at each call."""
+
+    model: GPT2
+    forward: Callable[..., Any]
+    """The model itself, or compiled."""
+    optimizer: torch.optim.Optimizer
+    text: Text
+    dtype: torch.dtype
+    """What autocast computes in; float32 turns it off."""
+
+    def __call__(self) -> None:
+        self.loss(self.forward).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def loss(self, forward: Callable[..., Any]) -> Float[Tensor, ""]:
+        """By one of the two forwards."""
+        with torch.autocast(self.text[0].device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return forward(*self.text).loss
+
+
+def training_step(
+    setting: Setting, length: int, sparse: SparseAttentionConfig | None = None, *, batch: int
+) -> TrainingStep:
+    """A step of a fresh model, dense without a `sparse` configuration."""
+    torch.manual_seed(setting.config.seed)
+    model = GPT2(_config(setting, length, sparse)).to(setting.device)
+    return TrainingStep(model, model, adamw(model, OptimizerConfig()), _text(setting, length, batch), setting.dtype)
+
+
+def model_fault(setting: Setting) -> str | None:
+    """Whether the sparse model, told to see everything, has the loss and the gradients of the dense one."""
+    n = TRIAL_LENGTH
+    everything = SparseAttentionConfig(adaptive_window=False, window_size=n, global_token_ratio=1.0)
+    dense_model = GPT2(_config(setting, n, None)).to(setting.device)
+    sparse_model = GPT2(_config(setting, n, everything.for_heads(setting.config.heads))).to(setting.device)
+    sparse_model.load_state_dict(dense_model.state_dict())
+    text = _text(setting, n, setting.config.batch)
+    ours, theirs = (_loss_and_gradients(model, text) for model in (sparse_model, dense_model))
+    for name, expected in theirs.items():
+        error, largest = (ours[name] - expected).abs().max().item(), expected.abs().max().item()
+        if not error <= TOLERANCE * largest:
+            return f"{name} of the sparse model that sees everything is {error:.2e} off the dense one's"
+    return None
+
+
+def precision_fault(setting: Setting, sparse: SparseAttentionConfig, length: int) -> str | None:
+    """Whether the model is as exact, in the benchmark's precision, as the same one by the document's dense formula.
+
+    Its loss and each gradient may be twice as far from those in float64, and one rounding more.
+    """
+    torch.manual_seed(setting.config.seed)
+    model = GPT2(_config(setting, length, sparse)).to(setting.device)
+    text = _text(setting, length, 1)
+    ours = _loss_and_gradients(model, text, setting.dtype)
+    for attention in model.modules():
+        if isinstance(attention, SparseAttention):
+            attention.forward = partial(_by_the_formula, attention)  # type: ignore[method-assign]
+    plain = _loss_and_gradients(model, text, setting.dtype)
+    exact = _loss_and_gradients(model.double(), text)
+    for name, right in exact.items():
+        error, allowed = (ours[name] - right).norm().item(), (plain[name] - right).norm().item()
+        if not error <= 2 * allowed + torch.finfo(setting.dtype).eps / 2 * right.norm().item():
+            return f"{name} of the sparse model is {error:.2e} off, by the dense formula {allowed:.2e}"
+    return None
+
+
+def _by_the_formula(attention: SparseAttention, x: Tensor, *_: object, **__: object) -> Tensor:
+    return attention.forward_dense(x)
+
+
+def _config(setting: Setting, length: int, sparse: SparseAttentionConfig | None) -> GPT2Config:
     c = setting.config
     return GPT2Config(
         vocab_size=c.model.vocabulary,
@@ -38,49 +122,17 @@ def _model_config(setting: Setting, length: int, sparse: SparseAttentionConfig |
     )
 
 
-def _training_step(setting: Setting, config: GPT2Config) -> Step:
-    torch.manual_seed(setting.config.seed)
-    model = GPT2(config).to(setting.device)
-    optimizer = torch.optim.AdamW(model.parameters())
-    tokens, targets = _text(setting, config)
-    half = setting.dtype != torch.float32
-
-    def step() -> None:
-        with torch.autocast(setting.device.type, setting.dtype, enabled=half):
-            loss = model(tokens, targets).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def _text(setting: Setting, config: GPT2Config) -> tuple[torch.Tensor, torch.Tensor]:
+def _text(setting: Setting, length: int, batch: int) -> Text:
     """Random tokens and their successors, [B, N] each."""
-    shape = (setting.config.batch, config.context_size + 1)
-    tokens = torch.randint(config.vocab_size, shape, device=setting.device)
+    tokens = torch.randint(setting.config.model.vocabulary, (batch, length + 1), device=setting.device)
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def _model_fault(setting: Setting) -> str | None:
-    """Whether the sparse model, told to see everything, has the loss and the gradients of the dense one."""
-    n = TRIAL_LENGTH
-    everything = SparseAttentionConfig(adaptive_window=False, window_size=n, global_token_ratio=1.0)
-    sparse_config = everything.for_heads(setting.config.heads)
-    dense_model = GPT2(_model_config(setting, n, None)).to(setting.device)
-    sparse_model = GPT2(_model_config(setting, n, sparse_config)).to(setting.device)
-    sparse_model.load_state_dict(dense_model.state_dict())
-    text = _text(setting, dense_model.config)
-    ours, theirs = _loss_and_gradients(sparse_model, text), _loss_and_gradients(dense_model, text)
-    for name, expected in theirs.items():
-        error, largest = (ours[name] - expected).abs().max().item(), expected.abs().max().item()
-        if not error <= TOLERANCE * largest:
-            return f"{name} of the sparse model that sees everything is {error:.2e} off the dense one's"
-    return None
-
-
-def _loss_and_gradients(model: GPT2, text: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
-    loss = model(*text).loss
+def _loss_and_gradients(model: GPT2, text: Text, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """In float64, by autocast to `dtype` unless that is float32; the model is left without gradients."""
+    with torch.autocast(text[0].device.type, dtype, enabled=dtype != torch.float32):
+        loss = model(*text).loss
     loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {"the loss": loss.detach(), **gradients}
+    gradients = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return {"the loss": loss.detach().double(), **gradients}

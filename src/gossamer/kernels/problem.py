@@ -21,6 +21,9 @@ class Softmax:
     dropout: float = 0.0
     seed: Tensor | None = None
     """int64 [1], the dropout mask's seed; None where nothing is dropped."""
+    lengths: Tensor | None = None
+    """int32 or int64 [B]: in sequence `b` no key stands at or beyond `lengths[b]`, and the last query stands at the
+    last key before it. None where every key is there. Read on the device alone."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class Problem:
     softcap: float
     dropout: float
     has_sinks: bool
+    lengths: bool = False
+    """Whether each sequence ends at a length that the device alone knows."""
+    backward: bool = False
+    """Whether gradients are asked for; forward and backward of a call are picked apart, and may differ."""
+    lse_gradient: bool = False
+    """Whether a backward is given a gradient of the log-sum-exp."""
 
 
 class Backend(Protocol):

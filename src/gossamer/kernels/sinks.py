@@ -8,8 +8,10 @@ from torch import Tensor
 from .problem import Saved
 
 
-def sink_gradient(saved: Saved, grad_out: Tensor, grad_lse: Tensor | None) -> Tensor:
-    """A sink's probability times what the other keys lose to it, summed over batch and queries: [H]."""
+def sink_gradient(saved: Saved, grad_out: Tensor, grad_lse: Tensor | None) -> Tensor | None:
+    """A sink's probability times what the other keys lose to it, summed over batch and queries: [H]; None without."""
+    if saved.sinks is None:
+        return None
     wide = torch.promote_types(saved.out.dtype, torch.float32)
     delta = torch.einsum("bhqd,bhqd->bhq", grad_out.to(wide), saved.out.to(wide))
     if grad_lse is not None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..patterns.offsets import UNBOUNDED
 from ..plan import Band, Blocks, Columns, HeadGroup, Plan, Rows, Term
+from .captured import kept
 
 Integers = NDArray[np.int64]
 
@@ -38,7 +39,13 @@ class Span:
 
     @cached_property
     def seen_by(self) -> tuple[Tensor, Tensor]:
-        """(first, last), int32 [m] each: queries `first[j] … last[j] - 1` of the order see key `j`."""
+        """(first, last), int32 [m] each: queries `first[j] … last[j] - 1` of the order see key `j`.
+
+        Raises:
+            RuntimeError: A CUDA graph is being captured, and would hold the making of the table.
+        """
+        if self.start.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("run forward and backward once before a CUDA graph is captured: tables are made then")
         keys = torch.arange(self.key_count, dtype=torch.int32, device=self.start.device)
         first = torch.searchsorted(self.stop, keys, right=True, out_int32=True)
         last = torch.searchsorted(self.start, keys, right=True, out_int32=True)
@@ -54,13 +61,17 @@ def without_span(plan: Plan) -> str | None:
     return None
 
 
-@lru_cache(maxsize=64)
 def spans(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Span, ...]:
     """The group's terms as spans on the device; kept for the last 64 groups, about 8 bytes a query each."""
+    return kept(_spans(group, plan, device), device)
+
+
+@lru_cache(maxsize=64)
+def _spans(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Span, ...]:
     return tuple(_span(term, plan, device) for term in group.terms if _is_regular(term))
 
 
-def _is_regular(term: Term) -> bool:
+def _is_regular(term: Term) -> TypeGuard[Band | Columns | Rows]:
     return not isinstance(term, Blocks) and term.offsets.on_step
 
 
@@ -76,9 +87,11 @@ def _span(term: Band | Columns | Rows, plan: Plan, device: torch.device) -> Span
     rising = key_positions % step * width + key_positions
     start = np.searchsorted(rising, row * width + earliest, "left")
     stop = np.maximum(start, np.searchsorted(rising, row * width + latest, "right"))
-    ends = (torch.from_numpy(end.astype(np.int32)).to(device) for end in (start, stop))
-    orders = (None if order is None else torch.from_numpy(order).to(device) for order in (queries, keys))
-    return Span(term, *orders, *ends, key_count=len(key_positions))
+    query_order, key_order = (
+        None if order is None else torch.from_numpy(order).to(device) for order in (queries, keys)
+    )
+    first, last = (torch.from_numpy(end.astype(np.int32)).to(device) for end in (start, stop))
+    return Span(term, query_order, key_order, first, last, key_count=len(key_positions))
 
 
 def _by_residue(indices: Integers | None, offset: int, length: int, step: int) -> Integers | None:
@@ -91,8 +104,7 @@ def _by_residue(indices: Integers | None, offset: int, length: int, step: int) -
 
 def _reach(term: Band | Columns | Rows, positions: Integers, keys: int) -> tuple[Integers, Integers]:
     """The earliest and the latest key position that each query's distance and document allow, cut to the keys."""
-    low, high = max(term.offsets.low, -UNBOUNDED), min(term.offsets.high, UNBOUNDED)
-    earliest, latest = positions - high, positions - low
+    earliest, latest = positions - term.offsets.high, positions - term.offsets.low
     if term.documents is not None:
         bounds = np.array(term.documents)
         document = np.searchsorted(bounds, positions, "right")

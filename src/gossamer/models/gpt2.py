@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import GPT2Config, SparseAttentionConfig
 from ..nn.cache import KVCache
 from ..nn.dense import CausalSelfAttention
-from ..nn.loss import chunked_cross_entropy
+from ..nn.loss import linear_cross_entropy
 from ..nn.sparse import Intermediate, SparseAttention
 from . import weights
 
@@ -110,8 +110,8 @@ class GPT2(nn.Module):
         """Logits of the token after each one; with `targets`, their mean cross-entropy (in nats) instead.
 
         Args:
-            targets: The token after each one; -1 is left out of the mean. No more than 1024 tokens have
-                logits at a time, so long contexts fit.
+            targets: The token after each one; -1 is left out of the mean. Few tokens have logits at a
+                time, so long contexts fit.
 
         The other arguments and the errors are those of `features`.
         """
@@ -124,7 +124,7 @@ class GPT2(nn.Module):
         )
         if targets is None:
             return GPT2Output(self.logits(x), None, intermediates)
-        loss = chunked_cross_entropy(x, targets, self.logits, ignored=IGNORED_TARGET)
+        loss = linear_cross_entropy(x, self.wte.weight, targets, ignored=IGNORED_TARGET, known=self.config.known_tokens)
         return GPT2Output(None, loss, intermediates)
 
     def features(

@@ -22,19 +22,15 @@ class CausalSelfAttention(SelfAttention):
         v: Float[Tensor, "B H K D"],
         length: int,
     ) -> Float[Tensor, "B H Q D"]:
-        return F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=_mask_aligned_at_the_end(q, k),
-            is_causal=q.shape[2] == k.shape[2],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        dropout = self.dropout if self.training else 0.0
+        if q.shape[2] == k.shape[2]:  # a branch, because a compiler's lengths may be symbols
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        return F.scaled_dot_product_attention(q, k, v, _mask_aligned_at_the_end(q, k), dropout)
 
 
 def _mask_aligned_at_the_end(q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H K D"]) -> Bool[Tensor, "Q K"] | None:
-    """Causality for queries that are the last of the keys; None where `is_causal` or one query says it."""
+    """Causality for queries that are the last of the keys; None for one query, which sees them all."""
     queries, keys = q.shape[2], k.shape[2]
-    if queries in (1, keys):
+    if queries == 1:
         return None
     return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)

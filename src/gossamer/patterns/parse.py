@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,9 @@ from .base import Pattern
 
 LONGEST_SHOWN = 200
 """Characters of a text that an error message repeats."""
+
+TEXT = "_text"
+"""Where a pattern keeps its text, beside its fields: neither its value nor its hash."""
 
 
 def parse(text: str) -> Pattern:
@@ -24,6 +28,25 @@ def parse(text: str) -> Pattern:
     if not isinstance(text, str):
         raise ValueError(f"pattern is {text!r}; give its text, for example 'Causal() & Window(128)'")
     return _parse(text, Pattern.definitions)
+
+
+def checked_text(pattern: Pattern) -> str:
+    """The pattern's text, seen to read back as the pattern; both are done once and kept with the pattern.
+
+    Raises:
+        ValueError: The text reads back as something else.
+    """
+    text, definitions = pattern.__dict__.get(TEXT, ("", -1))
+    if definitions != Pattern.definitions:
+        text, definitions = pattern.spec, Pattern.definitions
+        if parse(text) != pattern:
+            shown = textwrap.shorten(text, LONGEST_SHOWN, placeholder=" …")
+            raise ValueError(
+                f"pattern {shown} does not read back from its text as itself; "
+                f"make its class a frozen dataclass whose name no other pattern has"
+            )
+        pattern.__dict__[TEXT] = text, definitions
+    return text
 
 
 @lru_cache(maxsize=1024)

@@ -69,7 +69,8 @@ class Hopper:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """(dq, dk, dv, gradient of the sinks), as `Backend` says."""
         from .descriptors import addressable
-        from .group import Gradients, Group
+        from .group import Group
+        from .operands import Results
 
         q, k, v = saved.q, saved.k, saved.v
         dq, dk, dv = (empty_beside(x, x.shape[-1]) for x in (q, k, v))
@@ -78,17 +79,19 @@ class Hopper:
         for index, run in enumerate(runs):
             group = Group(run, plan, q, k, v, softmax.scale)
             queries = run.queries
-            come = Gradients(
+            results = Results(
                 saved.out[:, queries],
                 saved.lse[:, queries],
                 addressable(grad_out[:, queries]),
-                None if grad_lse is None else grad_lse[:, queries],
+                None if grad_lse is None else grad_lse[:, queries].contiguous(),
             )
             fresh = index == 0 or runs[index - 1].keys.stop <= run.keys.start
-            works.append(partial(group.backward, come, dq[:, queries], dk[:, run.keys], dv[:, run.keys], fresh=fresh))
+            works.append(
+                partial(group.backward, results, dq[:, queries], dk[:, run.keys], dv[:, run.keys], fresh=fresh)
+            )
         with torch.cuda.device(q.device):
             _side_by_side(works, q.device, apart=not _share_keys(runs))
-        dsinks = None if saved.sinks is None else sink_gradient(saved, grad_out, grad_lse)
+        dsinks = sink_gradient(saved, grad_out, grad_lse)
         return dq, dk, dv, dsinks
 
 

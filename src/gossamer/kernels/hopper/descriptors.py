@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,11 +38,12 @@ def addressable(x: Tensor) -> Tensor:
 
 def tiles(x: Tensor, rows: int, width: int) -> Tiles:
     """Tiles of `rows` × `width` of an addressable `x` [B, H, N, D], as [1, 1, rows, width]; outside of it are zeros."""
-    return Tiles(x, x.shape, x.stride(), *_tile(rows, width, x.dtype))
+    block, layout = _tile(rows, width, x.dtype)
+    return Tiles(x, x.shape, x.stride(), block, layout)
 
 
 @lru_cache(maxsize=64)
-def _tile(rows: int, width: int, dtype: torch.dtype) -> tuple[list[int], gl.NVMMASharedLayout]:
+def _tile(rows: int, width: int, dtype: torch.dtype) -> tuple[list[int], Any]:
     block = [1, 1, rows, width]
     return block, gl.NVMMASharedLayout.get_default_for(block, ELEMENT[dtype])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,26 +12,10 @@ from ..head_runs import HeadRun
 from ..spans import Span
 from . import stream_backward, stream_forward, sweep_backward, sweep_forward
 from .descriptors import addressable
-from .passes import Diagonal, Pass, passes
-from .sweep_forward import Segment
+from .operands import Diagonal, Inputs, Results, SeenKeys, Segment
+from .passes import Pass, passes
 
 Fits = Callable[[int, int, int], bool]
-
-
-@dataclass(frozen=True, eq=False)
-class Gradients:
-    """What comes back to a group: its outputs and their gradients, [B, heads, Q, …] each, all addressable."""
-
-    out: Tensor
-    lse: Tensor
-    grad_out: Tensor
-    grad_lse: Tensor | None
-
-    def of(self, queries: Tensor | None) -> Gradients:
-        """The same for some queries, or for all."""
-        if queries is None:
-            return self
-        return Gradients(*(None if x is None else x.index_select(2, queries) for x in vars(self).values()))
 
 
 class Group:
@@ -59,18 +42,18 @@ class Group:
             self._forward(each, q, some_out, some_lse, None)
             _merge(out, lse, some_out, some_lse, each.queries)
 
-    def backward(self, come: Gradients, dq: Tensor, dk: Tensor, dv: Tensor, *, fresh: bool) -> None:
+    def backward(self, results: Results, dq: Tensor, dk: Tensor, dv: Tensor, *, fresh: bool) -> None:
         """Writes dq; writes dk and dv, or adds to them where they are not `fresh`."""
         rest = self.passes
         if self._begins_whole():
-            aux = self._queries_backward(rest[0], self.q, come, dq)
-            self._keys_backward(rest[0], self.q, come.grad_out, aux, dk, dv, fresh=fresh)
+            aux = self._queries_backward(rest[0], self.q, results, dq)
+            self._keys_backward(rest[0], self.q, results.grad_out, aux, dk, dv, fresh=fresh)
             rest, fresh = rest[1:], False
         else:
             dq.zero_()
         for each in rest:
             q = self.q if each.queries is None else self.q.index_select(2, each.queries)
-            some, some_dq = come.of(each.queries), torch.empty_like(q)
+            some, some_dq = results.of(each.queries), torch.empty_like(q)
             aux = self._queries_backward(each, q, some, some_dq)
             _add(dq, some_dq, each.queries)
             self._keys_backward(each, q, some.grad_out, aux, dk, dv, fresh=fresh)
@@ -85,19 +68,18 @@ class Group:
     def _forward(self, each: Pass, q: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None) -> None:
         diagonal = self._streamed(each.diagonals, out.shape[-1], stream_forward.fits)
         if diagonal is not None:
-            stream_forward.forward(q, self.k, self.v, out, lse, sinks, **vars(diagonal), scale=self.scale)
+            stream_forward.forward(self._inputs(q), out, lse, sinks, diagonal=diagonal, scale=self.scale)
         else:
             sweep_forward.forward(q, self._segments(each), out, lse, sinks, scale=self.scale)
 
-    def _queries_backward(self, each: Pass, q: Tensor, come: Gradients, dq: Tensor) -> Tensor:
+    def _queries_backward(self, each: Pass, q: Tensor, results: Results, dq: Tensor) -> Tensor:
         """Writes dq, and returns what the gradients of keys need to know of each query."""
         aux = q.new_empty(*q.shape[:-1], 16, dtype=torch.bfloat16)
-        given = come.out, come.lse, come.grad_out, come.grad_lse, dq, aux
-        diagonal = self._streamed(each.diagonals, come.out.shape[-1], stream_backward.fits)
+        diagonal = self._streamed(each.diagonals, results.out.shape[-1], stream_backward.fits)
         if diagonal is not None:
-            stream_backward.backward_queries(q, self.k, self.v, *given, **vars(diagonal), scale=self.scale)
+            stream_backward.backward_queries(self._inputs(q), results, dq, aux, diagonal=diagonal, scale=self.scale)
         else:
-            sweep_backward.backward_queries(q, self._segments(each), *given, scale=self.scale)
+            sweep_backward.backward_queries(q, self._segments(each), results, dq, aux, scale=self.scale)
         return aux
 
     def _keys_backward(
@@ -122,17 +104,20 @@ class Group:
         diagonal = self._streamed((diagonal,), dv.shape[-1], stream_backward.fits)
         given = grad_out, aux, dk, dv
         if diagonal is not None:
-            stream_backward.backward_keys(q, self.k, self.v, *given, **vars(diagonal), scale=self.scale)
+            stream_backward.backward_keys(self._inputs(q), *given, diagonal=diagonal, scale=self.scale)
         else:
-            sweep_backward.backward_keys(q, self.k, self.v, *span.seen_by, *given, scale=self.scale)
+            sweep_backward.backward_keys(q, SeenKeys(self.k, self.v, *span.seen_by), *given, scale=self.scale)
 
     def _some_keys_backward(self, span: Span, q: Tensor, grad_out: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the span's keys in their order, float32: the sum of what parts of the queries give."""
         k, v = self._keys_of(span)
         parts = sweep_backward.splits(k, q)
         dk, dv = (x.new_empty(parts, *x.shape, dtype=torch.float32) for x in (k, v))
-        sweep_backward.backward_keys(q, k, v, *span.seen_by, grad_out, aux, dk, dv, scale=self.scale)
+        sweep_backward.backward_keys(q, SeenKeys(k, v, *span.seen_by), grad_out, aux, dk, dv, scale=self.scale)
         return dk.sum(0), dv.sum(0)
+
+    def _inputs(self, q: Tensor) -> Inputs:
+        return Inputs(q, self.k, self.v)
 
     def _segments(self, each: Pass) -> list[Segment]:
         return [Segment(*self._keys_of(span), span.start, span.stop) for span in each.spans]

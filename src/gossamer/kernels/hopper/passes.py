@@ -10,18 +10,12 @@ import torch
 from torch import Tensor
 
 from ...plan import Band, HeadGroup, Plan
+from ..captured import kept
 from ..spans import Span, spans
+from .operands import Diagonal
 
 MOST_SEGMENTS = 2
 """Runs of keys that one pass of the sweeping kernels joins."""
-
-
-@dataclass(frozen=True)
-class Diagonal:
-    """A plain band: query i sees key j iff 0 <= i + shift - j < width."""
-
-    shift: int
-    width: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +29,13 @@ class Pass:
     """Each span as a plain band, where it is one."""
 
 
-@lru_cache(maxsize=64)
 def passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, ...]:
     """Spans of all queries two by two, whole rows of keys first, then spans of some queries one by one."""
+    return kept(_passes(group, plan, device), device)
+
+
+@lru_cache(maxsize=64)
+def _passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, ...]:
     found = spans(group, plan, device)
     plain = sorted((span for span in found if span.queries is None), key=lambda span: span.keys is not None)
     some = [(span,) for span in found if span.queries is not None]

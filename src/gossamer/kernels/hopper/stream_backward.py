@@ -25,6 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import NUMBERS, Band, Rows, of_keys, of_queries, programs, rows
 from .configs import CONSUMER_REGISTERS, LAUNCH, PRODUCER_REGISTERS, ROWS, keys_config, queries_config
 from .descriptors import tiles as tiles_of
+from .operands import Diagonal, Inputs, Results
 from .ring import (
     LOG2E,
     TILE,
@@ -62,46 +63,26 @@ def fits(width: int, head_width: int, value_width: int) -> bool:
 
 
 def backward_queries(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    dq: Tensor,
-    aux: Tensor,
-    *,
-    shift: int,
-    width: int,
-    scale: float,
+    inputs: Inputs, results: Results, dq: Tensor, aux: Tensor, *, diagonal: Diagonal, scale: float
 ) -> None:
     """Writes `dq`, and in `aux` [B, H, Q, 16] what `backward_keys` needs of the log-sum-exp and of delta."""
-    band = of_queries(q, k, shift, width)
-    described = (tiles_of(x, ROWS, WIDTH.value) for x in (q, k, v, out, grad_out, dq))
-    given = (*rows(lse), *rows(grad_lse), *rows(aux.view(torch.int32)))
-    config = queries_config(width)
+    q, k, v = inputs
+    band = of_queries(q, k, *diagonal)
+    described = (tiles_of(x, ROWS, WIDTH.value) for x in (q, k, v, results.out, results.grad_out, dq))
+    given = (*rows(results.lse), *rows(results.grad_lse), *rows(aux.view(torch.int32)))
+    config = queries_config(diagonal.width)
     _queries_kernel[programs(band, q.device)](*described, *given, *band, scale, config, **LAUNCH)
 
 
 def backward_keys(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    grad_out: Tensor,
-    aux: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    *,
-    shift: int,
-    width: int,
-    scale: float,
+    inputs: Inputs, grad_out: Tensor, aux: Tensor, dk: Tensor, dv: Tensor, *, diagonal: Diagonal, scale: float
 ) -> None:
     """Writes `dk` and `dv`, from the `aux` that `backward_queries` wrote."""
-    band = of_keys(q, k, shift, width)
+    q, k, v = inputs
+    band = of_keys(q, k, *diagonal)
     columns = (WIDTH.value,) * 4 + (AUX.value,) + (WIDTH.value,) * 2
     described = (tiles_of(x, ROWS, width) for x, width in zip((q, k, v, grad_out, aux, dk, dv), columns, strict=True))
-    _keys_kernel[programs(band, q.device)](*described, *band, scale, keys_config(width), **LAUNCH)
+    _keys_kernel[programs(band, q.device)](*described, *band, scale, keys_config(diagonal.width), **LAUNCH)
 
 
 @gluon.jit

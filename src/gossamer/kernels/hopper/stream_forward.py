@@ -22,6 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import NUMBERS, Band, Rows, of_queries, programs, rows
 from .configs import CONSUMER_REGISTERS, LAUNCH, PRODUCER_REGISTERS, ROWS, forward_config
 from .descriptors import tiles as tiles_of
+from .operands import Diagonal, Inputs
 from .ring import (
     LN2,
     LOG2E,
@@ -51,20 +52,12 @@ def fits(width: int, head_width: int, value_width: int) -> bool:
 
 
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    sinks: Tensor | None,
-    *,
-    shift: int,
-    width: int,
-    scale: float,
+    inputs: Inputs, out: Tensor, lse: Tensor, sinks: Tensor | None, *, diagonal: Diagonal, scale: float
 ) -> None:
-    """Writes `out` and the natural `lse` of queries i that see keys i + shift - width + 1 ... i + shift."""
-    config = forward_config(width, q.shape[3], v.shape[3])
-    band = of_queries(q, k, shift, width)
+    """Writes `out` and the natural `lse` of queries that see a diagonal's keys."""
+    q, k, v = inputs
+    config = forward_config(diagonal.width, q.shape[3], v.shape[3])
+    band = of_queries(q, k, *diagonal)
     widths = (config.width, config.width, config.value_width, config.value_width)
     described = (tiles_of(x, ROWS, columns) for x, columns in zip((q, k, v, out), widths, strict=True))
     _forward[programs(band, q.device)](*described, *rows(lse), sinks, *band, scale, config, **LAUNCH)

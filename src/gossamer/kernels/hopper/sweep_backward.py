@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .configs import LAUNCH, SHARED_MEMORY, tile_width
 from .descriptors import tiles
+from .operands import Results, SeenKeys, Segment
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import AUXILIARY, queries_kernel
-from .sweep_forward import Segment
 
 ROWS = 64
 MOST_SLOTS = 6
@@ -33,30 +33,22 @@ CACHED = 24 << 20
 
 
 def backward_queries(
-    q: Tensor,
-    segments: Sequence[Segment],
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    dq: Tensor,
-    aux: Tensor,
-    *,
-    scale: float,
+    q: Tensor, segments: Sequence[Segment], results: Results, dq: Tensor, aux: Tensor, *, scale: float
 ) -> None:
     """Writes dq and, for `backward_keys`, aux (bfloat16 [B, H, Q, 16], dense): one softmax over one or two segments."""
     batch, heads, queries, width = q.shape
     repeats = heads // segments[0].k.shape[1]
     pair_heads = repeats % 2 == 0
-    wide, value_wide = tile_width(width), tile_width(out.shape[-1])
+    wide, value_wide = tile_width(width), tile_width(results.out.shape[-1])
     runs = [(tiles(x.k, ROWS, wide), tiles(x.v, ROWS, value_wide), x.start, x.stop) for x in segments]
     second = runs[1] if len(runs) == 2 else (None,) * 4
     units = batch * heads // (1 + pair_heads)
     blocks = _ceiling(queries, ROWS if pair_heads else 2 * ROWS)
     at_once = _at_once([x for each in segments for x in (each.k, each.v)]) * repeats // (1 + pair_heads)
+    described = (q, wide), (results.grad_out, value_wide), (results.out, value_wide), (dq, wide)
     queries_kernel[_grid(q.device, units * blocks)](
-        *(tiles(x, ROWS, x_wide) for x, x_wide in ((q, wide), (grad_out, value_wide), (out, value_wide), (dq, wide))),
-        *(aux.view(torch.int32), *runs[0], *second, *_rows(lse), *_rows(grad_lse)),
+        *(tiles(x, ROWS, x_wide) for x, x_wide in described),
+        *(aux.view(torch.int32), *runs[0], *second, *_rows(results.lse), *_rows(results.grad_lse)),
         *(scale, heads, repeats, queries, units, blocks, at_once),
         pair_heads=pair_heads,
         slots=_slots(4 * (wide + value_wide), wide + value_wide),
@@ -65,29 +57,20 @@ def backward_queries(
 
 
 def backward_keys(
-    q: Tensor,
-    key: Tensor,
-    value: Tensor,
-    first: Tensor,
-    last: Tensor,
-    grad_out: Tensor,
-    aux: Tensor,
-    dk: Tensor,
-    dv: Tensor,
-    *,
-    scale: float,
+    q: Tensor, keys: SeenKeys, grad_out: Tensor, aux: Tensor, dk: Tensor, dv: Tensor, *, scale: float
 ) -> None:
     """Writes the gradients of keys and values; key j is seen by queries first[j] ... last[j] - 1.
 
     dk and dv are like key and value, or float32 [parts, *key.shape] and [parts, *value.shape], dense: then the queries
     are cut into as many parts, and the gradients are the sums over them.
     """
-    batch, key_heads, keys, width = key.shape
+    key, value, first, last = keys
+    batch, key_heads, count, width = key.shape
     repeats = q.shape[1] // key_heads
     wide, value_wide = tile_width(width), tile_width(value.shape[-1])
     in_parts = dk.dim() == 5
     parts = dk.shape[0] if in_parts else 1
-    units, blocks = batch * key_heads * parts, _ceiling(keys, 2 * ROWS)
+    units, blocks = batch * key_heads * parts, _ceiling(count, 2 * ROWS)
     depth = 2 if max(wide, value_wide) == ROWS else 1  # narrow tiles leave room for the next item's keys and values
     own = 2 * depth * (wide + value_wide) + 2 * AUXILIARY.value
     if in_parts:
@@ -100,7 +83,7 @@ def backward_keys(
     at_once = units if in_parts else max(1, _at_once([q, grad_out, aux]) // repeats)
     keys_kernel[_grid(q.device, units * blocks)](
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
-        *(*totals, first, last, scale, key_heads, repeats, keys, parts, *widths, units, blocks, at_once),
+        *(*totals, first, last, scale, key_heads, repeats, count, parts, *widths, units, blocks, at_once),
         depth=depth,
         slots=_slots(own, wide + value_wide + AUXILIARY.value),
         **LAUNCH,

@@ -27,6 +27,8 @@ from .sweep_backward_queries import AUXILIARY
 
 
 class Shape(NamedTuple):
+    """Numbers of the problem that places follow from."""
+
     key_heads: gl.tensor
     repeats: gl.tensor
     """Query heads of a key head."""
@@ -92,20 +94,13 @@ def _bring_queries(descriptors, ring, bars, at, i, slots: gl.constexpr):
 
 
 @gluon.jit
-def _own_producer(own, work, shape, bars, depth: gl.constexpr):
-    """Brings keys and values in a warp of its own: waiting for their memory must not hold up the ring."""
-    for turn in range(turns_of(work)):
-        place, _ = _place(turn, work, shape)
-        _bring_own(own, bars, place, turn, 0, depth)
-        _bring_own(own, bars, place, turn, 1, depth)
-
-
-@gluon.jit
-def _ring_producer(interval, descriptors, work, shape, ring, bars, slots: gl.constexpr):
+def _producer(interval, own, descriptors, work, shape, ring, bars, depth: gl.constexpr, slots: gl.constexpr):
     done = 0
     for turn in range(turns_of(work)):
         place, part = _place(turn, work, shape)
         low, first, last = _part_of(interval, place, part, shape)
+        _bring_own(own, bars, place, turn, 0, depth)
+        _bring_own(own, bars, place, turn, 1, depth)
         for head in range(place.head, place.head + shape.repeats):
             for tile in range(first, last):
                 _bring_queries(descriptors, ring, bars, [place.batch, head, low + tile * TILE, 0], done, slots)
@@ -219,6 +214,7 @@ def keys_kernel(
     scale, key_heads, repeats, keys, parts, width, value_width, units, blocks, section,
     depth: gl.constexpr, slots: gl.constexpr,
 ):  # fmt: skip
+    """Gradients of keys and values; `depth` items' tiles of K and V and `slots` tiles of the ring are on their way."""
     k_tiles, v_tiles = buffers(k, 2 * depth), buffers(v, 2 * depth)
     picks = (_picks(0), _picks(3))
     fence_async_shared()
@@ -234,13 +230,13 @@ def keys_kernel(
     bars = Bars(barriers(2 * depth, 1), barriers(2 * depth, 1), barriers(slots, 1), barriers(slots, 2))
     work, shape, interval = Work(units, blocks, section), Shape(key_heads, repeats, keys, parts), Interval(begin, end)
     given = (interval, (k_tiles, v_tiles), picks, scale)
+    own = (k, v, k_tiles, v_tiles)
     gl.warp_specialize(
         [
             (_consumer, (given, totals, work, shape, ring, bars, depth, slots, 0)),
             (_consumer, (given, totals, work, shape, ring, bars, depth, slots, 1)),
-            (_own_producer, ((k, v, k_tiles, v_tiles), work, shape, bars, depth)),
-            (_ring_producer, (interval, (q, grad_out, aux), work, shape, ring, bars, slots)),
+            (_producer, (interval, own, (q, grad_out, aux), work, shape, ring, bars, depth, slots)),
         ],
-        [4, 1, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+        [4, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
     )

@@ -32,6 +32,8 @@ ABSENT = gl.constexpr(2.0**100)
 
 
 class Shape(NamedTuple):
+    """Numbers of the problem that places follow from."""
+
     heads: gl.tensor
     repeats: gl.tensor
     """Query heads of a key head."""
@@ -245,6 +247,7 @@ def queries_kernel(
     scale, heads, repeats, queries, units, blocks, section,
     pair_heads: gl.constexpr, slots: gl.constexpr,
 ):  # fmt: skip
+    """Gradients of queries and their auxiliary rows, over one segment or two."""
     own = (buffers(q, 2), buffers(grad_out, 2), buffers(out, 2))
     ring = (buffers(k, slots), buffers(v, slots))
     bars = Bars(barriers(2, 1), barriers(2, 1), barriers(slots, 1), barriers(slots, 2))

@@ -30,6 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import Rows
 from .configs import CONSUMER_REGISTERS, LAUNCH, PRODUCER_REGISTERS, tile_width
 from .descriptors import tiles
+from .operands import Segment
 from .ring import LN2, LOG2E, LOWEST, TILE, barriers, phase, slot, tile_of
 from .sweep import Bars, Place, Work, buffers, pass_over, reach_of, span_of, turns_of, unit_and_block
 
@@ -37,16 +38,6 @@ CACHED = 24 << 20
 """Bytes of keys and values that items at work at the same time share, in an L2 cache of 50 MB."""
 
 REGISTERS = gl.constexpr((CONSUMER_REGISTERS, PRODUCER_REGISTERS))
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """Keys and values [B, G, C, D] in an order of which query `i` sees `start[i] … stop[i] - 1`, int32 [Q] each."""
-
-    k: Tensor
-    v: Tensor
-    start: Tensor
-    stop: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class Config:
 
 
 CONFIGS = {
-    (64, 64): {"keys": 128, "slots": 5},
+    (64, 64): {"keys": 64, "slots": 9},
     (64, 128): {"keys": 64, "slots": 6},
     (128, 64): {"keys": 64, "slots": 6},
     (128, 128): {"keys": 64, "slots": 5},
@@ -70,6 +61,8 @@ CONFIGS = {
 
 
 class Shape(NamedTuple):
+    """Counts of the query tensor."""
+
     heads: gl.tensor
     repeats: gl.tensor
     """Query heads of a key head."""

@@ -56,7 +56,7 @@ class Tiled:
         self, saved: Saved, grad_out: Tensor, grad_lse: Tensor | None, plan: Plan, softmax: Softmax
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """(dq, dk, dv, gradient of the sinks), as `Backend` says."""
-        dsinks = None if saved.sinks is None else sink_gradient(saved, grad_out, grad_lse)
+        dsinks = sink_gradient(saved, grad_out, grad_lse)
         if softmax.lengths is None:
             return *_backward(saved, grad_out, grad_lse, plan, softmax), dsinks
         dq, dk, dv = (x.new_zeros(x.shape) for x in (saved.q, saved.k, saved.v))

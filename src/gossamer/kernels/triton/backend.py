@@ -81,7 +81,7 @@ class Triton:
                 come = Gradients(*given)
                 work.backward_queries(come, dq[:, heads])
                 work.backward_keys(come, dk[:, run.keys], dv[:, run.keys], fresh=first)
-        dsinks = None if saved.sinks is None else sink_gradient(saved, grad_out, grad_lse)
+        dsinks = sink_gradient(saved, grad_out, grad_lse)
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), dsinks
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ...plan import Plan
+from ..captured import kept
 from ..problem import Softmax
-from .decode_table import Header, Programs, Run, at_capacity, padded, programs, tile_of
+from .decode_table import Header, Run, at_capacity, padded, programs, tile_of
 
 FIRST_HEAD, HEADS, KEY_HEAD, SPLIT, ITS_SPLITS = map(tl.constexpr, range(len(Header._fields)))
 LOW, HIGH, STEP, FIRST, LAST, LISTED, RANKS, REACH, MODULUS, ON_STEP = map(tl.constexpr, range(len(Run._fields)))
@@ -26,9 +27,6 @@ HEADER, FIELDS = tl.constexpr(len(Header._fields)), tl.constexpr(len(Run._fields
 NOT_YET = tl.constexpr(-1e38)
 """The largest score before any was seen: finite, so that no difference of two is NaN."""
 LOG2E = tl.constexpr(1.4426950408889634)
-
-CAPTURED: set[Programs] = set()
-"""Tables that a CUDA graph reads: they must outlive it, and nobody says when it ends."""
 
 
 def decode(
@@ -41,13 +39,11 @@ def decode(
     if not lse.numel():
         return out, lse
     tile = tile_of(width, value_width, q.element_size())
-    work = programs(at_capacity(plan), q.device, batch, heads // k.shape[1], queries, tile)
+    work = kept(programs(at_capacity(plan), q.device, batch, heads // k.shape[1], queries, tile), q.device)
     splits, partial, partial_lse = work.splits, out, lse
     if splits > 1:
         partial = lse.new_empty(batch, heads, queries, splits, value_width)
         partial_lse = lse.new_empty(batch, heads, queries, splits)
-    if q.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        CAPTURED.add(work)
     overlap = _overlaps(q.device)
     launch = {"launch_pdl": True} if overlap else {}
     grid = batch, work.items.shape[0], triton.cdiv(queries, work.queries)

@@ -213,7 +213,7 @@ def test_a_cuda_graph_replays_with_new_numbers(backend: str | None, name: str) -
 
     def results() -> tuple[Tensor, ...]:
         out = attend(*leaves, problem.pattern, backend=backend)
-        return out, *torch.autograd.grad(out, leaves, problem.grad_out)
+        return out.detach(), *torch.autograd.grad(out, leaves, problem.grad_out)
 
     replayed, replay = captured(results)
     fresh = draw(problem.pattern, setting(batch=2, seed=1))
@@ -269,7 +269,7 @@ def test_a_cache_fills_up_under_one_graph(name: str, queries: int) -> None:
 @pytest.mark.parametrize("name", ["band", "heads apart"])
 def test_compiled_whole_it_is_the_same(name: str) -> None:
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q * 2, k, v, PATTERNS[name]).sin()
+        return attend(q * 2, k, v, PATTERNS[name]) * 4  # powers of two: whatever the compiler fuses rounds nothing
 
     leaves = [x.requires_grad_() for x in draw(PATTERNS[name], setting()).inputs.values()]
     compiled = torch.compile(function, fullgraph=True)

@@ -8,8 +8,8 @@ import torch
 from .case import Clock, Step
 
 L2_FLUSH_BYTES = 256 * 2**20
-FLUSHES = 12
-"""About a millisecond of writing: longer than a host needs to queue any step."""
+FLUSHES = 40
+"""Nearly three milliseconds of writing: longer than a host needs to queue any step, forward and backward."""
 
 
 def clock_for(device: torch.device) -> Clock:

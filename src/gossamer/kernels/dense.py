@@ -6,7 +6,7 @@ runs differ; everything here gives the same bits each time. Another backend's ba
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ def _has_cudnn(q: Tensor) -> bool:
     return q.shape[-1] <= WIDEST_CUDNN and torch.version.hip is None and _capability(q.device) >= (9, 0)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import pairwise
 
@@ -98,7 +98,7 @@ class Hopper:
 HOPPER = Hopper()
 
 
-@cache
+@lru_cache(maxsize=64)
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
@@ -126,6 +126,6 @@ def _side_by_side(works: list[Callable[[], None]], device: torch.device, apart: 
         here.wait_stream(stream)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
     return tuple(torch.cuda.Stream(device) for _ in range(count))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .configs import ROWS, halo_of
@@ -54,16 +52,6 @@ def _band(q: Tensor, k: Tensor, shift: int, width: int, owned: int, extra: int) 
     batch, heads, queries, _ = q.shape
     tiles = -(-owned // ROWS)
     return Band(shift, width, queries, k.shape[2], heads, tiles, extra, batch * heads * tiles)
-
-
-def programs(band: Band, device: torch.device) -> tuple[int]:
-    """The grid: a program for each multiprocessor, or for each tile where these are fewer."""
-    return (min(_multiprocessors(device), band.total),)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def rows(x: Tensor | None) -> Rows:

@@ -26,6 +26,7 @@ class Group:
         self.k, self.v = addressable(k[:, run.keys]), addressable(v[:, run.keys])
         self.repeats, self.scale = run.repeats, scale
         self.passes = passes(run.group, plan, q.device)
+        self.gathered: dict[Span, tuple[Tensor, Tensor]] = {}
 
     def forward(self, sinks: Tensor | None, out: Tensor, lse: Tensor) -> None:
         """Writes the output and the log-sum-exp of the group."""
@@ -92,9 +93,8 @@ class Group:
             else:
                 if fresh:
                     _clear(dk, dv)
-                parts = self._some_keys_backward(span, q, grad_out, aux)
-                _add(dk, parts[0], span.keys)
-                _add(dv, parts[1], span.keys)
+                for total, part in zip((dk, dv), self._some_keys_backward(span, q, grad_out, aux), strict=True):
+                    _add(total, part, span.keys, to_zero=fresh)
             fresh = False
 
     def _all_keys_backward(
@@ -123,9 +123,12 @@ class Group:
         return [Segment(*self._keys_of(span), span.start, span.stop) for span in each.spans]
 
     def _keys_of(self, span: Span) -> tuple[Tensor, Tensor]:
+        """The span's keys and values in its order, gathered once a call."""
         if span.keys is None:
             return self.k, self.v
-        return self.k.index_select(2, span.keys), self.v.index_select(2, span.keys)
+        if span not in self.gathered:
+            self.gathered[span] = self.k.index_select(2, span.keys), self.v.index_select(2, span.keys)
+        return self.gathered[span]
 
     def _streamed(self, diagonals: tuple[Diagonal | None, ...], value_width: int, fits: Fits) -> Diagonal | None:
         """The band that a streaming kernel takes: alone, without shared key heads, and narrow enough."""
@@ -144,10 +147,11 @@ def _merge(out: Tensor, lse: Tensor, some_out: Tensor, some_lse: Tensor, queries
     out[:, :, rows] = (share * out[:, :, rows] + some_share * some_out).to(out.dtype)
 
 
-def _add(total: Tensor, part: Tensor, rows: Tensor | None) -> None:
+def _add(total: Tensor, part: Tensor, rows: Tensor | None, *, to_zero: bool = False) -> None:
     """Adds in float32 and rounds once; the rows are distinct, so that the sum has one order."""
     chosen = slice(None) if rows is None else rows
-    total[:, :, chosen] = (total[:, :, chosen].float() + part).to(total.dtype)
+    whole = part if to_zero else total[:, :, chosen].float() + part
+    total[:, :, chosen] = whole.to(total.dtype)
 
 
 def _clear(dk: Tensor, dv: Tensor) -> None:

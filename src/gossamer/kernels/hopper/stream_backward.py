@@ -22,9 +22,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .bands import NUMBERS, Band, Rows, of_keys, of_queries, programs, rows
-from .configs import CONSUMER_REGISTERS, LAUNCH, PRODUCER_REGISTERS, ROWS, keys_config, queries_config
+from .bands import NUMBERS, Band, Rows, of_keys, of_queries, rows
+from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS, ROWS, keys_config, queries_config
 from .descriptors import tiles as tiles_of
+from .launch import launch
 from .operands import Diagonal, Inputs, Results
 from .ring import (
     LOG2E,
@@ -71,7 +72,7 @@ def backward_queries(
     described = (tiles_of(x, ROWS, WIDTH.value) for x in (q, k, v, results.out, results.grad_out, dq))
     given = (*rows(results.lse), *rows(results.grad_lse), *rows(aux.view(torch.int32)))
     config = queries_config(diagonal.width)
-    _queries_kernel[programs(band, q.device)](*described, *given, *band, scale, config, **LAUNCH)
+    launch(_queries_kernel, band.total, q.device, (*described, *given, *band, scale), (config,))
 
 
 def backward_keys(
@@ -82,7 +83,8 @@ def backward_keys(
     band = of_keys(q, k, *diagonal)
     columns = (WIDTH.value,) * 4 + (AUX.value,) + (WIDTH.value,) * 2
     described = (tiles_of(x, ROWS, width) for x, width in zip((q, k, v, grad_out, aux, dk, dv), columns, strict=True))
-    _keys_kernel[programs(band, q.device)](*described, *band, scale, keys_config(diagonal.width), **LAUNCH)
+    config = keys_config(diagonal.width)
+    launch(_keys_kernel, band.total, q.device, (*described, *band, scale), (config,))
 
 
 @gluon.jit

@@ -19,9 +19,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .bands import NUMBERS, Band, Rows, of_queries, programs, rows
-from .configs import CONSUMER_REGISTERS, LAUNCH, PRODUCER_REGISTERS, ROWS, forward_config
+from .bands import NUMBERS, Band, Rows, of_queries, rows
+from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS, ROWS, forward_config
 from .descriptors import tiles as tiles_of
+from .launch import launch
 from .operands import Diagonal, Inputs
 from .ring import (
     LN2,
@@ -60,7 +61,7 @@ def forward(
     band = of_queries(q, k, *diagonal)
     widths = (config.width, config.width, config.value_width, config.value_width)
     described = (tiles_of(x, ROWS, columns) for x, columns in zip((q, k, v, out), widths, strict=True))
-    _forward[programs(band, q.device)](*described, *rows(lse), sinks, *band, scale, config, **LAUNCH)
+    launch(_forward, band.total, q.device, (*described, *rows(lse), sinks, *band, scale), (config,))
 
 
 @gluon.jit

@@ -7,13 +7,13 @@ brings tiles of the other side through a ring in shared memory, and two warpgrou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from .configs import LAUNCH, SHARED_MEMORY, tile_width
+from .configs import SHARED_MEMORY, tile_width
 from .descriptors import tiles
+from .launch import launch, multiprocessors
 from .operands import Results, SeenKeys, Segment
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import AUXILIARY, queries_kernel
@@ -46,14 +46,13 @@ def backward_queries(
     blocks = _ceiling(queries, ROWS if pair_heads else 2 * ROWS)
     at_once = _at_once([x for each in segments for x in (each.k, each.v)]) * repeats // (1 + pair_heads)
     described = (q, wide), (results.grad_out, value_wide), (results.out, value_wide), (dq, wide)
-    queries_kernel[_grid(q.device, units * blocks)](
+    arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in described),
         *(aux.view(torch.int32), *runs[0], *second, *_rows(results.lse), *_rows(results.grad_lse)),
         *(scale, heads, repeats, queries, units, blocks, at_once),
-        pair_heads=pair_heads,
-        slots=_slots(4 * (wide + value_wide), wide + value_wide),
-        **LAUNCH,
     )
+    slots = _slots(4 * (wide + value_wide), wide + value_wide)
+    launch(queries_kernel, units * blocks, q.device, arguments, (pair_heads, slots))
 
 
 def backward_keys(
@@ -81,13 +80,12 @@ def backward_keys(
     sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUXILIARY.value))
     # Parts are for few keys: there, even loads matter more than what the cache holds.
     at_once = units if in_parts else max(1, _at_once([q, grad_out, aux]) // repeats)
-    keys_kernel[_grid(q.device, units * blocks)](
+    arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
         *(*totals, first, last, scale, key_heads, repeats, count, parts, *widths, units, blocks, at_once),
-        depth=depth,
-        slots=_slots(own, wide + value_wide + AUXILIARY.value),
-        **LAUNCH,
     )
+    slots = _slots(own, wide + value_wide + AUXILIARY.value)
+    launch(keys_kernel, units * blocks, q.device, arguments, (depth, slots))
 
 
 def splits(key: Tensor, q: Tensor) -> int:
@@ -95,7 +93,7 @@ def splits(key: Tensor, q: Tensor) -> int:
     batch, key_heads, keys, _ = key.shape
     items = batch * key_heads * _ceiling(keys, 2 * ROWS)
     swept = _ceiling(q.shape[2], ROWS) * (q.shape[1] // key_heads)
-    return max(1, min(_ceiling(TURNS * _multiprocessors(key.device), items), swept // SHORTEST_PART))
+    return max(1, min(_ceiling(TURNS * multiprocessors(key.device), items), swept // SHORTEST_PART))
 
 
 def _rows(values: Tensor | None) -> tuple[Tensor | None, int, int]:
@@ -116,14 +114,5 @@ def _slots(own: int, ring: int) -> int:
     return min(MOST_SLOTS, ((SHARED_MEMORY - RESERVED) // (2 * ROWS) - own) // ring)
 
 
-def _grid(device: torch.device, items: int) -> tuple[int]:
-    return (min(items, _multiprocessors(device)),)
-
-
 def _ceiling(a: int, b: int) -> int:
     return -(-a // b)
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

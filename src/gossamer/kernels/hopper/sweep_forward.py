@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -28,8 +26,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import Rows
-from .configs import CONSUMER_REGISTERS, LAUNCH, PRODUCER_REGISTERS, tile_width
+from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS, tile_width
 from .descriptors import tiles
+from .launch import launch
 from .operands import Segment
 from .ring import LN2, LOG2E, LOWEST, TILE, barriers, phase, slot, tile_of
 from .sweep import Bars, Place, Work, buffers, pass_over, reach_of, span_of, turns_of, unit_and_block
@@ -366,14 +365,8 @@ def forward(
         (tiles(x.k, config.keys, widths[0]), tiles(x.v, config.keys, widths[1]), x.start, x.stop) for x in segments
     ]
     runs.append((None,) * 4)
-    _kernel[(min(_multiprocessors(q.device), units * blocks),)](
+    arguments = (
         *(tiles(q, TILE.value, widths[0]), tiles(out, TILE.value, widths[1]), *runs[0], *runs[1], sinks),
         *(lse, lse.stride(0), lse.stride(1), scale * LOG2E.value, heads, repeats, queries, units, blocks, section),
-        config,
-        **LAUNCH,
     )
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    launch(_kernel, units * blocks, q.device, arguments, (config,))

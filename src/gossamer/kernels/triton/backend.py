@@ -7,7 +7,7 @@ queries in another order are launches of their own, which continue from what the
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -99,7 +99,7 @@ def _on(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-@cache
+@lru_cache(maxsize=64)
 def _without_gpu(device: torch.device) -> str | None:
     """Why kernels cannot run on the device, or None where they can."""
     if device.type == "cuda":

@@ -98,6 +98,7 @@ def explain(
     v: Float[Tensor, "B G K Dv"],
     pattern: Pattern,
     *,
+    scale: float | None = None,
     dropout: float = 0.0,
     sinks: Float[Tensor, " H"] | None = None,
     softcap: float | None = None,
@@ -123,9 +124,10 @@ def explain(
     _check_kinds(q, k, v, sinks, lengths)
     q, k, v = _autocast(q, k, v)
     _check_tensors(q, k, v, sinks, lengths)
-    _check_settings(pattern, None, dropout, softcap)
+    _check_settings(pattern, scale, dropout, softcap)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     text = checked_text(pattern)
-    problem = problem_of(q, k, v, sinks, lengths, text, softcap=float(softcap or 0.0), dropout=dropout)
+    problem = problem_of(q, k, v, sinks, lengths, text, scale=scale, softcap=float(softcap or 0.0), dropout=dropout)
     return Explanation(problem.plan, choose(problem, backend), choose(replace(problem, backward=True), backend))
 
 

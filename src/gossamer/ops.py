@@ -45,7 +45,7 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
     pattern: str, scale: float, softcap: float, dropout: float, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    made, chosen = _choice(_Call.of(q, k, v, sinks, lengths, pattern, softcap, dropout), backend)
+    made, chosen = _choice(_Call.of(q, k, v, sinks, lengths, pattern, scale, softcap, dropout), backend)
     softmax = Softmax(scale, softcap, dropout, seed, lengths)
     with _own_dtypes(q.device.type):
         out, lse = chosen.forward(q, k, v, sinks, made, softmax)
@@ -58,7 +58,7 @@ def _attend_backward(
     sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
     pattern: str, scale: float, softcap: float, dropout: float, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _Call.of(q, k, v, sinks, lengths, pattern, softcap, dropout)
+    call = _Call.of(q, k, v, sinks, lengths, pattern, scale, softcap, dropout)
     made, chosen = _choice(call._replace(backward=True, lse_gradient=grad_lse is not None), backend)
     saved, softmax = Saved(q, k, v, out, lse, sinks), Softmax(scale, softcap, dropout, seed, lengths)
     with _own_dtypes(q.device.type):
@@ -81,6 +81,7 @@ class _Call(NamedTuple):
     v: torch.Size
     device: torch.device
     dtype: torch.dtype
+    scale: float
     softcap: float
     dropout: float
     has_sinks: bool
@@ -91,11 +92,11 @@ class _Call(NamedTuple):
     @classmethod
     def of(
         cls, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None,
-        pattern: str, softcap: float, dropout: float,
+        pattern: str, scale: float, softcap: float, dropout: float,
     ) -> _Call:  # fmt: skip
         return cls(
             pattern, Pattern.definitions, q.shape, k.shape, v.shape, q.device, q.dtype,
-            softcap, dropout, sinks is not None, lengths is not None,
+            scale, softcap, dropout, sinks is not None, lengths is not None,
         )  # fmt: skip
 
     @property
@@ -110,6 +111,7 @@ class _Call(NamedTuple):
             key_heads=self.k[1],
             width=width,
             value_width=self.v[3],
+            scale=self.scale,
             softcap=self.softcap,
             dropout=self.dropout,
             has_sinks=self.has_sinks,
@@ -121,10 +123,10 @@ class _Call(NamedTuple):
 
 def problem_of(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None, pattern: str,
-    *, softcap: float, dropout: float,
+    *, scale: float, softcap: float, dropout: float,
 ) -> Problem:  # fmt: skip
     """What a call of `attend` asks of a backend, forward."""
-    return _Call.of(q, k, v, sinks, lengths, pattern, softcap, dropout).problem
+    return _Call.of(q, k, v, sinks, lengths, pattern, scale, softcap, dropout).problem
 
 
 @lru_cache(maxsize=256)

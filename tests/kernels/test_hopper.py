@@ -22,7 +22,7 @@ pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's
 
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from gossamer.kernels.hopper import backend, descriptors, group, launch
+from gossamer.kernels.hopper import backend, descriptors, group
 from gossamer.kernels.hopper.operands import Diagonal
 from gossamer.kernels.hopper.passes import passes
 
@@ -217,6 +217,7 @@ def test_bands_are_diagonals_of_some_width(pattern: Pattern, queries: int, diago
         ({"softcap": 5.0}, "softcap"),
         ({"dropout": 0.1}, "dropout"),
         ({"lengths": True}, "lengths"),
+        ({"scale": -1.0}, "scale is -1.0"),
         ({"plan": plan(Causal(), 63, 100, 2)}, "63 queries"),
         ({"plan": plan(PATTERNS["bigbird"], 136, 136, HEADS["bigbird"])}, "Blocks"),
         ({"device": CPU}, "compute capability 9.0"),
@@ -266,53 +267,3 @@ def test_the_copy_engine_gets_what_it_can_address(name: str) -> None:
     copied = made.data_ptr() != x.data_ptr()
     assert copied == (name in ("expanded", "odd rows", "odd start", "columns apart"))
     TensorDescriptor(made, list(made.shape), list(made.stride()), *descriptors._tile(64, 64, x.dtype))
-
-
-class Jitted:
-    """Counts how often it is asked for a compiled kernel, and remembers what was launched."""
-
-    def __init__(self) -> None:
-        self.asked, self.launched = 0, []
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable:
-        def look_up(*given: object, **options: object) -> Compiled:
-            self.asked += 1
-            self.launched.append((grid, given))
-            return Compiled(self)
-
-        return look_up
-
-
-class Compiled:
-    def __init__(self, jitted: Jitted):
-        self.jitted = jitted
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable:
-        return lambda *given: self.jitted.launched.append((grid, given))
-
-
-def test_a_kernel_is_looked_up_once_for_each_kind_of_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "multiprocessors", lambda _: 132)
-    monkeypatch.setattr(launch, "KNOWN", {})
-    jitted, room = Jitted(), torch.zeros(1, 1, 64, 72, dtype=torch.bfloat16)
-    x, narrow = room[..., :64].contiguous(), torch.zeros(1, 1, 64, 16, dtype=torch.bfloat16)
-    whole, part = descriptors.tiles(x, 64, 64), descriptors.tiles(narrow, 64, 16)
-    kinds = [
-        ((whole, x, 32, 0.5, None), (3,)),
-        ((part, x, 32, 0.5, None), (3,)),
-        ((descriptors.tiles(x.half(), 64, 64), x, 32, 0.5, None), (3,)),
-        ((whole, x.half(), 32, 0.5, None), (3,)),
-        ((whole, room.flatten()[1:], 32, 0.5, None), (3,)),
-        ((whole, x, 33, 0.5, None), (3,)),
-        ((whole, x, 1, 0.5, None), (3,)),
-        ((whole, x, 2**31, 0.5, None), (3,)),
-        ((whole, x, 32, 0.5, x), (3,)),
-        ((whole, x, 32, 0.5, None), (4,)),
-    ]
-    for _ in range(3):
-        for arguments, constants in kinds:
-            launch.launch(jitted, 500, CPU, arguments, constants)
-            assert jitted.launched[-1] == ((132, 1, 1), (*arguments, *constants))
-    assert jitted.asked == len(kinds)
-    launch.launch(jitted, 7, CPU, (descriptors.tiles(x.clone(), 64, 64), x.clone(), 48, 0.7, None), (3,))
-    assert jitted.asked == len(kinds) and jitted.launched[-1][0] == (7, 1, 1)

@@ -46,6 +46,7 @@ class Problem:
     """Whether gradients are asked for; forward and backward of a call are picked apart, and may differ."""
     lse_gradient: bool = False
     """Whether a backward is given a gradient of the log-sum-exp."""
+    scale: float = 1.0
 
 
 class Backend(Protocol):

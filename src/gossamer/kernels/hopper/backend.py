@@ -39,6 +39,8 @@ class Hopper:
             return f"inputs are {problem.dtype}; it computes bfloat16 and float16"
         if max(widths) > WIDEST or any(width % 8 for width in widths):
             return f"widths are {widths[0]} and {widths[1]}; it takes multiples of 8 up to {WIDEST}"
+        if problem.scale <= 0:
+            return f"the scale is {problem.scale}; it takes positive ones"
         if not problem.batch:
             return "the batch is empty"
         if problem.plan.queries < FEWEST_QUERIES:

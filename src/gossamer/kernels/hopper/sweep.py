@@ -29,6 +29,24 @@ class Place(NamedTuple):
     row: gl.tensor
 
 
+class Shape(NamedTuple):
+    """Counts of the query tensor, from which a query tile's place follows."""
+
+    heads: gl.tensor
+    repeats: gl.tensor
+    """Query heads of a key head."""
+    queries: gl.tensor
+
+
+class Run(NamedTuple):
+    """Keys and values as tiles in memory, and for each query where what it sees of them begins and ends."""
+
+    k: gl.tensor
+    v: gl.tensor
+    start: gl.tensor
+    stop: gl.tensor
+
+
 class Reach(NamedTuple):
     """What a tile's rows see: row r sees columns begin[r] ... end[r] - 1, and neither falls from row to row."""
 
@@ -72,6 +90,19 @@ def unit_and_block(turn, work):
     size = gl.minimum(work.section, work.units - first)
     rest = item - first * work.blocks
     return first + rest % size, rest // size
+
+
+@gluon.jit
+def query_place(turn, work, shape, consumer: gl.constexpr, pair_heads: gl.constexpr):
+    """A consumer's query tile of an item; late queries come first, which see the most where the past grows."""
+    unit, block = unit_and_block(turn, work)
+    block = work.blocks - 1 - block
+    if pair_heads:
+        head, row = unit * 2 + consumer, block * TILE
+    else:
+        head, row = unit, block * (2 * TILE) + consumer * TILE
+    batch, head = head // shape.heads, head % shape.heads
+    return Place(batch, head, head // shape.repeats, row)
 
 
 @gluon.jit

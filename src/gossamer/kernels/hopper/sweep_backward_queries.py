@@ -7,8 +7,6 @@ and leaves log-sum-exp and delta for the gradients of keys and values (see `swee
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -22,44 +20,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import Rows
 from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS
 from .ring import LOG2E, TILE, barriers, phase, slot, tile_of, times_transposed
-from .sweep import Bars, Place, Work, buffers, pass_over, reach_of, renewed, seen, span_of, turns_of, unit_and_block
+from .sweep import Bars, Run, Shape, Work, buffers, pass_over, query_place, reach_of, renewed, seen, span_of, turns_of
 
 AUXILIARY = gl.constexpr(16)
 """Numbers of a query's auxiliary row: one step of the matrix instruction."""
 
 ABSENT = gl.constexpr(2.0**100)
 """Stands for the log-sum-exp of a query that sees nothing: its probabilities become 0, and nothing becomes NaN."""
-
-
-class Shape(NamedTuple):
-    """Numbers of the problem that places follow from."""
-
-    heads: gl.tensor
-    repeats: gl.tensor
-    """Query heads of a key head."""
-    queries: gl.tensor
-
-
-class Segment(NamedTuple):
-    """Keys and values in an order, and for each query the run of them that it sees."""
-
-    k: gl.tensor
-    v: gl.tensor
-    start: gl.tensor
-    stop: gl.tensor
-
-
-@gluon.jit
-def _place(turn, work, shape, consumer: gl.constexpr, pair_heads: gl.constexpr):
-    """A consumer's tile of an item; late queries come first, which see the most where the past grows."""
-    unit, block = unit_and_block(turn, work)
-    block = work.blocks - 1 - block
-    if pair_heads:
-        head, row = unit * 2 + consumer, block * TILE
-    else:
-        head, row = unit, block * (2 * TILE) + consumer * TILE
-    batch, head = head // shape.heads, head % shape.heads
-    return Place(batch, head, head // shape.repeats, row)
 
 
 @gluon.jit
@@ -95,9 +62,9 @@ def _producer(segments, own, work, shape, ring, bars, pair_heads: gl.constexpr, 
     ROWS: gl.constexpr = TILE if pair_heads else 2 * TILE
     done = 0
     for turn in range(turns_of(work)):
-        place = _place(turn, work, shape, 0, pair_heads)
+        place = query_place(turn, work, shape, 0, pair_heads)
         _bring_own(own, bars, place, turn, 0)
-        _bring_own(own, bars, _place(turn, work, shape, 1, pair_heads), turn, 1)
+        _bring_own(own, bars, query_place(turn, work, shape, 1, pair_heads), turn, 1)
         for s in gl.static_range(len(segments)):
             low, high = span_of(segments[s].start, segments[s].stop, place.row, ROWS, shape.queries)
             count = gl.cdiv(high - low, TILE)
@@ -198,8 +165,8 @@ def _consumer(
     by_row: gl.constexpr = gl.SliceLayout(1, scores)
     done = 0
     for turn in range(turns_of(work)):
-        pair_row = _place(turn, work, shape, 0, pair_heads).row
-        place = _place(turn, work, shape, consumer, pair_heads)
+        pair_row = query_place(turn, work, shape, 0, pair_heads).row
+        place = query_place(turn, work, shape, consumer, pair_heads)
         lse = _by_row(lse_rows, place, shape.queries, by_row)
         one = _interval(segments[0], pair_row, place.row, shape.queries, ROWS, scores)
         two = one
@@ -251,9 +218,9 @@ def queries_kernel(
     own = (buffers(q, 2), buffers(grad_out, 2), buffers(out, 2))
     ring = (buffers(k, slots), buffers(v, slots))
     bars = Bars(barriers(2, 1), barriers(2, 1), barriers(slots, 1), barriers(slots, 2))
-    segments = (Segment(k, v, start, stop),)
+    segments = (Run(k, v, start, stop),)
     if k2 is not None:
-        segments = (Segment(k, v, start, stop), Segment(k2, v2, start2, stop2))
+        segments = (Run(k, v, start, stop), Run(k2, v2, start2, stop2))
     work, shape = Work(units, blocks, section), Shape(heads, repeats, queries)
     lse, grad_lse = Rows(lse, lse_batch, lse_head), Rows(grad_lse, grad_lse_batch, grad_lse_head)
     given, results = (segments, own, lse, grad_lse, scale), (dq, buffers(dq, 2), aux)

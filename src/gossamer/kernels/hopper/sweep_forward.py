@@ -31,7 +31,7 @@ from .descriptors import tiles
 from .launch import launch
 from .operands import Segment
 from .ring import LN2, LOG2E, LOWEST, TILE, barriers, phase, slot, tile_of
-from .sweep import Bars, Place, Work, buffers, pass_over, reach_of, span_of, turns_of, unit_and_block
+from .sweep import Bars, Run, Shape, Work, buffers, pass_over, query_place, reach_of, span_of, turns_of
 
 CACHED = 24 << 20
 """Bytes of keys and values that items at work at the same time share, in an L2 cache of 50 MB."""
@@ -59,24 +59,6 @@ CONFIGS = {
 """By the widths of K's and of V's tiles."""
 
 
-class Shape(NamedTuple):
-    """Counts of the query tensor."""
-
-    heads: gl.tensor
-    repeats: gl.tensor
-    """Query heads of a key head."""
-    queries: gl.tensor
-
-
-class Run(NamedTuple):
-    """Keys and values as tiles in memory, and for each query where what it sees of them begins and ends."""
-
-    k: gl.tensor
-    v: gl.tensor
-    start: gl.tensor
-    stop: gl.tensor
-
-
 class Way(NamedTuple):
     """A query tile's way through a segment: tiles `first … last - 1` of the ring; tile i begins at `origin - i keys`.
 
@@ -90,19 +72,6 @@ class Way(NamedTuple):
     all_end: gl.tensor
     begin: gl.tensor
     end: gl.tensor
-
-
-@gluon.jit
-def _place(turn, work, shape, c: gl.constexpr, pair_heads: gl.constexpr):
-    """Query tile `c` of an item; late queries come first, which see the most where the past grows."""
-    unit, block = unit_and_block(turn, work)
-    block = work.blocks - 1 - block
-    if pair_heads:
-        head, row = unit * 2 + c, block * TILE
-    else:
-        head, row = unit, (block * 2 + c) * TILE
-    batch, head = head // shape.heads, head % shape.heads
-    return Place(batch, head, head // shape.repeats, row)
 
 
 @gluon.jit
@@ -264,8 +233,8 @@ def _consumer(runs, own, out_desc, lse, sinks, ring, bars, work, shape, scale, c
     joint: gl.constexpr = len(runs) == 2
     base = 0
     for turn in range(turns_of(work)):
-        pair_row = _place(turn, work, shape, 0, config.pair_heads).row
-        place = _place(turn, work, shape, c, config.pair_heads)
+        pair_row = query_place(turn, work, shape, 0, config.pair_heads).row
+        place = query_place(turn, work, shape, c, config.pair_heads)
         one, after = _way(runs[0], pair_row, place.row, base, shape, 1, layout, config)
         two = one
         if joint:
@@ -308,12 +277,12 @@ def _producer(runs, q_desc, q_tiles, ring, bars, work, shape, config: gl.constex
     done = 0
     for turn in range(turns_of(work)):
         for c in gl.static_range(2):
-            place = _place(turn, work, shape, c, config.pair_heads)
+            place = query_place(turn, work, shape, c, config.pair_heads)
             mbarrier.wait(bars.own_empty.index(c), (turn & 1) ^ 1)
             full = bars.own_full.index(c)
             mbarrier.expect(full, q_desc.block_type.nbytes)
             tma.async_copy_global_to_shared(q_desc, [place.batch, place.head, place.row, 0], full, q_tiles.index(c))
-        place = _place(turn, work, shape, 0, config.pair_heads)
+        place = query_place(turn, work, shape, 0, config.pair_heads)
         for s in gl.static_range(len(runs)):
             end, count = _pair_tiles(runs[s], place.row, shape, 1 - s, config)
             _bring_keys(runs[s], ring, bars, place, end, done, done + count, config)

@@ -22,7 +22,7 @@ setup: $(VENV)/.installed ## make .venv and install Gossamer with the versions t
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,peers]'
-	$(BIN)/python -m pip show --quiet triton 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[triton]'
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[triton]'
 	touch $@
 
 demo: setup ## train a dense and a sparse GPT-2 on Python source, compare them, write runs/demo/report.html

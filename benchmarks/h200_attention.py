@@ -93,7 +93,7 @@ def promises(runs: Runs) -> Iterator[Promise]:
     for results in runs.get("windows", ()):
         yield from window_promises(results)
     for results in runs.get("groups", ()):
-        yield at_least(GROUPS, "every peer", results, TRAINING, "window")
+        yield at_least(GROUPS, "every peer that ran", results, TRAINING, "window")
     for results in runs.get("document", ()):
         yield from document_promises(results)
     for results in runs.get("tokens", ()):
@@ -114,18 +114,18 @@ def window_promises(results: Results) -> Iterator[Promise]:
         limit = OVER_FA4.get((config.head_width, case), 0) if config.window == 256 else 0
         if limit:
             yield at_least(limit, "FlashAttention-4", results, case, "window", over=("fa4",))
-        yield at_least(1, "every peer", results, case, "window")
+        yield at_least(1, "every peer that ran", results, case, "window")
 
 
 def document_promises(results: Results) -> Iterator[Promise]:
-    longest_dense = ("cudnn", "flash")
+    dense = ("cudnn", "flash")
     for length in results.config.lengths:
         if length == DOCUMENT_LENGTH:
-            yield at_least(DOCUMENT, "dense", results, TRAINING, "document", over=longest_dense, length=length)
+            yield at_least(DOCUMENT, "dense", results, TRAINING, "document", over=dense, length=length)
             rival = ("flex-document",)
             yield at_least(DOCUMENT, "FlexAttention", results, TRAINING, "document", over=rival, length=length)
         for case in (FORWARD, TRAINING):
-            yield at_least(1, "dense", results, case, "document", over=longest_dense, length=length)
+            yield at_least(1, "dense", results, case, "document", over=dense, length=length)
 
 
 def at_least(

@@ -175,5 +175,5 @@ def test_debug_logging_says_what_ran(caplog: pytest.LogCaptureFixture) -> None:
     text = "\n".join(record.getMessage() for record in ours)
     assert "planned 77 queries × 77 keys, 12 heads" in text
     assert "heads 0-7: " in text and "Band: " in text and "heads 8-11: " in text and "Columns: 8 gathered" in text
-    assert "attend (1, 12, 77, 64) runs on " in text
+    assert "attend (1, 12, 77, 64): " in text and "runs on tiled" in text
     assert {record.levelno for record in ours} == {logging.DEBUG}

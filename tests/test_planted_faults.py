@@ -1,7 +1,7 @@
 """The checks look: each fault, planted once, makes the check of the sound code fail.
 
-Faults of GPU kernels (offsets in 32 bits, missing barriers, device guards) and of selectors (duplicates, future keys
-among the top k) have their place here once there is such code.
+They are planted in the tiled backend, which runs everywhere; the same checks run on every kernel of the GPU
+(tests/gpu), and through Triton's interpreter (tests/kernels).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .kernels import Choice, choose
+from .kernels import Choice, Softmax, choose
 from .ops import problem_of
 from .patterns.base import Pattern
 from .patterns.parse import checked_text
@@ -56,8 +56,8 @@ def attend(
         softcap: Scores become `softcap · tanh(score / softcap)`.
         lengths: How many keys each sequence has, int32 or int64 on the device of q: keys at or beyond `lengths[b]`
             do not exist, and the last query stands at the last key before it. So k and v can be a cache of fixed
-            capacity that fills up under one CUDA graph: the values are read on the device alone, and nobody checks
-            that they are at most K. Where a length is below Q, the leading queries see nothing.
+            capacity that fills up under one CUDA graph: GPU kernels read the values on the device alone, and nobody
+            checks that they are at most K. Where a length is below Q, the leading queries see nothing.
         return_lse: Also return the natural log-sum-exp of the scores (sinks included), float32, or float64 for
             float64; it carries gradients.
         backend: Name of the backend to use; by default the first that accepts the problem.
@@ -127,7 +127,8 @@ def explain(
     _check_settings(pattern, scale, dropout, softcap)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     text = checked_text(pattern)
-    problem = problem_of(q, k, v, sinks, lengths, text, scale=scale, softcap=float(softcap or 0.0), dropout=dropout)
+    softmax = Softmax(scale, float(softcap or 0.0), dropout, lengths=lengths)
+    problem = problem_of(q, k, v, sinks, text, softmax)
     return Explanation(problem.plan, choose(problem, backend), choose(replace(problem, backward=True), backend))
 
 

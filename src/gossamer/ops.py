@@ -45,8 +45,8 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
     pattern: str, scale: float, softcap: float, dropout: float, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    made, chosen = _choice(_Call.of(q, k, v, sinks, lengths, pattern, scale, softcap, dropout), backend)
     softmax = Softmax(scale, softcap, dropout, seed, lengths)
+    made, chosen = _choice(_Call.of(q, k, v, sinks, pattern, softmax), backend)
     with _own_dtypes(q.device.type):
         out, lse = chosen.forward(q, k, v, sinks, made, softmax)
     return beside(out, q), lse
@@ -58,9 +58,10 @@ def _attend_backward(
     sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
     pattern: str, scale: float, softcap: float, dropout: float, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    call = _Call.of(q, k, v, sinks, lengths, pattern, scale, softcap, dropout)
+    softmax = Softmax(scale, softcap, dropout, seed, lengths)
+    call = _Call.of(q, k, v, sinks, pattern, softmax)
     made, chosen = _choice(call._replace(backward=True, lse_gradient=grad_lse is not None), backend)
-    saved, softmax = Saved(q, k, v, out, lse, sinks), Softmax(scale, softcap, dropout, seed, lengths)
+    saved = Saved(q, k, v, out, lse, sinks)
     with _own_dtypes(q.device.type):
         dq, dk, dv, dsinks = chosen.backward(saved, grad_out, grad_lse, made, softmax)
     return beside(dq, q), beside(dk, k), beside(dv, v), q.new_empty(0) if dsinks is None else dsinks
@@ -90,13 +91,10 @@ class _Call(NamedTuple):
     lse_gradient: bool = False
 
     @classmethod
-    def of(
-        cls, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None,
-        pattern: str, scale: float, softcap: float, dropout: float,
-    ) -> _Call:  # fmt: skip
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, pattern: str, softmax: Softmax) -> _Call:
         return cls(
             pattern, Pattern.definitions, q.shape, k.shape, v.shape, q.device, q.dtype,
-            scale, softcap, dropout, sinks is not None, lengths is not None,
+            softmax.scale, softmax.softcap, softmax.dropout, sinks is not None, softmax.lengths is not None,
         )  # fmt: skip
 
     @property
@@ -121,12 +119,9 @@ class _Call(NamedTuple):
         )
 
 
-def problem_of(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None, pattern: str,
-    *, scale: float, softcap: float, dropout: float,
-) -> Problem:  # fmt: skip
+def problem_of(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, pattern: str, softmax: Softmax) -> Problem:
     """What a call of `attend` asks of a backend, forward."""
-    return _Call.of(q, k, v, sinks, lengths, pattern, scale, softcap, dropout).problem
+    return _Call.of(q, k, v, sinks, pattern, softmax).problem
 
 
 @lru_cache(maxsize=256)

@@ -33,9 +33,7 @@ JOINT = Causal() & (Window(20) | Strided(16))
 def check_pattern(pattern: Pattern, setting: Setting) -> None:
     """The backend is the one that is chosen, and its error is that of plain attention."""
     problem = draw(pattern, setting)
-    asked = problem_of(
-        problem.q, problem.k, problem.v, problem.sinks, None, pattern.spec, scale=1.0, softcap=0.0, dropout=0.0
-    )
+    asked = problem_of(problem.q, problem.k, problem.v, problem.sinks, pattern.spec, Softmax(1.0))
     assert choose(asked).backend is TRITON
     check_error(problem)
 

@@ -9,7 +9,7 @@ from .case import Clock, Step
 
 L2_FLUSH_BYTES = 256 * 2**20
 FLUSHES = 40
-"""Nearly three milliseconds of writing: longer than a host needs to queue any step, forward and backward."""
+"""Nearly three milliseconds of writing on an H200, for the host to queue a step in."""
 
 
 def clock_for(device: torch.device) -> Clock:

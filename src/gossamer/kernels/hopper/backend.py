@@ -21,6 +21,8 @@ FEWEST_QUERIES = 64
 """A warpgroup's tile. Fewer queries leave it empty, and the GPU with too few tiles."""
 
 WIDEST = 128
+TRITON = "3.6"
+"""The release whose Gluon these kernels are written in; the language still moves from one to the next."""
 
 
 class Hopper:
@@ -34,7 +36,9 @@ class Hopper:
         if problem.device.type != "cuda" or _capability(problem.device) != (9, 0):
             return f"it needs a GPU of compute capability 9.0, and the tensors are on {problem.device}"
         if find_spec("triton") is None:
-            return "it needs Triton; pip install triton"
+            return f"it needs Triton {TRITON}; pip install 'triton=={TRITON}.*'"
+        if not _triton_version().startswith(f"{TRITON}."):
+            return f"it is written in Gluon as Triton {TRITON} has it, and this is Triton {_triton_version()}"
         if problem.dtype not in (torch.bfloat16, torch.float16):
             return f"inputs are {problem.dtype}; it computes bfloat16 and float16"
         if max(widths) > WIDEST or any(width % 8 for width in widths):
@@ -103,6 +107,13 @@ HOPPER = Hopper()
 @lru_cache(maxsize=64)
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
+
+
+@lru_cache(maxsize=1)
+def _triton_version() -> str:
+    import triton
+
+    return triton.__version__
 
 
 def _share_keys(runs: list[HeadRun]) -> bool:

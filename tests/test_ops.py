@@ -232,3 +232,22 @@ def test_results_lie_in_memory_as_the_fakes_promise(inside: bool) -> None:
         strides.append([x.stride() for x in results])
     assert strides[0] == strides[1]
     assert all((x.transpose(1, 2) if inside else x).is_contiguous() for x in results)
+
+
+def test_what_comes_back_to_the_lse_of_a_query_that_sees_nothing_harms_nobody() -> None:
+    q, k, v = (torch.randn(1, 1, length, 8, requires_grad=True) for length in (6, 4, 4))  # two queries see nothing
+    out, lse = attend(q, k, v, Causal(), return_lse=True)
+    empty = lse == -torch.inf
+    assert empty.sum() == 2
+    given = torch.randn_like(lse).masked_fill(empty, torch.nan)
+    found = torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), given), retain_graph=True)
+    right = torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), given.masked_fill(empty, 0.0)))
+    for gradient, other in zip(found, right, strict=True):
+        assert torch.equal(gradient, other)
+
+
+def test_sinks_of_any_strides() -> None:
+    q = torch.randn(1, 4, 9, 8)
+    logits, table = torch.randn(1), torch.randn(4, 3)
+    for sinks in (logits.expand(4), table[:, 1]):
+        assert torch.equal(attend(q, q, q, Causal(), sinks=sinks), attend(q, q, q, Causal(), sinks=sinks.clone()))

@@ -27,16 +27,21 @@ NO_CHANGE = nullcontext()
 
 LIBRARY = torch.library.Library("gossamer", "FRAGMENT")
 
+MAKES_TABLES = (torch.Tag.cudagraph_unsafe,)
+"""A first call makes tables that stay for later ones: `torch.compile` may not count their memory as its own graph's."""
+
 torch.library.define(
     "gossamer::attend",
     "(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? seed, Tensor? lengths, str pattern, float scale, "
     "float softcap, float dropout, str? backend) -> (Tensor, Tensor)",
+    tags=MAKES_TABLES,
 )
 torch.library.define(
     "gossamer::attend_backward",
     "(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? sinks, "
     "Tensor? seed, Tensor? lengths, str pattern, float scale, float softcap, float dropout, str? backend) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
+    tags=MAKES_TABLES,
 )
 
 
@@ -48,7 +53,7 @@ def _attend(
     softmax = Softmax(scale, softcap, dropout, seed, lengths)
     made, chosen = _choice(_Call.of(q, k, v, sinks, pattern, softmax), backend)
     with _own_dtypes(q.device.type):
-        out, lse = chosen.forward(q, k, v, sinks, made, softmax)
+        out, lse = chosen.forward(q, k, v, _dense(sinks), made, softmax)
     return beside(out, q), lse
 
 
@@ -60,11 +65,18 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     softmax = Softmax(scale, softcap, dropout, seed, lengths)
     call = _Call.of(q, k, v, sinks, pattern, softmax)
-    made, chosen = _choice(call._replace(backward=True, lse_gradient=grad_lse is not None), backend)
-    saved = Saved(q, k, v, out, lse, sinks)
+    made, chosen = _choice(call._replace(backward=True), backend)
+    saved = Saved(q, k, v, out, lse, _dense(sinks))
+    if grad_lse is not None:  # a query that sees nothing has no log-sum-exp to change, whatever comes back to it
+        grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0.0)
     with _own_dtypes(q.device.type):
         dq, dk, dv, dsinks = chosen.backward(saved, grad_out, grad_lse, made, softmax)
     return beside(dq, q), beside(dk, k), beside(dv, v), q.new_empty(0) if dsinks is None else dsinks
+
+
+def _dense(sinks: Tensor | None) -> Tensor | None:
+    """One logit after the other, as kernels read them."""
+    return None if sinks is None else sinks.contiguous()
 
 
 def _own_dtypes(device: str) -> AbstractContextManager[object]:
@@ -88,7 +100,6 @@ class _Call(NamedTuple):
     has_sinks: bool
     lengths: bool
     backward: bool = False
-    lse_gradient: bool = False
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, pattern: str, softmax: Softmax) -> _Call:
@@ -115,7 +126,6 @@ class _Call(NamedTuple):
             has_sinks=self.has_sinks,
             lengths=self.lengths,
             backward=self.backward,
-            lse_gradient=self.lse_gradient,
         )
 
 

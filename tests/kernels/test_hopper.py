@@ -218,6 +218,7 @@ def test_bands_are_diagonals_of_some_width(pattern: Pattern, queries: int, diago
         ({"dropout": 0.1}, "dropout"),
         ({"lengths": True}, "lengths"),
         ({"scale": -1.0}, "scale is -1.0"),
+        ({"value_width": 0}, "64 and 0"),
         ({"plan": plan(Causal(), 63, 100, 2)}, "63 queries"),
         ({"plan": plan(PATTERNS["bigbird"], 136, 136, HEADS["bigbird"])}, "Blocks"),
         ({"device": CPU}, "compute capability 9.0"),
@@ -267,3 +268,33 @@ def test_the_copy_engine_gets_what_it_can_address(name: str) -> None:
     copied = made.data_ptr() != x.data_ptr()
     assert copied == (name in ("expanded", "odd rows", "odd start", "columns apart"))
     TensorDescriptor(made, list(made.shape), list(made.stride()), *descriptors._tile(64, 64, x.dtype))
+
+
+class Stream:
+    """Remembers whom it waits for."""
+
+    def __init__(self) -> None:
+        self.waited: list[object] = []
+
+    def record_event(self) -> str:
+        return "begun"
+
+    wait_event = wait_stream = lambda self, other: self.waited.append(other)
+
+
+def test_streams_are_joined_where_a_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, aside = Stream(), Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: here)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(backend, "_streams", lambda *_: (aside,))
+    done = []
+
+    def fails() -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        backend._side_by_side([fails, lambda: done.append(1)], CPU)
+    assert done == [1] and aside.waited == ["begun"] and here.waited == [aside]
+    here.waited.clear()
+    backend._side_by_side([lambda: done.append(2), lambda: done.append(3)], CPU, apart=False)
+    assert done == [1, 2, 3] and not here.waited

@@ -71,7 +71,7 @@ def compiled(backend: Backend, case: Case) -> list[sm90.Compiled]:
         lengths=torch.zeros(1, dtype=torch.int32) if case.lengths else None,
     )  # fmt: skip
     sinks = torch.zeros(case.heads) if case.sinks else None
-    backward = replace(case.problem, backward=True, lse_gradient=case.lse_gradient)
+    backward = replace(case.problem, backward=True)
     with sm90.hopper() as kernels:
         assert backend.refuses(case.problem) is None
         out, lse = backend.forward(q, k, v, sinks, case.problem.plan, softmax)

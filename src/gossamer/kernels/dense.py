@@ -101,6 +101,9 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """`x` with rows that start at multiples of 16 bytes, copied only where they do not."""
-    aligned = x.stride(-1) == 1 and not any(stride % 8 for stride in x.stride()[:-1]) and not x.data_ptr() % 16
-    return x if aligned else x.contiguous()
+    """`x` with rows apart that start at multiples of 16 bytes, copied only where they do not."""
+    rows = all(
+        stride > 0 and stride % 8 == 0 for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1
+    )
+    aligned = x.stride(-1) == 1 and not x.data_ptr() % 16
+    return x if aligned and rows else x.clone(memory_format=torch.contiguous_format)

@@ -44,8 +44,6 @@ class Problem:
     """Whether each sequence ends at a length that the device alone knows."""
     backward: bool = False
     """Whether gradients are asked for; forward and backward of a call are picked apart, and may differ."""
-    lse_gradient: bool = False
-    """Whether a backward is given a gradient of the log-sum-exp."""
     scale: float = 1.0
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..plan import Band, Blocks, Columns, HeadGroup, Plan, Rows, Term
-from .captured import kept
+from .captured import kept, refuse_capture
 
 Integers = NDArray[np.int64]
 
@@ -39,17 +39,12 @@ class Span:
 
     @cached_property
     def seen_by(self) -> tuple[Tensor, Tensor]:
-        """(first, last), int32 [m] each: queries `first[j] … last[j] - 1` of the order see key `j`.
-
-        Raises:
-            RuntimeError: A CUDA graph is being captured, and would hold the making of the table.
-        """
-        if self.start.is_cuda and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("run forward and backward once before a CUDA graph is captured: tables are made then")
-        keys = torch.arange(self.key_count, dtype=torch.int32, device=self.start.device)
-        first = torch.searchsorted(self.stop, keys, right=True, out_int32=True)
-        last = torch.searchsorted(self.start, keys, right=True, out_int32=True)
-        return first, torch.maximum(first, last)
+        """(first, last), int32 [m] each: queries `first[j] … last[j] - 1` of the order see key `j`."""
+        refuse_capture(self.start.device)
+        start, stop = (end.cpu().numpy() for end in (self.start, self.stop))
+        first = np.searchsorted(stop, np.arange(self.key_count), "right")
+        last = np.maximum(first, np.searchsorted(start, np.arange(self.key_count), "right"))
+        return _on_device(first, self.start.device), _on_device(last, self.start.device)
 
 
 def without_span(plan: Plan) -> str | None:
@@ -68,6 +63,7 @@ def spans(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Span, ...
 
 @lru_cache(maxsize=64)
 def _spans(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Span, ...]:
+    refuse_capture(device)
     return tuple(_span(term, plan, device) for term in group.terms if _is_regular(term))
 
 
@@ -90,8 +86,13 @@ def _span(term: Band | Columns | Rows, plan: Plan, device: torch.device) -> Span
     query_order, key_order = (
         None if order is None else torch.from_numpy(order).to(device) for order in (queries, keys)
     )
-    first, last = (torch.from_numpy(end.astype(np.int32)).to(device) for end in (start, stop))
-    return Span(term, query_order, key_order, first, last, key_count=len(key_positions))
+    begin, end = _on_device(start, device), _on_device(stop, device)
+    return Span(term, query_order, key_order, begin, end, key_count=len(key_positions))
+
+
+def _on_device(ends: Integers, device: torch.device) -> Tensor:
+    """As int32, and there when this returns: whatever stream reads it, it need not wait."""
+    return torch.from_numpy(ends.astype(np.int32)).to(device)
 
 
 def _by_residue(indices: Integers | None, offset: int, length: int, step: int) -> Integers | None:

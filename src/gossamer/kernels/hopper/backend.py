@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache, partial
 from importlib.util import find_spec
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ...plan import Plan
-from ..head_runs import HeadRun, head_runs
+from ..head_runs import head_runs
 from ..layout import empty_beside
 from ..problem import Problem, Saved, Softmax
 from ..sinks import sink_gradient
@@ -21,6 +20,9 @@ FEWEST_QUERIES = 64
 """A warpgroup's tile. Fewer queries leave it empty, and the GPU with too few tiles."""
 
 WIDEST = 128
+SMALLEST_SCALE = 2.0**-20
+"""The log-sum-exp passes through the backward in units of unscaled scores, and has to stay finite there."""
+
 TRITON = "3.6"
 """The release whose Gluon these kernels are written in; the language still moves from one to the next."""
 
@@ -33,7 +35,8 @@ class Hopper:
     def refuses(self, problem: Problem) -> str | None:
         """The first thing that these kernels do not do; the portable backends do all of them."""
         widths = problem.width, problem.value_width
-        if problem.device.type != "cuda" or _capability(problem.device) != (9, 0):
+        ours = problem.device.type == "cuda" and torch.version.hip is None and _capability(problem.device) == (9, 0)
+        if not ours:
             return f"it needs a GPU of compute capability 9.0, and the tensors are on {problem.device}"
         if find_spec("triton") is None:
             return f"it needs Triton {TRITON}; pip install 'triton=={TRITON}.*'"
@@ -41,10 +44,10 @@ class Hopper:
             return f"it is written in Gluon as Triton {TRITON} has it, and this is Triton {_triton_version()}"
         if problem.dtype not in (torch.bfloat16, torch.float16):
             return f"inputs are {problem.dtype}; it computes bfloat16 and float16"
-        if max(widths) > WIDEST or any(width % 8 for width in widths):
+        if max(widths) > WIDEST or any(width % 8 or not width for width in widths):
             return f"widths are {widths[0]} and {widths[1]}; it takes multiples of 8 up to {WIDEST}"
-        if problem.scale <= 0:
-            return f"the scale is {problem.scale}; it takes positive ones"
+        if problem.scale < SMALLEST_SCALE:
+            return f"the scale is {problem.scale}; it takes {SMALLEST_SCALE} and larger ones"
         if not problem.batch:
             return "the batch is empty"
         if problem.plan.queries < FEWEST_QUERIES:
@@ -82,7 +85,7 @@ class Hopper:
         dq, dk, dv = (empty_beside(x, x.shape[-1]) for x in (q, k, v))
         runs = list(head_runs(plan, q.shape[1] // k.shape[1]))
         works: list[Callable[[], None]] = []
-        for index, run in enumerate(runs):
+        for run in runs:
             group = Group(run, plan, q, k, v, softmax.scale)
             queries = run.queries
             results = Results(
@@ -91,12 +94,11 @@ class Hopper:
                 addressable(grad_out[:, queries]),
                 None if grad_lse is None else grad_lse[:, queries].contiguous(),
             )
-            fresh = index == 0 or runs[index - 1].keys.stop <= run.keys.start
             works.append(
-                partial(group.backward, results, dq[:, queries], dk[:, run.keys], dv[:, run.keys], fresh=fresh)
+                partial(group.backward, results, dq[:, queries], dk[:, run.keys], dv[:, run.keys], fresh=run.fresh)
             )
         with torch.cuda.device(q.device):
-            _side_by_side(works, q.device, apart=not _share_keys(runs))
+            _side_by_side(works, q.device, apart=all(run.fresh for run in runs))
         dsinks = sink_gradient(saved, grad_out, grad_lse)
         return dq, dk, dv, dsinks
 
@@ -116,13 +118,11 @@ def _triton_version() -> str:
     return triton.__version__
 
 
-def _share_keys(runs: list[HeadRun]) -> bool:
-    """Whether two runs of heads add to the gradients of one key head, and so have to take turns."""
-    return any(later.keys.start < earlier.keys.stop for earlier, later in pairwise(runs))
-
-
 def _side_by_side(works: list[Callable[[], None]], device: torch.device, apart: bool = True) -> None:
-    """Each work on a stream of its own, so that one fills the machine where another runs out of tiles."""
+    """Each work on a stream of its own, so that one fills the machine where another runs out of tiles.
+
+    Works that are not `apart` add to the gradients of one key head, and take turns.
+    """
     if len(works) == 1 or not apart:
         for work in works:
             work()
@@ -130,13 +130,15 @@ def _side_by_side(works: list[Callable[[], None]], device: torch.device, apart: 
     here = torch.cuda.current_stream(device)
     begun = here.record_event()
     streams = _streams(device, len(works) - 1)
-    for work, stream in zip(works[1:], streams, strict=True):
-        stream.wait_event(begun)
-        with torch.cuda.stream(stream):
-            work()
-    works[0]()
-    for stream in streams:
-        here.wait_stream(stream)
+    try:
+        for work, stream in zip(works[1:], streams, strict=True):
+            stream.wait_event(begun)
+            with torch.cuda.stream(stream):
+                work()
+        works[0]()
+    finally:  # also where a work fails: what the others still write to may not be freed before
+        for stream in streams:
+            here.wait_stream(stream)
 
 
 @lru_cache(maxsize=64)

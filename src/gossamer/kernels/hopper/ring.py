@@ -1,4 +1,4 @@
-"""What the streaming kernels share: a ring of tiles in shared memory, walks over tiles, and triangular masks."""
+"""What all kernels of this folder share: a ring of tiles in shared memory, walks over tiles, and triangular masks."""
 
 from __future__ import annotations
 

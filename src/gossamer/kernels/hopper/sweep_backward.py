@@ -44,7 +44,8 @@ def backward_queries(
     second = runs[1] if len(runs) == 2 else (None,) * 4
     units = batch * heads // (1 + pair_heads)
     blocks = _ceiling(queries, ROWS if pair_heads else 2 * ROWS)
-    at_once = _at_once([x for each in segments for x in (each.k, each.v)]) * repeats // (1 + pair_heads)
+    heads_at_once = _at_once([x for each in segments for x in (each.k, each.v)]) * repeats
+    at_once = min(units, heads_at_once // (1 + pair_heads))
     described = (q, wide), (results.grad_out, value_wide), (results.out, value_wide), (dq, wide)
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in described),
@@ -79,7 +80,7 @@ def backward_keys(
         own += 2 * (wide if wide == value_wide else wide + value_wide)
     sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUXILIARY.value))
     # Parts are for few keys: there, even loads matter more than what the cache holds.
-    at_once = units if in_parts else max(1, _at_once([q, grad_out, aux]) // repeats)
+    at_once = units if in_parts else min(units, max(1, _at_once([q, grad_out, aux]) // repeats))
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
         *(*totals, first, last, scale, key_heads, repeats, count, parts, *widths, units, blocks, at_once),

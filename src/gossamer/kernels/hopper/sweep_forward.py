@@ -329,7 +329,7 @@ def forward(
     together = 2 if config.pair_heads else 1
     units, blocks = batch * heads // together, -(-queries // (TILE.value * (3 - together)))
     head_bytes = sum(x[0, 0].numel() * x.element_size() for each in segments for x in (each.k, each.v))
-    section = max(1, CACHED // head_bytes) * repeats // together
+    section = min(units, max(1, CACHED // head_bytes) * repeats // together)
     runs: list[tuple[object, ...]] = [
         (tiles(x.k, config.keys, widths[0]), tiles(x.v, config.keys, widths[1]), x.start, x.stop) for x in segments
     ]

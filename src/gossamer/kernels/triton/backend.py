@@ -55,7 +55,7 @@ class Triton:
         with _on(q.device):
             for run, work in zip(runs, works, strict=True):
                 heads = run.queries
-                work.forward(out[:, heads], lse[:, heads], None if sinks is None else sinks[heads].contiguous())
+                work.forward(out[:, heads], lse[:, heads], None if sinks is None else sinks[heads])
         return out.to(q.dtype), lse
 
     def backward(
@@ -67,20 +67,19 @@ class Triton:
         q, k, v = saved.q, saved.k, saved.v
         runs = list(head_runs(plan, q.shape[1] // k.shape[1]))
         works = [Launches(run, plan, softmax, q, k, v) for run in runs]
-        fresh = [index == 0 or runs[index - 1].keys.stop <= run.keys.start for index, run in enumerate(runs)]
         several = any(len(work.passes) > 1 for work in works)
-        several_keys = not all(fresh) or any(len(work.spans) > 1 for work in works)
+        several_keys = not all(run.fresh for run in runs) or any(len(work.spans) > 1 for work in works)
         dq = _empty(q, q.shape[-1], several)
         dk, dv = (_empty(x, x.shape[-1], several_keys) for x in (k, v))
         deltas = torch.empty_like(saved.lse)
         with _on(q.device):
-            for run, work, first in zip(runs, works, fresh, strict=True):
+            for run, work in zip(runs, works, strict=True):
                 heads = run.queries
                 of_lse = None if grad_lse is None else grad_lse[:, heads]
                 given = saved.out[:, heads], saved.lse[:, heads], grad_out[:, heads], of_lse, deltas[:, heads]
                 come = Gradients(*given)
                 work.backward_queries(come, dq[:, heads])
-                work.backward_keys(come, dk[:, run.keys], dv[:, run.keys], fresh=first)
+                work.backward_keys(come, dk[:, run.keys], dv[:, run.keys], fresh=run.fresh)
         dsinks = sink_gradient(saved, grad_out, grad_lse)
         return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype), dsinks
 

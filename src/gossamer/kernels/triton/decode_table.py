@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...plan import Band, Blocks, Columns, Plan, Rows, resized
+from ..captured import refuse_capture
 from ..head_runs import HeadRun, head_runs
 from ..problem import Problem
 
@@ -140,6 +141,7 @@ def at_capacity(made: Plan) -> Plan:
 @lru_cache(maxsize=64)
 def programs(made: Plan, device: torch.device, batch: int, repeats: int, queries: int, tile: Tile) -> Programs:
     """As many programs as fill the device; kept for the last 64 problems."""
+    refuse_capture(device)
     lists = _Lists()
     lanes = [lane for run in head_runs(made, repeats) for lane in _lanes(run, made.keys, tile, lists)]
     every = [term for lane in lanes for term in lane.terms]
@@ -169,7 +171,7 @@ def programs(made: Plan, device: torch.device, batch: int, repeats: int, queries
     )
 
 
-@lru_cache
+@lru_cache(maxsize=64)
 def _multiprocessors(device: torch.device) -> int:
     return 8 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 

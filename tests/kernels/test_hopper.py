@@ -227,7 +227,7 @@ def test_bands_are_diagonals_of_some_width(pattern: Pattern, queries: int, diago
 def test_it_says_what_it_does_not_do(
     monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], reason: str | None
 ) -> None:
-    monkeypatch.setattr(backend, "_capability", lambda _: (9, 0))
+    monkeypatch.setattr(backend, "capability", lambda d: (9, 0) if d.type == "cuda" else None)
     settings = dict(plan=plan(Causal(), 100, 100, 2), device=torch.device("cuda:0"), dtype=torch.bfloat16, batch=1)
     settings |= dict(key_heads=2, width=64, value_width=64, softcap=0.0, dropout=0.0, has_sinks=True)
     said = HOPPER.refuses(Problem(**(settings | changed)))
@@ -235,7 +235,7 @@ def test_it_says_what_it_does_not_do(
 
 
 def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_capability", lambda _: (8, 0))
+    monkeypatch.setattr(backend, "capability", lambda _: (8, 0))
     settings = dict(plan=plan(Causal(), 100, 100, 2), device=torch.device("cuda:0"), dtype=torch.bfloat16, batch=1)
     settings |= dict(key_heads=2, width=64, value_width=64, softcap=0.0, dropout=0.0, has_sinks=True)
     assert "compute capability 9.0" in (HOPPER.refuses(Problem(**settings)) or "")

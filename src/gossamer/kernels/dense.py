@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Band, Plan, Term
+from .devices import capability
 from .problem import Problem, Saved, Softmax, Unsupported
 
 WIDEST_FLASH, WIDEST_CUDNN = 256, 128
@@ -92,12 +93,7 @@ def _kind(terms: tuple[Term, ...], plan: Plan) -> bool | None:
 
 def _has_cudnn(q: Tensor) -> bool:
     """Whether cuDNN takes tensors like `q`: it is the faster of the two from Hopper on."""
-    return q.shape[-1] <= WIDEST_CUDNN and torch.version.hip is None and _capability(q.device) >= (9, 0)
-
-
-@lru_cache(maxsize=64)
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+    return q.shape[-1] <= WIDEST_CUDNN and (capability(q.device) or (0, 0)) >= (9, 0)
 
 
 def _aligned(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...plan import Plan
+from ..devices import capability
 from ..head_runs import head_runs
 from ..layout import empty_beside
 from ..problem import Problem, Saved, Softmax
@@ -35,8 +36,7 @@ class Hopper:
     def refuses(self, problem: Problem) -> str | None:
         """The first thing that these kernels do not do; the portable backends do all of them."""
         widths = problem.width, problem.value_width
-        ours = problem.device.type == "cuda" and torch.version.hip is None and _capability(problem.device) == (9, 0)
-        if not ours:
+        if capability(problem.device) != (9, 0):
             return f"it needs a GPU of compute capability 9.0, and the tensors are on {problem.device}"
         if find_spec("triton") is None:
             return f"it needs Triton {TRITON}; pip install 'triton=={TRITON}.*'"
@@ -104,11 +104,6 @@ class Hopper:
 
 
 HOPPER = Hopper()
-
-
-@lru_cache(maxsize=64)
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
 
 
 @lru_cache(maxsize=1)

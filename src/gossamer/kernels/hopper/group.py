@@ -14,6 +14,7 @@ from . import stream_backward, stream_forward, sweep_backward, sweep_forward
 from .descriptors import addressable
 from .operands import Diagonal, Inputs, Results, SeenKeys, Segment
 from .passes import Pass, passes
+from .ring import AUX
 
 Fits = Callable[[int, int, int], bool]
 
@@ -75,7 +76,7 @@ class Group:
 
     def _queries_backward(self, each: Pass, q: Tensor, results: Results, dq: Tensor) -> Tensor:
         """Writes dq, and returns what the gradients of keys need to know of each query."""
-        aux = q.new_empty(*q.shape[:-1], 16, dtype=torch.bfloat16)
+        aux = q.new_empty(*q.shape[:-1], AUX.value, dtype=torch.bfloat16)
         diagonal = self._streamed(each.diagonals, results.out.shape[-1], stream_backward.fits)
         if diagonal is not None:
             stream_backward.backward_queries(self._inputs(q), results, dq, aux, diagonal=diagonal, scale=self.scale)

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 
+from ..devices import multiprocessors
 from .configs import LAUNCH
-
-
-@lru_cache(maxsize=64)
-def multiprocessors(device: torch.device) -> int:
-    """How many the device has: as many programs run at once."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def launch(kernel: Any, items: int, device: torch.device, arguments: Sequence[Any], constants: Sequence[Any]) -> None:

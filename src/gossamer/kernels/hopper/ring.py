@@ -11,6 +11,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 TILE = gl.constexpr(64)
 """Queries of a query tile and keys of a key tile: the rows of one warpgroup's matrix instruction."""
 
+AUX = gl.constexpr(16)
+"""Numbers of a query's auxiliary row, which the gradients of keys read: the depth of one matrix step."""
+
 LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 LOWEST = gl.constexpr(-1e30)

@@ -28,6 +28,7 @@ from .descriptors import tiles as tiles_of
 from .launch import launch
 from .operands import Diagonal, Inputs, Results
 from .ring import (
+    AUX,
     LOG2E,
     TILE,
     after,
@@ -49,9 +50,6 @@ from .ring import (
 
 WIDTH = gl.constexpr(64)
 """Columns of every tile here; narrower heads are filled up with zeros."""
-
-AUX = gl.constexpr(16)
-"""Columns of an auxiliary row: the depth of one matrix step."""
 
 SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
 OPERAND = gl.constexpr(gl.DotOperandLayout(0, SCORES.value, 2))

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..devices import multiprocessors
 from .configs import SHARED_MEMORY, tile_width
 from .descriptors import tiles
-from .launch import launch, multiprocessors
+from .launch import launch
 from .operands import Results, SeenKeys, Segment
+from .ring import AUX
 from .sweep_backward_keys import keys_kernel
-from .sweep_backward_queries import AUXILIARY, queries_kernel
+from .sweep_backward_queries import queries_kernel
 
 ROWS = 64
 MOST_SLOTS = 6
@@ -72,20 +74,20 @@ def backward_keys(
     parts = dk.shape[0] if in_parts else 1
     units, blocks = batch * key_heads * parts, _ceiling(count, 2 * ROWS)
     depth = 2 if max(wide, value_wide) == ROWS else 1  # narrow tiles leave room for the next item's keys and values
-    own = 2 * depth * (wide + value_wide) + 2 * AUXILIARY.value
+    own = 2 * depth * (wide + value_wide) + 2 * AUX.value
     if in_parts:
         totals, widths = (dk, dv), (width, value.shape[-1])
     else:
         totals, widths = (tiles(dk, ROWS, wide), tiles(dv, ROWS, value_wide)), (None, None)
         own += 2 * (wide if wide == value_wide else wide + value_wide)
-    sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUXILIARY.value))
+    sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUX.value))
     # Parts are for few keys: there, even loads matter more than what the cache holds.
     at_once = units if in_parts else min(units, max(1, _at_once([q, grad_out, aux]) // repeats))
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
         *(*totals, first, last, scale, key_heads, repeats, count, parts, *widths, units, blocks, at_once),
     )
-    slots = _slots(own, wide + value_wide + AUXILIARY.value)
+    slots = _slots(own, wide + value_wide + AUX.value)
     launch(keys_kernel, units * blocks, q.device, arguments, (depth, slots))
 
 

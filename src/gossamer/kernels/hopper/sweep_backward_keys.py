@@ -21,9 +21,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS
-from .ring import LOG2E, TILE, barriers, opaque, phase, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, barriers, opaque, phase, slot, tile_of, times_transposed
 from .sweep import Bars, Place, Work, buffers, pass_over, reach_of, seen, span_of, turns_of, unit_and_block
-from .sweep_backward_queries import AUXILIARY
 
 
 class Shape(NamedTuple):
@@ -112,10 +111,10 @@ def _picks(first: gl.constexpr):
     """Minus one in the three columns from `first` on: times the auxiliary rows, it subtracts what they hold there."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
     swizzled: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=32, element_bitwidth=16, rank=2)
-    column = gl.expand_dims(gl.arange(0, AUXILIARY, gl.SliceLayout(0, layout)), 0)
-    column += gl.zeros((TILE, AUXILIARY), gl.int32, layout)
+    column = gl.expand_dims(gl.arange(0, AUX, gl.SliceLayout(0, layout)), 0)
+    column += gl.zeros((TILE, AUX), gl.int32, layout)
     values = gl.where((column >= first) & (column < first + 3), -1.0, 0.0).to(gl.bfloat16)
-    return gl.allocate_shared_memory(gl.bfloat16, (TILE, AUXILIARY), swizzled, values)
+    return gl.allocate_shared_memory(gl.bfloat16, (TILE, AUX), swizzled, values)
 
 
 @gluon.jit

@@ -19,11 +19,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .bands import Rows
 from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS
-from .ring import LOG2E, TILE, barriers, phase, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, barriers, phase, slot, tile_of, times_transposed
 from .sweep import Bars, Run, Shape, Work, buffers, pass_over, query_place, reach_of, renewed, seen, span_of, turns_of
-
-AUXILIARY = gl.constexpr(16)
-"""Numbers of a query's auxiliary row: one step of the matrix instruction."""
 
 ABSENT = gl.constexpr(2.0**100)
 """Stands for the log-sum-exp of a query that sees nothing: its probabilities become 0, and nothing becomes NaN."""
@@ -112,7 +109,7 @@ def _three_parts(x):
 @gluon.jit
 def _store_auxiliary(aux, lse, delta, place, shape):
     """The tile's auxiliary rows, as words of two numbers: three parts of lse, three of delta, zeros."""
-    WORDS: gl.constexpr = AUXILIARY // 2
+    WORDS: gl.constexpr = AUX // 2
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WORDS, 16])
     by_row: gl.constexpr = gl.SliceLayout(1, layout)
     a0, a1, a2 = _three_parts(gl.convert_layout(lse, by_row))

@@ -18,6 +18,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ...plan import Plan
 from ..captured import kept
+from ..devices import capability
 from ..problem import Softmax
 from .decode_table import Header, Run, at_capacity, padded, programs, tile_of
 
@@ -65,7 +66,7 @@ def decode(
 @lru_cache
 def _overlaps(device: torch.device) -> bool:
     """Whether a kernel may be launched while the one before still runs, and wait for it on the device."""
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+    return (capability(device) or (0, 0)) >= (9, 0)
 
 
 @triton.jit

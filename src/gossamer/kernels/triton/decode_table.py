@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...plan import Band, Blocks, Columns, Plan, Rows, resized
 from ..captured import refuse_capture
+from ..devices import multiprocessors
 from ..head_runs import HeadRun, head_runs
 from ..problem import Problem
 
@@ -30,6 +31,9 @@ MOST_SPLITS = 128
 AT_ONCE, BY_AND_BY = 3, 8
 """Programs a multiprocessor that runs are split into: such as run all at once, where there are not more runs than
 that, and else so many that the last of them leave little idle."""
+
+INTERPRETED = 8
+"""Multiprocessors that Triton's interpreter is taken to have."""
 
 
 def refuses(problem: Problem) -> str | None:
@@ -146,8 +150,9 @@ def programs(made: Plan, device: torch.device, batch: int, repeats: int, queries
     lanes = [lane for run in head_runs(made, repeats) for lane in _lanes(run, made.keys, tile, lists)]
     every = [term for lane in lanes for term in lane.terms]
     together = 1 if any(term.alone for term in every) else max(1, min(queries, tile.rows // repeats))
-    times, multiprocessors = batch * -(-queries // together), _multiprocessors(device)
-    wanted = multiprocessors * (AT_ONCE if len(lanes) * times <= AT_ONCE * multiprocessors else BY_AND_BY)
+    times = batch * -(-queries // together)
+    processors = INTERPRETED if device.type == "cpu" else multiprocessors(device)
+    wanted = processors * (AT_ONCE if len(lanes) * times <= AT_ONCE * processors else BY_AND_BY)
     share = -(-sum(lane.tiles for lane in lanes) * times // wanted)  # tiles of a program
     terms = max(1, *(len(lane.terms) for lane in lanes))
     items, head_splits = [], np.zeros(made.heads, np.int32)
@@ -169,11 +174,6 @@ def programs(made: Plan, device: torch.device, batch: int, repeats: int, queries
         has_lists=bool(lists.places),
         masked=together > 1 or any(term.run.modulus > 1 for term in every),
     )
-
-
-@lru_cache(maxsize=64)
-def _multiprocessors(device: torch.device) -> int:
-    return 8 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @dataclass(frozen=True)

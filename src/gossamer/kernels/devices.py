@@ -1,0 +1,21 @@
+"""What backends ask of a CUDA device, once for each."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+
+@lru_cache(maxsize=64)
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """NVIDIA's compute capability, or None where the device is none of NVIDIA's."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
+@lru_cache(maxsize=64)
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count

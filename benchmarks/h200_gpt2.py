@@ -3,14 +3,14 @@
     python benchmarks/h200_gpt2.py
 
 The whole step counts: forward, loss, backward and AdamW, compiled, in bf16 by autocast, on 65,536 tokens in all. The
-rivals are the same model with dense causal attention by cuDNN's and by FlashAttention's kernels. Four minutes, most of
+rivals are the same model with dense causal attention by cuDNN's and by FlashAttention's kernels. Takes minutes, most of
 them compilation. Writes `results/h200_gpt2.json` and `results/h200_gpt2.md`. Exits with 1 if a promise is broken.
 """
 
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from gossamer.bench import BenchConfig, Measurement, ModelBench, Results
 from gossamer.bench.case import Case, Contender, Step
 from gossamer.bench.driver import measure
 from gossamer.bench.model_case import TrainingStep, model_fault, precision_fault, training_step
+from gossamer.bench.promises import Promise, verdict_rows
 from gossamer.bench.setting import Setting
 from gossamer.machine import this_machine
 
@@ -110,16 +111,16 @@ def attention_share(step: Step, operator: str) -> float:
     return attention / sum(row.self_device_time_total for row in rows if row.device_type == DeviceType.CUDA)
 
 
-def promises(results: Results) -> Iterator[dict[str, Any]]:
-    """Each promise, the figure that decides it (None: not measured) and whether it is kept."""
+def promises(results: Results) -> Iterator[Promise]:
+    """Each promise and the figure that decides it."""
     for length, least in SPEEDUPS.items():
         m = results.measurement(results.cases[0], DOCUMENT, length)
         ratio = m and results.speedup(m, over=tuple(DENSE))
         text = f"{length:,} tokens of context, {DOCUMENT}: at least {least:g}x the tokens/s of the fastest dense model"
-        yield {"text": text, "measured": ratio, "kept": (ratio or 0) >= least}
+        yield Promise(text, ratio, kept=(ratio or 0) >= least)
 
 
-def page(results: Results, shares: dict[tuple[str, int], float], verdicts: list[dict[str, Any]]) -> str:
+def page(results: Results, shares: dict[tuple[str, int], float], verdicts: list[Promise]) -> str:
     """The results as Markdown."""
     machine = results.machine
     return "\n".join(
@@ -136,9 +137,7 @@ def page(results: Results, shares: dict[tuple[str, int], float], verdicts: list[
             *(row(results, shares, m) for m in results.measurements(results.cases[0])),
             *(f"- {absence}" for absence in results.absences(results.cases[0])),
             "",
-            "| promise | measured | kept |",
-            "|---|--:|---|",
-            *(f"| {p['text']} | {p['measured'] or 0:.2f} | {'yes' if p['kept'] else 'NO'} |" for p in verdicts),
+            *verdict_rows(verdicts),
             "",
         ]
     )
@@ -162,11 +161,11 @@ def main() -> int:
     table = page(results, shares, verdicts)
     parts = [{"contender": name, "length": n, "attention_share": share} for (name, n), share in shares.items()]
     RESULTS.mkdir(exist_ok=True)
-    record = results.record() | {"attention": parts, "promises": verdicts}
+    record = results.record() | {"attention": parts, "promises": [asdict(promise) for promise in verdicts]}
     (RESULTS / "h200_gpt2.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "h200_gpt2.md").write_text(table, encoding="utf-8")
     print(table)
-    return 0 if all(p["kept"] for p in verdicts) else 1
+    return 0 if all(promise.kept for promise in verdicts) else 1
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def test_it_measures_exactly_what_is_promised(script):
 def test_the_fastest_dense_model_is_the_rival(script):
     seconds = {("dense, cuDNN", 16384): 0.3, ("dense, flash", 16384): 0.2, (script.DOCUMENT, 16384): 0.1}
     kept, missing = script.promises(results(script, seconds))
-    assert kept["measured"] == pytest.approx(2.0) and not kept["kept"]
-    assert missing["measured"] is None and not missing["kept"]
+    assert kept.measured == pytest.approx(2.0) and not kept.kept
+    assert missing.measured is None and not missing.kept
     page = script.page(results(script, seconds), dict.fromkeys(seconds, 0.25), [kept, missing])
     assert "| 16,384 | the document's pattern | 100.0 (90.0–110.0) | 2,560 | 25% | 16.0 | 2.00 |" in page
     assert page.count("| NO |") == 2

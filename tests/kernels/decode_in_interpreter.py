@@ -16,6 +16,7 @@ from gossamer.patterns import Causal, Pattern, PerHead, Sinks, Strided, Tokens, 
 from gossamer.plan import Blocks, plan
 from gossamer.reference import reference
 from tests.checks import Problem, Setting, draw
+from tests.kernels.interpreter import repair_interpreter
 from tests.patterns_list import HEADS, PATTERNS
 
 KEYS = 136
@@ -101,22 +102,9 @@ def _alone(problem: Problem, number: int, length: int) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def _repaired_interpreter() -> None:
-    """The interpreter takes a loop's bounds from arrays of one element, which NumPy 2.4 refuses to make an int."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: type, scope: object) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patched
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    _repaired_interpreter()
+    repair_interpreter()
     errors = {name: error(case) for name, case in CASES.items()}
     errors["transposed"] = error(CASES["all keys"], "transposed")
     print(json.dumps(errors))

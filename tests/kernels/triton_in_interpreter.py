@@ -23,7 +23,7 @@ from gossamer.ops import problem_of
 from gossamer.patterns import Causal, Pattern, Strided, Tokens, Window
 from gossamer.plan import plan
 from tests.checks import Setting, check_empty_rows, check_error, check_support, check_views, draw
-from tests.kernels.decode_in_interpreter import _repaired_interpreter
+from tests.kernels.interpreter import repair_interpreter
 from tests.patterns_list import HEADS, LENGTH, PATTERNS
 
 USUAL = Setting(queries=LENGTH, dtype=torch.float32, key_heads=1)
@@ -92,6 +92,6 @@ def failure(check: Callable[[], None]) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    _repaired_interpreter()
+    repair_interpreter()
     with np.errstate(divide="ignore"):  # log2(0) is the log-sum-exp of a query that sees nothing
         print(json.dumps({name: failure(check) for name, check in CASES.items()}))

@@ -86,7 +86,6 @@ class Explanation:
     plan: Plan
     forward: Choice
     backward: Choice
-    """Where no gradient comes back to the log-sum-exp."""
 
     def __str__(self) -> str:
         return f"{self.plan}\nforward runs on {self.forward}\nbackward runs on {self.backward}"

@@ -53,7 +53,7 @@ def test_what_it_does_not_run_it_says() -> None:
 
 
 def test_terms_that_are_no_run_of_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossamer.kernels.triton.backend._without_gpu", lambda device: None)
+    monkeypatch.setattr("gossamer.kernels.triton.backend.without_gpu", lambda device: None)
     assert TRITON.refuses(problem()) is None
     for pattern, term in ((RandomBlocks(64, 1, 0), "Blocks:"), (~Dilated(8, step=3), "Columns:")):
         assert f"heads 0-7 have a term that is no run of keys ({term}" in TRITON.refuses(problem(pattern))

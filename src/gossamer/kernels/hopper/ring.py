@@ -185,5 +185,15 @@ def times_transposed(a, b, layout: gl.constexpr):
 
 @gluon.jit
 def thread_sum(p):
-    """[64, 64] -> [64, 4]: the sums of what each thread holds; the four threads of a row are added at the very end."""
-    return gl.sum(gl.sum(gl.reshape(p, (TILE, TILE // 8, 4, 2)), 3), 1)
+    """[64, keys] -> [64, 4]: sums of what each thread holds; the four threads of a row are added at the very end."""
+    return gl.sum(gl.sum(gl.reshape(p, (p.shape[0], p.shape[1] // 8, 4, 2)), 3), 1)
+
+
+@gluon.jit
+def in_three(x):
+    """x (float32) as a sum of three bfloat16."""
+    high = x.to(gl.bfloat16)
+    x -= high.to(gl.float32)
+    middle = x.to(gl.bfloat16)
+    low = (x - middle.to(gl.float32)).to(gl.bfloat16)
+    return high, middle, low

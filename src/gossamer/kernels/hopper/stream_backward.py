@@ -34,6 +34,7 @@ from .ring import (
     after,
     barriers,
     first_query_tile,
+    in_three,
     move_to,
     opaque,
     phase,
@@ -183,16 +184,6 @@ def _broken_queries(q, do, k_s, v_s, i, tile, band, masks, statistics, config: g
 
 
 @gluon.jit
-def _in_three(x):
-    """x (float32) as a sum of three bfloat16."""
-    high = x.to(gl.bfloat16)
-    x -= high.to(gl.float32)
-    middle = x.to(gl.bfloat16)
-    low = (x - middle.to(gl.float32)).to(gl.bfloat16)
-    return high, middle, low
-
-
-@gluon.jit
 def _word(low, high):
     """Two bfloat16 as one int32."""
     low = low.to(gl.int16, bitcast=True).to(gl.int32) & 0xFFFF
@@ -203,8 +194,8 @@ def _word(low, high):
 def _store_aux(aux, query, queries, lse, delta):
     """A row of 16 bfloat16 each: three parts of lse, three of delta, zeros. A thread stores two of eight words."""
     words: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 8, 16])
-    a0, a1, a2 = _in_three(gl.convert_layout(lse, gl.SliceLayout(1, words)))
-    b0, b1, b2 = _in_three(gl.convert_layout(delta, gl.SliceLayout(1, words)))
+    a0, a1, a2 = in_three(gl.convert_layout(lse, gl.SliceLayout(1, words)))
+    b0, b1, b2 = in_three(gl.convert_layout(delta, gl.SliceLayout(1, words)))
     word = gl.expand_dims(gl.arange(0, 8, gl.SliceLayout(0, words)), 0)
     value = gl.where(word == 2, _word(b1, b2), 0)
     value = gl.where(word == 1, _word(a2, b0), value)

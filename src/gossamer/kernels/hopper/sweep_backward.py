@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from ..devices import multiprocessors
-from .configs import SHARED_MEMORY, tile_width
+from .bands import rows
+from .configs import ROWS, SHARED_MEMORY, tile_width
 from .descriptors import tiles
-from .launch import launch
+from .launch import heads_cached, launch
 from .operands import Results, SeenKeys, Segment
 from .ring import AUX
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import queries_kernel
 
-ROWS = 64
 MOST_SLOTS = 6
 """Tiles in the ring beyond which nothing is gained."""
 
@@ -29,9 +29,6 @@ RESERVED = 1024
 
 TURNS, SHORTEST_PART = 6, 8
 """Items that a multiprocessor should get where the queries are split, and tiles that a part has at least."""
-
-CACHED = 24 << 20
-"""Bytes that items at work at the same time sweep over together, in an L2 cache of 50 MB."""
 
 
 def backward_queries(
@@ -46,12 +43,12 @@ def backward_queries(
     second = runs[1] if len(runs) == 2 else (None,) * 4
     units = batch * heads // (1 + pair_heads)
     blocks = _ceiling(queries, ROWS if pair_heads else 2 * ROWS)
-    heads_at_once = _at_once([x for each in segments for x in (each.k, each.v)]) * repeats
+    heads_at_once = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats
     at_once = min(units, heads_at_once // (1 + pair_heads))
     described = (q, wide), (results.grad_out, value_wide), (results.out, value_wide), (dq, wide)
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in described),
-        *(aux.view(torch.int32), *runs[0], *second, *_rows(results.lse), *_rows(results.grad_lse)),
+        *(aux.view(torch.int32), *runs[0], *second, *rows(results.lse), *rows(results.grad_lse)),
         *(scale, heads, repeats, queries, units, blocks, at_once),
     )
     slots = _slots(4 * (wide + value_wide), wide + value_wide)
@@ -82,7 +79,7 @@ def backward_keys(
         own += 2 * (wide if wide == value_wide else wide + value_wide)
     sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUX.value))
     # Parts are for few keys: there, even loads matter more than what the cache holds.
-    at_once = units if in_parts else min(units, max(1, _at_once([q, grad_out, aux]) // repeats))
+    at_once = units if in_parts else min(units, max(1, heads_cached(q, grad_out, aux) // repeats))
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
         *(*totals, first, last, scale, key_heads, repeats, count, parts, *widths, units, blocks, at_once),
@@ -97,19 +94,6 @@ def splits(key: Tensor, q: Tensor) -> int:
     items = batch * key_heads * _ceiling(keys, 2 * ROWS)
     swept = _ceiling(q.shape[2], ROWS) * (q.shape[1] // key_heads)
     return max(1, min(_ceiling(TURNS * multiprocessors(key.device), items), swept // SHORTEST_PART))
-
-
-def _rows(values: Tensor | None) -> tuple[Tensor | None, int, int]:
-    """[B, H, N] as a kernel takes it: dense along the last axis."""
-    if values is None:
-        return None, 0, 0
-    values = values if values.stride(2) == 1 else values.contiguous()
-    return values, values.stride(0), values.stride(1)
-
-
-def _at_once(swept: list[Tensor]) -> int:
-    """How many heads of what is swept over the cache holds."""
-    return max(1, CACHED // sum(x[0, 0].numel() * x.element_size() for x in swept))
 
 
 def _slots(own: int, ring: int) -> int:

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .bands import Rows
 from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS
-from .ring import AUX, LOG2E, TILE, barriers, phase, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, barriers, in_three, phase, slot, tile_of, times_transposed
 from .sweep import Bars, Run, Shape, Work, buffers, pass_over, query_place, reach_of, renewed, seen, span_of, turns_of
 
 ABSENT = gl.constexpr(2.0**100)
@@ -99,10 +99,7 @@ def _bits(x):
 @gluon.jit
 def _three_parts(x):
     """x as a sum of three bfloat16 numbers, each as the low half of a word."""
-    high = x.to(gl.bfloat16)
-    x -= high.to(gl.float32)
-    middle = x.to(gl.bfloat16)
-    low = (x - middle.to(gl.float32)).to(gl.bfloat16)
+    high, middle, low = in_three(x)
     return _bits(high), _bits(middle), _bits(low)
 
 

@@ -28,13 +28,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import Rows
 from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS, tile_width
 from .descriptors import tiles
-from .launch import launch
+from .launch import heads_cached, launch
 from .operands import Segment
-from .ring import LN2, LOG2E, LOWEST, TILE, barriers, phase, slot, tile_of
+from .ring import LN2, LOG2E, LOWEST, TILE, barriers, phase, slot, thread_sum, tile_of
 from .sweep import Bars, Run, Shape, Work, buffers, pass_over, query_place, reach_of, span_of, turns_of
-
-CACHED = 24 << 20
-"""Bytes of keys and values that items at work at the same time share, in an L2 cache of 50 MB."""
 
 REGISTERS = gl.constexpr((CONSUMER_REGISTERS, PRODUCER_REGISTERS))
 
@@ -152,12 +149,6 @@ def _probabilities(scores, i, way, highest, scale, config: gl.constexpr):
 
 
 @gluon.jit
-def _thread_sum(p):
-    """[64, keys] -> [64, 4]: sums of what each thread holds; the four threads of a row are added at the very end."""
-    return gl.sum(gl.sum(gl.reshape(p, (p.shape[0], p.shape[1] // 8, 4, 2)), 3), 1)
-
-
-@gluon.jit
 def _scaled(x, factor):
     """Rows of x times their factor, in x's layout."""
     return x * gl.expand_dims(gl.convert_layout(factor, gl.SliceLayout(1, x.type.layout)), 1)
@@ -181,7 +172,7 @@ def _attend(q, ring, bars, one, two, highest, scale, layout: gl.constexpr, joint
     mbarrier.wait(full.index(slot(i, SLOTS)), phase(i, SLOTS))
     scores = warpgroup_mma_wait(0, deps=(_scores(q, k_tiles, i, layout, config),))
     wide, highest = _probabilities(scores, i, one, highest, scale, config)
-    sums = _thread_sum(wide)
+    sums = thread_sum(wide)
     p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
     acc = gl.zeros((TILE, WIDTH), gl.float32, acc_layout)
     for _ in range(1, steps):
@@ -200,7 +191,7 @@ def _attend(q, ring, bars, one, two, highest, scale, layout: gl.constexpr, joint
         wide, new_highest = _probabilities(scores, i, way, highest, scale, config)
         factor = gl.exp2(highest - new_highest)
         highest = new_highest
-        sums = _scaled(sums, factor) + _thread_sum(wide)
+        sums = _scaled(sums, factor) + thread_sum(wide)
         acc = warpgroup_mma_wait(0, deps=(acc,))
         mbarrier.arrive(empty.index(slot(before, SLOTS)), count=1)
         acc = _scaled(acc, factor)
@@ -328,8 +319,7 @@ def forward(
     config = Config(**CONFIGS[widths], value_width=widths[1], pair_heads=repeats % 2 == 0)
     together = 2 if config.pair_heads else 1
     units, blocks = batch * heads // together, -(-queries // (TILE.value * (3 - together)))
-    head_bytes = sum(x[0, 0].numel() * x.element_size() for each in segments for x in (each.k, each.v))
-    section = min(units, max(1, CACHED // head_bytes) * repeats // together)
+    section = min(units, heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats // together)
     runs: list[tuple[object, ...]] = [
         (tiles(x.k, config.keys, widths[0]), tiles(x.v, config.keys, widths[1]), x.start, x.stop) for x in segments
     ]

@@ -7,13 +7,13 @@ queries in another order are launches of their own, which continue from what the
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from ...plan import Plan
+from ..devices import capability
 from ..head_runs import head_runs
 from ..layout import empty_beside
 from ..problem import Problem, Saved, Softmax
@@ -39,7 +39,7 @@ class Triton:
             return f"heads are {problem.width} and {problem.value_width} wide; it computes {WIDEST} at most"
         if problem.lengths:
             return "it reads no lengths from the device"
-        return _without_gpu(problem.device) or without_span(problem.plan)
+        return without_gpu(problem.device) or without_span(problem.plan)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax
@@ -52,7 +52,7 @@ class Triton:
         several = any(len(work.passes) > 1 for work in works)
         out = _empty(q, v.shape[-1], several)
         lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
-        with _on(q.device):
+        with on(q.device):
             for run, work in zip(runs, works, strict=True):
                 heads = run.queries
                 work.forward(out[:, heads], lse[:, heads], None if sinks is None else sinks[heads])
@@ -72,7 +72,7 @@ class Triton:
         dq = _empty(q, q.shape[-1], several)
         dk, dv = (_empty(x, x.shape[-1], several_keys) for x in (k, v))
         deltas = torch.empty_like(saved.lse)
-        with _on(q.device):
+        with on(q.device):
             for run, work in zip(runs, works, strict=True):
                 heads = run.queries
                 of_lse = None if grad_lse is None else grad_lse[:, heads]
@@ -93,18 +93,17 @@ def _empty(x: Tensor, width: int, several: bool) -> Tensor:
     return torch.empty_like(made, dtype=torch.float32) if several else made
 
 
-def _on(device: torch.device) -> AbstractContextManager:
+def on(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device, whatever the tensors are on."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-@lru_cache(maxsize=64)
-def _without_gpu(device: torch.device) -> str | None:
+def without_gpu(device: torch.device) -> str | None:
     """Why kernels cannot run on the device, or None where they can."""
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        if torch.version.hip is None and capability < OLDEST:
-            return f"the GPU has compute capability {capability[0]}.{capability[1]}; Triton needs 8.0 or later"
+        found = capability(device)
+        if found is not None and found < OLDEST:
+            return f"the GPU has compute capability {found[0]}.{found[1]}; Triton needs 8.0 or later"
         return None
     if device.type == "cpu" and _interpreting():
         return None

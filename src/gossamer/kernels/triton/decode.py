@@ -8,8 +8,6 @@ decide the number of programs, so a CUDA graph can hold it.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
@@ -63,7 +61,6 @@ def decode(
     return out, lse
 
 
-@lru_cache
 def _overlaps(device: torch.device) -> bool:
     """Whether a kernel may be launched while the one before still runs, and wait for it on the device."""
     return (capability(device) or (0, 0)) >= (9, 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...plan import Plan
 from ..problem import Problem, Saved, Softmax, Unsupported
 from . import decode_table
-from .backend import _on, _without_gpu
+from .backend import on, without_gpu
 
 
 class Decode:
@@ -21,7 +21,7 @@ class Decode:
         """The first thing that decoding does not do."""
         if find_spec("triton") is None:
             return "it needs Triton; pip install triton"
-        return decode_table.refuses(problem) or _without_gpu(problem.device)
+        return decode_table.refuses(problem) or without_gpu(problem.device)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax
@@ -29,7 +29,7 @@ class Decode:
         """(out, natural log-sum-exp), as `Backend` says."""
         from .decode import decode
 
-        with _on(q.device):
+        with on(q.device):
             return decode(q, k, v, sinks, plan, softmax)
 
     def backward(

@@ -84,7 +84,7 @@ class Launches:
                 self._backward_span(span, come, dk, dv, splits=1, adds=not fresh)
             else:
                 if fresh:
-                    dk.zero_(), dv.zero_()
+                    _clear(dk, dv)
                 shape = splits * self.heads.batch, dk.shape[1], span.key_count
                 parts = [x.new_empty(*shape, x.shape[-1], dtype=torch.float32) for x in (dk, dv)]
                 self._backward_span(span, come, *parts, splits=splits, adds=False)
@@ -92,7 +92,7 @@ class Launches:
                     _add(total, part.unflatten(0, (splits, self.heads.batch)).sum(0), span.keys)
             fresh = False
         if fresh:
-            dk.zero_(), dv.zero_()
+            _clear(dk, dv)
 
     def _backward_span(self, span: Span, come: Gradients, dk: Tensor, dv: Tensor, *, splits: int, adds: bool) -> None:
         constants = self._constants("backward_keys") | {"ADDS": adds}
@@ -158,3 +158,8 @@ def _add(total: Tensor, part: Tensor, keys: Tensor | None) -> None:
         total += part
     else:
         total.index_add_(2, keys, part.to(total.dtype))
+
+
+def _clear(dk: Tensor, dv: Tensor) -> None:
+    dk.zero_()
+    dv.zero_()

@@ -12,11 +12,57 @@ SHARED_MEMORY = 227 * 1024
 BARRIERS = 512
 """Bytes set aside for barriers and for what the compiler adds."""
 
-LAUNCH = {"num_warps": 4, "maxnreg": 168}
-"""Two consumer warpgroups and a producer enter with equal shares; then each takes what is written below."""
+CONSUMER_REGISTERS = {2: 240, 3: 160}
+"""Registers of a thread by the number of consumer warpgroups; a producer's threads have the fewest there are."""
 
-CONSUMER_REGISTERS = gl.constexpr(240)
-PRODUCER_REGISTERS = gl.constexpr(24)
+PRODUCER_REGISTERS = 24
+ENTRY_REGISTERS = {2: 168, 3: 128}
+"""All warps enter with equal shares of a multiprocessor's registers; then each takes what is written above."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The consumer warpgroups of a program, each with a tile of 64 rows, who share every tile that is brought in."""
+
+    consumers: int
+    heads: bool = False
+    """Whether they take the same rows of as many heads that share a key head, not neighbouring rows of one."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of one head that the team takes together."""
+        return ROWS if self.heads else ROWS * self.consumers
+
+    @property
+    def heads_together(self) -> int:
+        """How many heads the team works on at a time."""
+        return self.consumers if self.heads else 1
+
+    @property
+    def warps(self) -> tuple[int, ...]:
+        """Warps of every warpgroup but the first, the producer's last."""
+        return (4,) * (self.consumers - 1) + (1,)
+
+    @property
+    def registers(self) -> tuple[int, ...]:
+        """A thread's registers in the same warpgroups."""
+        return (CONSUMER_REGISTERS[self.consumers],) * (self.consumers - 1) + (PRODUCER_REGISTERS,)
+
+
+PAIR_WARPS, PAIR_REGISTERS = gl.constexpr(Team(2).warps), gl.constexpr(Team(2).registers)
+"""What the streaming kernels specialise into: two consumers and a producer."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """One compiled gradient over runs of any length."""
+
+    team: Team
+    slots: int
+    segments: int = 1
+    """Runs of keys that join in one softmax: one or two."""
+    depth: int = 1
+    """Items whose own tiles may be there at once, where a kernel keeps them in shared memory."""
 
 
 def halo_of(width: int) -> int:

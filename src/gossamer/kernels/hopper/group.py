@@ -102,12 +102,13 @@ class Group:
         self, span: Span, diagonal: Diagonal | None, q: Tensor, grad_out: Tensor, aux: Tensor, dk: Tensor, dv: Tensor
     ) -> None:
         """Writes every key's gradients where they belong."""
-        diagonal = self._streamed((diagonal,), dv.shape[-1], stream_backward.fits)
+        streamed = self._streamed((diagonal,), dv.shape[-1], stream_backward.fits)
         given = grad_out, aux, dk, dv
-        if diagonal is not None:
-            stream_backward.backward_keys(self._inputs(q), *given, diagonal=diagonal, scale=self.scale)
+        if streamed is not None:
+            stream_backward.backward_keys(self._inputs(q), *given, diagonal=streamed, scale=self.scale)
         else:
-            sweep_backward.backward_keys(q, SeenKeys(self.k, self.v, *span.seen_by), *given, scale=self.scale)
+            keys = SeenKeys(self.k, self.v, *span.seen_by, diagonal and diagonal.turned)
+            sweep_backward.backward_keys(q, keys, *given, scale=self.scale)
 
     def _some_keys_backward(self, span: Span, q: Tensor, grad_out: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the span's keys in their order, float32: the sum of what parts of the queries give."""
@@ -121,7 +122,10 @@ class Group:
         return Inputs(q, self.k, self.v)
 
     def _segments(self, each: Pass) -> list[Segment]:
-        return [Segment(*self._keys_of(span), span.start, span.stop) for span in each.spans]
+        return [
+            Segment(*self._keys_of(span), span.start, span.stop, diagonal)
+            for span, diagonal in zip(each.spans, each.diagonals, strict=True)
+        ]
 
     def _keys_of(self, span: Span) -> tuple[Tensor, Tensor]:
         """The span's keys and values in its order, gathered once a call."""

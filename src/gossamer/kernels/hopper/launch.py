@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..devices import multiprocessors
-from .configs import LAUNCH
+from .configs import ENTRY_REGISTERS
 
 CACHED = 24 << 20
 """Bytes that items at work at the same time sweep over together, in an L2 cache of 50 MB."""
@@ -20,6 +20,14 @@ def heads_cached(*swept: Tensor) -> int:
     return max(1, CACHED // sum(x[0, 0].numel() * x.element_size() for x in swept))
 
 
-def launch(kernel: Any, items: int, device: torch.device, arguments: Sequence[Any], constants: Sequence[Any]) -> None:
+def launch(
+    kernel: Any,
+    items: int,
+    device: torch.device,
+    arguments: Sequence[Any],
+    constants: Sequence[Any],
+    consumers: int = 2,
+) -> None:
     """Runs `kernel(*arguments, *constants)` as a program for each multiprocessor, or item if these are fewer."""
-    kernel[(min(items, multiprocessors(device)),)](*arguments, *constants, **LAUNCH)
+    grid, registers = (min(items, multiprocessors(device)),), ENTRY_REGISTERS[consumers]
+    kernel[grid](*arguments, *constants, num_warps=4, maxnreg=registers)

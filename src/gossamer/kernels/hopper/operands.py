@@ -16,29 +16,42 @@ class Inputs(NamedTuple):
     v: Tensor
 
 
-class Segment(NamedTuple):
-    """Keys and values [B, G, C, D] in an order of which query i sees `start[i] … stop[i] - 1`, int32 [Q] each."""
-
-    k: Tensor
-    v: Tensor
-    start: Tensor
-    stop: Tensor
-
-
-class SeenKeys(NamedTuple):
-    """Keys and values [B, G, C, D] of which key j is seen by queries `first[j] … last[j] - 1`, int32 [C] each."""
-
-    k: Tensor
-    v: Tensor
-    first: Tensor
-    last: Tensor
-
-
 class Diagonal(NamedTuple):
     """A plain band: query i sees key j iff 0 <= i + shift - j < width."""
 
     shift: int
     width: int
+
+    @property
+    def turned(self) -> Diagonal:
+        """The same band with keys in the place of queries."""
+        return Diagonal(self.width - 1 - self.shift, self.width)
+
+
+class Segment(NamedTuple):
+    """Keys and values [B, G, C, D] in an order of which query i sees `start[i] … stop[i] - 1`, int32 [Q] each.
+
+    `diagonal` says the same where it is a plain band: then no kernel has to read the tables.
+    """
+
+    k: Tensor
+    v: Tensor
+    start: Tensor
+    stop: Tensor
+    diagonal: Diagonal | None = None
+
+
+class SeenKeys(NamedTuple):
+    """Keys and values [B, G, C, D] of which key j is seen by queries `first[j] … last[j] - 1`, int32 [C] each.
+
+    `diagonal` says the same where keys see queries in a plain band.
+    """
+
+    k: Tensor
+    v: Tensor
+    first: Tensor
+    last: Tensor
+    diagonal: Diagonal | None = None
 
 
 @dataclass(frozen=True, eq=False)

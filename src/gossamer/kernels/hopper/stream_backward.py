@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import NUMBERS, Band, Rows, of_keys, of_queries, rows
-from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS, ROWS, keys_config, queries_config
+from .configs import PAIR_REGISTERS, PAIR_WARPS, ROWS, keys_config, queries_config
 from .descriptors import tiles as tiles_of
 from .launch import launch
 from .operands import Diagonal, Inputs, Results
@@ -205,6 +205,13 @@ def _store_aux(aux, query, queries, lse, delta):
 
 
 @gluon.jit
+def _lse_at(lse, place, rows, band, exists):
+    """The log-sum-exp of the place's queries; zeros where it does not exist, or they do not."""
+    query = place.tile * TILE + rows
+    return gl.load(rows_at(lse, place) + query, mask=(query < band.queries) & exists, other=0.0)
+
+
+@gluon.jit
 def _queries_consumer(dq_desc, given, buffers, signals, band, run, scale, config: gl.constexpr, own: gl.constexpr):
     q_s, do_s, o_s, k_s, v_s, dq_s = buffers
     q_full, q_empty, full, empty = signals
@@ -217,11 +224,13 @@ def _queries_consumer(dq_desc, given, buffers, signals, band, run, scale, config
     rest = band.width - HALO * TILE
     at = after(first_query_tile(run, band, HALO), band, own)
     seen = gl.to_tensor(0)
-    for t in range(own, run.stop - run.start, 2):
+    count = run.stop - run.start
+    next_lse = _lse_at(lse_rows, at, rows, band, own < count)
+    for t in range(own, count, 2):
         i = at.ring
+        then = after(at, band, 2)
         query = at.tile * TILE + rows
-        lse = gl.load(rows_at(lse_rows, at) + query, mask=query < band.queries, other=0.0)
-        lse = gl.where(lse == float("-inf"), 0.0, lse)
+        lse = gl.where(next_lse == float("-inf"), 0.0, next_lse)
         mbarrier.wait(q_full.index(own), (t >> 1) & 1)
         q = q_s.index(own).reshape((TILE, WIDTH)).load(OPERAND)
         do = do_s.index(own).reshape((TILE, WIDTH)).load(OPERAND)
@@ -232,6 +241,7 @@ def _queries_consumer(dq_desc, given, buffers, signals, band, run, scale, config
             delta -= gl.load(rows_at(grad_lse_rows, at) + query, mask=query < band.queries, other=0.0)
         move_to(full, empty, seen, i - HALO, i + 1, config.slots)
         seen = i + 1
+        next_lse = _lse_at(lse_rows, then, rows, band, t + 2 < count)  # on its way while this tile is worked on
         row, column = triangle(opaque(rows), columns)
         masks = (row, column, rest, lower)
         statistics = (gl.expand_dims(lse * LOG2E, 1), gl.expand_dims(delta, 1), scale * LOG2E)
@@ -241,7 +251,6 @@ def _queries_consumer(dq_desc, given, buffers, signals, band, run, scale, config
         else:
             dq = _broken_queries(q, do, k_s, v_s, i, at.tile, band, masks, statistics, config)
             release(empty, gl.maximum(i - HALO, 0), i - HALO + 1, config.slots)
-        then = after(at, band, 2)
         release(empty, gl.maximum(i - HALO + 1, 0), gl.minimum(then.ring - HALO, seen), config.slots)
         _store_aux(rows_at(aux_rows, at), query, band.queries, lse / scale, delta)
         tma.store_wait(0)
@@ -307,8 +316,8 @@ def _queries_kernel(
             (_queries_consumer, (dq_desc, given, buffers, signals, band, run, scale, config, 1)),
             (_queries_producer, (descs, buffers, signals, band, run, config)),
         ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        PAIR_WARPS,
+        PAIR_REGISTERS,
     )
 
 
@@ -491,6 +500,6 @@ def _keys_kernel(
             (_keys_consumer, ((dk_desc, dv_desc), buffers, signals, band, run, scale, config, 1)),
             (_keys_producer, (descs, buffers, signals, band, run, config)),
         ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        PAIR_WARPS,
+        PAIR_REGISTERS,
     )

@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import NUMBERS, Band, Rows, of_queries, rows
-from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS, ROWS, forward_config
+from .configs import PAIR_REGISTERS, PAIR_WARPS, ROWS, forward_config
 from .descriptors import tiles as tiles_of
 from .launch import launch
 from .operands import Diagonal, Inputs
@@ -320,6 +320,6 @@ def _forward(
             (_consumer, (o_desc, lse, sinks, buffers, signals, band, run, scale, config, 1)),
             (_producer, (q_desc, k_desc, v_desc, buffers, signals, band, run, config)),
         ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        PAIR_WARPS,
+        PAIR_REGISTERS,
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from .descriptors import tiles
+from .operands import Diagonal, Segment
 from .ring import TILE, phase, slot
 
 
@@ -38,13 +42,29 @@ class Shape(NamedTuple):
     queries: gl.tensor
 
 
+class Edges(NamedTuple):
+    """Where what each row sees of `count` columns begins and ends: read, or worked out where `begin` is None.
+
+    Then row i sees columns i + shift - breadth + 1 ... i + shift, as far as they exist.
+    """
+
+    begin: gl.tensor
+    end: gl.tensor
+    shift: gl.tensor
+    breadth: gl.tensor
+    count: gl.tensor
+
+
 class Run(NamedTuple):
-    """Keys and values as tiles in memory, and for each query where what it sees of them begins and ends."""
+    """Keys and values as tiles in memory, and what each query sees of them."""
 
     k: gl.tensor
     v: gl.tensor
-    start: gl.tensor
-    stop: gl.tensor
+    edges: Edges
+
+
+NUMBERS = ("shift", "breadth", "columns", "units", "blocks", "section", "scale")
+"""Arguments of every sweeping kernel that none is compiled anew for."""
 
 
 class Reach(NamedTuple):
@@ -93,39 +113,58 @@ def unit_and_block(turn, work):
 
 
 @gluon.jit
-def query_place(turn, work, shape, consumer: gl.constexpr, pair_heads: gl.constexpr):
+def query_place(turn, work, shape, consumer: gl.constexpr, config: gl.constexpr):
     """A consumer's query tile of an item; late queries come first, which see the most where the past grows."""
+    CONSUMERS: gl.constexpr = config.team.consumers
+    HEADS: gl.constexpr = config.team.heads
     unit, block = unit_and_block(turn, work)
     block = work.blocks - 1 - block
-    if pair_heads:
-        head, row = unit * 2 + consumer, block * TILE
+    if HEADS:
+        head, row = unit * CONSUMERS + consumer, block * TILE
     else:
-        head, row = unit, block * (2 * TILE) + consumer * TILE
+        head, row = unit, (block * CONSUMERS + consumer) * TILE
     batch, head = head // shape.heads, head % shape.heads
     return Place(batch, head, head // shape.repeats, row)
 
 
 @gluon.jit
-def span_of(begin, end, row, rows: gl.constexpr, count):
-    """(begin, end) of the columns that `rows` rows from `row` on see, taken together."""
-    last = gl.minimum(row + rows, count) - 1
-    low, high = gl.load(begin + row), gl.load(end + last)
-    return low, gl.maximum(low, high)
+def begin_of(edges, row):
+    """The first column that a row sees, for one row or many."""
+    if edges.begin is None:
+        return gl.minimum(gl.maximum(row + (edges.shift - edges.breadth + 1), 0), edges.count)
+    else:
+        return gl.load(edges.begin + row)
 
 
 @gluon.jit
-def reach_of(begin, end, row, count, layout: gl.constexpr):
+def end_of(edges, row):
+    """One more than the last column that a row sees, for one row or many."""
+    if edges.begin is None:
+        return gl.minimum(gl.maximum(row + (edges.shift + 1), 0), edges.count)
+    else:
+        return gl.load(edges.end + row)
+
+
+@gluon.jit
+def span_of(edges, row, rows: gl.constexpr, count):
+    """(begin, end) of the columns that `rows` rows from `row` on, of `count` in all, see taken together."""
+    low = begin_of(edges, row)
+    return low, gl.maximum(low, end_of(edges, gl.minimum(row + rows, count) - 1))
+
+
+@gluon.jit
+def reach_of(edges, row, count, layout: gl.constexpr):
     """The reach of the 64 rows from `row` on; rows at `count` or beyond do as the last one."""
     last = gl.minimum(row + TILE, count) - 1
     first = gl.minimum(row, last)
     rows = gl.minimum(row + gl.arange(0, TILE, gl.SliceLayout(1, layout)), last)
     return Reach(
-        gl.load(begin + first),
-        gl.load(begin + last),
-        gl.load(end + first),
-        gl.load(end + last),
-        gl.load(begin + rows),
-        gl.load(end + rows),
+        begin_of(edges, first),
+        begin_of(edges, last),
+        end_of(edges, first),
+        end_of(edges, last),
+        begin_of(edges, rows),
+        end_of(edges, rows),
     )
 
 
@@ -161,11 +200,47 @@ def buffers(descriptor, count: gl.constexpr):
 
 
 @gluon.jit
-def renewed(x):
-    """x, 16 bits a number, as the compiler cannot know: for operands in registers that a loop only reads.
+def words_of(x):
+    """An operand in registers [64, width], 16 bits a number, as words of two neighbours [64, width / 2]."""
+    twice = gl.inline_asm_elementwise(
+        "{ mov.b32 $0, $2; mov.b32 $1, $2; }", "=r,=r,r", [x], dtype=gl.int32, is_pure=True, pack=2
+    )
+    return gl.reshape(twice, (x.shape[0], x.shape[1] // 2, 2)).split()[0]
+
+
+@gluon.jit
+def operand_of(words, dtype: gl.constexpr, layout: gl.constexpr):
+    """The operand whose words these are; costs nothing."""
+    twice = gl.reshape(gl.join(words, words), (words.shape[0], words.shape[1] * 2))
+    twice = gl.convert_layout(twice, layout)
+    if dtype == gl.bfloat16:
+        return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r,r", [twice], dtype=gl.bfloat16, is_pure=True, pack=2)
+    else:
+        return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r,r", [twice], dtype=gl.float16, is_pure=True, pack=2)
+
+
+@gluon.jit
+def renewed(words):
+    """The same words, as the compiler cannot know: for operands in registers that a loop only reads.
 
     ptxas 12.8 may give the registers of such an operand of a matrix instruction away before the loop's next round,
     unless the loop itself defines it. The program's second index is 0, and nobody tells ptxas.
     """
     zero = gl.program_id(1)
-    return gl.inline_asm_elementwise("xor.b32 $0, $1, $2;", "=r,r,r,r", [x, zero], dtype=x.dtype, is_pure=True, pack=2)
+    return gl.inline_asm_elementwise(
+        "xor.b32 $0, $1, $2;", "=r,r,r", [words, zero], dtype=gl.int32, is_pure=True, pack=1
+    )
+
+
+def edges_of(start: Tensor, stop: Tensor, diagonal: Diagonal | None, columns: int) -> tuple[object, ...]:
+    """What kernels take as edges: numbers alone for a plain band, which say all that the tables do."""
+    return (start, stop, 0, 0, columns) if diagonal is None else (None, None, *diagonal, columns)
+
+
+def runs_of(segments: Sequence[Segment], rows: int, width: int, value_width: int) -> tuple[object, ...]:
+    """What kernels take as one run or two: of the second, which is never a plain band beside another, tables alone."""
+    one, *others = segments
+    first = edges_of(one.start, one.stop, one.diagonal, one.k.shape[2])
+    runs = [(tiles(x.k, rows, width), tiles(x.v, rows, value_width)) for x in segments]
+    second = (*runs[1], others[0].start, others[0].stop) if others else (None,) * 4
+    return *runs[0], *first, *second

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from ..devices import multiprocessors
 from .bands import rows
-from .configs import ROWS, SHARED_MEMORY, tile_width
+from .configs import ROWS, SHARED_MEMORY, SweepConfig, Team, tile_width
 from .descriptors import tiles
 from .launch import heads_cached, launch
 from .operands import Results, SeenKeys, Segment
 from .ring import AUX
+from .sweep import edges_of, runs_of
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import queries_kernel
+
+CONSUMERS = {64: 3, 128: 2}
+"""Warpgroups of a team by the wider of the two tile widths: narrow tiles leave registers for a third."""
 
 MOST_SLOTS = 6
 """Tiles in the ring beyond which nothing is gained."""
@@ -37,22 +41,32 @@ def backward_queries(
     """Writes dq and, for `backward_keys`, aux (bfloat16 [B, H, Q, 16], dense): one softmax over one or two segments."""
     batch, heads, queries, width = q.shape
     repeats = heads // segments[0].k.shape[1]
-    pair_heads = repeats % 2 == 0
     wide, value_wide = tile_width(width), tile_width(results.out.shape[-1])
-    runs = [(tiles(x.k, ROWS, wide), tiles(x.v, ROWS, value_wide), x.start, x.stop) for x in segments]
-    second = runs[1] if len(runs) == 2 else (None,) * 4
-    units = batch * heads // (1 + pair_heads)
-    blocks = _ceiling(queries, ROWS if pair_heads else 2 * ROWS)
+    consumers = CONSUMERS[max(wide, value_wide)]
+    team = Team(consumers, heads=repeats % consumers == 0)
+    units, blocks = batch * heads // team.heads_together, _ceiling(queries, team.rows)
     heads_at_once = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats
-    at_once = min(units, heads_at_once // (1 + pair_heads))
+    at_once = min(units, heads_at_once // team.heads_together)
     described = (q, wide), (results.grad_out, value_wide), (results.out, value_wide), (dq, wide)
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in described),
-        *(aux.view(torch.int32), *runs[0], *second, *rows(results.lse), *rows(results.grad_lse)),
+        *(
+            aux.view(torch.int32),
+            *runs_of(segments, ROWS, wide, value_wide),
+            *rows(results.lse),
+            *rows(results.grad_lse),
+        ),
         *(scale, heads, repeats, queries, units, blocks, at_once),
     )
-    slots = _slots(4 * (wide + value_wide), wide + value_wide)
-    launch(queries_kernel, units * blocks, q.device, arguments, (pair_heads, slots))
+    slots = _slots(2 * consumers * (wide + value_wide), wide + value_wide)
+    launch(
+        queries_kernel,
+        units * blocks,
+        q.device,
+        arguments,
+        (SweepConfig(team, slots, segments=len(segments)),),
+        consumers,
+    )
 
 
 def backward_keys(
@@ -63,35 +77,48 @@ def backward_keys(
     dk and dv are like key and value, or float32 [parts, *key.shape] and [parts, *value.shape], dense: then the queries
     are cut into as many parts, and the gradients are the sums over them.
     """
-    key, value, first, last = keys
+    key, value, first, last, diagonal = keys
     batch, key_heads, count, width = key.shape
     repeats = q.shape[1] // key_heads
     wide, value_wide = tile_width(width), tile_width(value.shape[-1])
     in_parts = dk.dim() == 5
     parts = dk.shape[0] if in_parts else 1
-    units, blocks = batch * key_heads * parts, _ceiling(count, 2 * ROWS)
+    team = Team(CONSUMERS[max(wide, value_wide)])
+    units, blocks = batch * key_heads * parts, _ceiling(count, team.rows)
     depth = 2 if max(wide, value_wide) == ROWS else 1  # narrow tiles leave room for the next item's keys and values
-    own = 2 * depth * (wide + value_wide) + 2 * AUX.value
+    own = team.consumers * depth * (wide + value_wide) + 2 * AUX.value
     if in_parts:
         totals, widths = (dk, dv), (width, value.shape[-1])
     else:
         totals, widths = (tiles(dk, ROWS, wide), tiles(dv, ROWS, value_wide)), (None, None)
-        own += 2 * (wide if wide == value_wide else wide + value_wide)
+        own += team.consumers * (wide if wide == value_wide else wide + value_wide)
     sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUX.value))
     # Parts are for few keys: there, even loads matter more than what the cache holds.
     at_once = units if in_parts else min(units, max(1, heads_cached(q, grad_out, aux) // repeats))
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
-        *(*totals, first, last, scale, key_heads, repeats, count, parts, *widths, units, blocks, at_once),
+        *(
+            *totals,
+            *edges_of(first, last, diagonal, q.shape[2]),
+            scale,
+            key_heads,
+            repeats,
+            count,
+            parts,
+            *widths,
+            units,
+            blocks,
+            at_once,
+        ),
     )
     slots = _slots(own, wide + value_wide + AUX.value)
-    launch(keys_kernel, units * blocks, q.device, arguments, (depth, slots))
+    launch(keys_kernel, units * blocks, q.device, arguments, (SweepConfig(team, slots, depth=depth),), team.consumers)
 
 
 def splits(key: Tensor, q: Tensor) -> int:
     """Into how many parts `backward_keys` should cut the queries, so that few keys and many queries fill the GPU."""
     batch, key_heads, keys, _ = key.shape
-    items = batch * key_heads * _ceiling(keys, 2 * ROWS)
+    items = batch * key_heads * _ceiling(keys, CONSUMERS[ROWS] * ROWS)
     swept = _ceiling(q.shape[2], ROWS) * (q.shape[1] // key_heads)
     return max(1, min(_ceiling(TURNS * multiprocessors(key.device), items), swept // SHORTEST_PART))
 

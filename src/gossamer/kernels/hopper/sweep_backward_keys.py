@@ -20,9 +20,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS
 from .ring import AUX, LOG2E, TILE, barriers, opaque, phase, slot, tile_of, times_transposed
-from .sweep import Bars, Place, Work, buffers, pass_over, reach_of, seen, span_of, turns_of, unit_and_block
+from .sweep import (
+    NUMBERS,
+    Bars,
+    Edges,
+    Place,
+    Work,
+    buffers,
+    pass_over,
+    reach_of,
+    seen,
+    span_of,
+    turns_of,
+    unit_and_block,
+)
 
 
 class Shape(NamedTuple):
@@ -36,13 +48,6 @@ class Shape(NamedTuple):
     """Parts that the queries are cut into, each an item of its own."""
 
 
-class Interval(NamedTuple):
-    """Key j is seen by queries begin[j] ... end[j] - 1."""
-
-    begin: gl.tensor
-    end: gl.tensor
-
-
 class Totals(NamedTuple):
     """Where a gradient goes: a descriptor and buffers, or a dense float32 tensor [parts, B, G, C, width]."""
 
@@ -52,29 +57,31 @@ class Totals(NamedTuple):
 
 
 @gluon.jit
-def _place(turn, work, shape):
+def _place(turn, work, shape, config: gl.constexpr):
     """(the first tile of an item, its part of the queries); early keys come first, which are seen the most."""
+    ROWS: gl.constexpr = config.team.rows
     unit, block = unit_and_block(turn, work)
     matrix, part = unit // shape.parts, unit % shape.parts
     batch, key_head = matrix // shape.key_heads, matrix % shape.key_heads
-    return Place(batch, key_head * shape.repeats, key_head, block * (2 * TILE)), part
+    return Place(batch, key_head * shape.repeats, key_head, block * ROWS), part
 
 
 @gluon.jit
-def _part_of(interval, place, part, shape):
+def _part_of(edges, place, part, shape, config: gl.constexpr):
     """(a query, tiles first ... last - 1 counted from it): an item's share of the queries that see its keys."""
-    low, high = span_of(interval.begin, interval.end, place.row, 2 * TILE, shape.keys)
+    ROWS: gl.constexpr = config.team.rows
+    low, high = span_of(edges, place.row, ROWS, shape.keys)
     count = gl.cdiv(high - low, TILE)
     return low, count * part // shape.parts, count * (part + 1) // shape.parts
 
 
 @gluon.jit
-def _bring_own(own, bars, place, turn, consumer: gl.constexpr, depth: gl.constexpr):
+def _bring_own(own, bars, place, turn, consumer: gl.constexpr, config: gl.constexpr):
     """One consumer's tiles of K and V."""
     k, v, k_tiles, v_tiles = own
-    here = consumer * depth + slot(turn, depth)
+    here = consumer * config.depth + slot(turn, config.depth)
     full = bars.own_full.index(here)
-    mbarrier.wait(bars.own_empty.index(here), phase(turn, depth) ^ 1)
+    mbarrier.wait(bars.own_empty.index(here), phase(turn, config.depth) ^ 1)
     mbarrier.expect(full, k.block_type.nbytes + v.block_type.nbytes)
     at = [place.batch, place.key_head, place.row + consumer * TILE, 0]
     tma.async_copy_global_to_shared(k, at, full, k_tiles.index(here))
@@ -82,27 +89,29 @@ def _bring_own(own, bars, place, turn, consumer: gl.constexpr, depth: gl.constex
 
 
 @gluon.jit
-def _bring_queries(descriptors, ring, bars, at, i, slots: gl.constexpr):
+def _bring_queries(descriptors, ring, bars, at, i, config: gl.constexpr):
     """A tile of Q, dO and auxiliary rows, as tile i of the ring."""
     nbytes: gl.constexpr = descriptors[0].block_type.nbytes + descriptors[1].block_type.nbytes
-    full = bars.full.index(slot(i, slots))
-    mbarrier.wait(bars.empty.index(slot(i, slots)), phase(i, slots) ^ 1)
+    full = bars.full.index(slot(i, config.slots))
+    mbarrier.wait(bars.empty.index(slot(i, config.slots)), phase(i, config.slots) ^ 1)
     mbarrier.expect(full, nbytes + descriptors[2].block_type.nbytes)
     for t in gl.static_range(3):
-        tma.async_copy_global_to_shared(descriptors[t], at, full, ring[t].index(slot(i, slots)))
+        tma.async_copy_global_to_shared(descriptors[t], at, full, ring[t].index(slot(i, config.slots)))
 
 
 @gluon.jit
-def _producer(interval, own, descriptors, work, shape, ring, bars, depth: gl.constexpr, slots: gl.constexpr):
+def _producer(brought, config: gl.constexpr):
+    CONSUMERS: gl.constexpr = config.team.consumers
+    edges, own, descriptors, work, shape, ring, bars = brought
     done = 0
     for turn in range(turns_of(work)):
-        place, part = _place(turn, work, shape)
-        low, first, last = _part_of(interval, place, part, shape)
-        _bring_own(own, bars, place, turn, 0, depth)
-        _bring_own(own, bars, place, turn, 1, depth)
+        place, part = _place(turn, work, shape, config)
+        low, first, last = _part_of(edges, place, part, shape, config)
+        for c in gl.static_range(CONSUMERS):
+            _bring_own(own, bars, place, turn, c, config)
         for head in range(place.head, place.head + shape.repeats):
             for tile in range(first, last):
-                _bring_queries(descriptors, ring, bars, [place.batch, head, low + tile * TILE, 0], done, slots)
+                _bring_queries(descriptors, ring, bars, [place.batch, head, low + tile * TILE, 0], done, config)
                 done += 1
 
 
@@ -126,7 +135,7 @@ def _less(a, b, aux, picks, layout: gl.constexpr):
 
 @gluon.jit
 def _add_queries(
-    dk, dv, own, picks, here, scale, reach, ring, bars, start, stop, row, slots: gl.constexpr,
+    dk, dv, own, picks, here, scale, reach, ring, bars, start, stop, row, config: gl.constexpr,
 ):  # fmt: skip
     """(dK unscaled, dV) plus what tiles start ... stop - 1 of the ring give; the first begins at query `row`."""
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -136,8 +145,12 @@ def _add_queries(
         i = start + n
         hidden = opaque(here)  # else the compiler keeps the many addresses of K and V in registers
         k, v = tile_of(own[0], hidden, own[0].shape[0]), tile_of(own[1], hidden, own[1].shape[0])
-        mbarrier.wait(bars.full.index(slot(i, slots)), phase(i, slots))
-        q, grad_out, aux = tile_of(ring[0], i, slots), tile_of(ring[1], i, slots), tile_of(ring[2], i, slots)
+        mbarrier.wait(bars.full.index(slot(i, config.slots)), phase(i, config.slots))
+        q, grad_out, aux = (
+            tile_of(ring[0], i, config.slots),
+            tile_of(ring[1], i, config.slots),
+            tile_of(ring[2], i, config.slots),
+        )
         s = _less(k, q, aux, picks[0], scores)
         dp = _less(v, grad_out, aux, picks[1], scores)
         s = warpgroup_mma_wait(2, deps=(s,))
@@ -147,7 +160,7 @@ def _add_queries(
         ds = (p * dp).to(q.dtype)
         dk = warpgroup_mma(gl.convert_layout(ds, dk_operand), q, dk, is_async=True)
         dk, dv = warpgroup_mma_wait(0, deps=(dk, dv))
-        mbarrier.arrive(bars.empty.index(slot(i, slots)), count=1)
+        mbarrier.arrive(bars.empty.index(slot(i, config.slots)), count=1)
     return dk, dv
 
 
@@ -170,11 +183,8 @@ def _store(totals, x, place, part, work, shape, consumer: gl.constexpr):
 
 
 @gluon.jit
-def _consumer(
-    given, totals, work, shape, ring, bars,
-    depth: gl.constexpr, slots: gl.constexpr, consumer: gl.constexpr,
-):  # fmt: skip
-    interval, own, picks, scale = given
+def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
+    edges, own, picks, scale, totals, work, shape, ring, bars = given
     WIDTH: gl.constexpr = own[0].shape[4]
     VALUE_WIDTH: gl.constexpr = own[1].shape[4]
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -182,24 +192,24 @@ def _consumer(
     dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VALUE_WIDTH, 16])
     done = 0
     for turn in range(turns_of(work)):
-        pair, part = _place(turn, work, shape)
-        low, first, last = _part_of(interval, pair, part, shape)
+        pair, part = _place(turn, work, shape, config)
+        low, first, last = _part_of(edges, pair, part, shape, config)
         place = Place(pair.batch, pair.head, pair.key_head, pair.row + consumer * TILE)
-        reach = reach_of(interval.begin, interval.end, place.row, shape.keys, scores)
+        reach = reach_of(edges, place.row, shape.keys, scores)
         begin = gl.minimum(gl.maximum((reach.first_begin - low) // TILE, first), last)
         end = gl.where(place.row < shape.keys, gl.cdiv(reach.last_end - low, TILE), 0)
         end = gl.maximum(gl.minimum(end, last), begin)
-        here = consumer * depth + slot(turn, depth)
+        here = consumer * config.depth + slot(turn, config.depth)
         dk = gl.zeros((TILE, WIDTH), gl.float32, dk_layout)
         dv = gl.zeros((TILE, VALUE_WIDTH), gl.float32, dv_layout)
-        mbarrier.wait(bars.own_full.index(here), phase(turn, depth))
+        mbarrier.wait(bars.own_full.index(here), phase(turn, config.depth))
         for _ in range(shape.repeats):
-            pass_over(bars, done, done + begin - first, slots)
+            pass_over(bars, done, done + begin - first, config.slots)
             dk, dv = _add_queries(
                 dk, dv, own, picks, here, scale * LOG2E, reach, ring, bars,
-                done + begin - first, done + end - first, low + begin * TILE, slots,
+                done + begin - first, done + end - first, low + begin * TILE, config,
             )  # fmt: skip
-            pass_over(bars, done + end - first, done + last - first, slots)
+            pass_over(bars, done + end - first, done + last - first, config.slots)
             done += last - first
         mbarrier.arrive(bars.own_empty.index(here), count=1)
         _store(totals[1], dv, place, part, work, shape, consumer)
@@ -207,35 +217,47 @@ def _consumer(
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["key_heads", "keys", "parts", "units", "blocks", "section", "scale"])
+@gluon.jit(do_not_specialize=[*NUMBERS, "key_heads", "keys", "parts"])
 def keys_kernel(
-    k, v, q, grad_out, aux, dk, dv, begin, end,
+    k, v, q, grad_out, aux, dk, dv, begin, end, shift, breadth, columns,
     scale, key_heads, repeats, keys, parts, width, value_width, units, blocks, section,
-    depth: gl.constexpr, slots: gl.constexpr,
+    config: gl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys and values; `depth` items' tiles of K and V and `slots` tiles of the ring are on their way."""
-    k_tiles, v_tiles = buffers(k, 2 * depth), buffers(v, 2 * depth)
+    """Gradients of keys and values; `config.depth` items' tiles of K and V and `slots` tiles of the ring are on their way."""
+    CONSUMERS: gl.constexpr = config.team.consumers
+    TILES: gl.constexpr = CONSUMERS * config.depth
+    k_tiles, v_tiles = buffers(k, TILES), buffers(v, TILES)
     picks = (_picks(0), _picks(3))
     fence_async_shared()
     if width is None:
-        dv_stages = buffers(dv, 2)
+        dv_stages = buffers(dv, CONSUMERS)
         dk_stages = dv_stages  # dV is on its way when dK is stored; tiles of one width take turns in one buffer
         if dk.block_shape[3] != dv.block_shape[3]:
-            dk_stages = buffers(dk, 2)
+            dk_stages = buffers(dk, CONSUMERS)
         totals = (Totals(dk, dk_stages, width), Totals(dv, dv_stages, value_width))
     else:
         totals = (Totals(dk, None, width), Totals(dv, None, value_width))
-    ring = (buffers(q, slots), buffers(grad_out, slots), buffers(aux, slots))
-    bars = Bars(barriers(2 * depth, 1), barriers(2 * depth, 1), barriers(slots, 1), barriers(slots, 2))
-    work, shape, interval = Work(units, blocks, section), Shape(key_heads, repeats, keys, parts), Interval(begin, end)
-    given = (interval, (k_tiles, v_tiles), picks, scale)
-    own = (k, v, k_tiles, v_tiles)
-    gl.warp_specialize(
-        [
-            (_consumer, (given, totals, work, shape, ring, bars, depth, slots, 0)),
-            (_consumer, (given, totals, work, shape, ring, bars, depth, slots, 1)),
-            (_producer, (interval, own, (q, grad_out, aux), work, shape, ring, bars, depth, slots)),
-        ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )
+    SLOTS: gl.constexpr = config.slots
+    ring = (buffers(q, SLOTS), buffers(grad_out, SLOTS), buffers(aux, SLOTS))
+    bars = Bars(barriers(TILES, 1), barriers(TILES, 1), barriers(SLOTS, 1), barriers(SLOTS, CONSUMERS))
+    work, shape = Work(units, blocks, section), Shape(key_heads, repeats, keys, parts)
+    edges = Edges(begin, end, shift, breadth, columns)
+    given = (edges, (k_tiles, v_tiles), picks, scale, totals, work, shape, ring, bars)
+    brought = (edges, (k, v, k_tiles, v_tiles), (q, grad_out, aux), work, shape, ring, bars)
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [(_consumer, (given, config, 0)), (_consumer, (given, config, 1)), (_producer, (brought, config))],
+            config.team.warps,
+            config.team.registers,
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consumer, (given, config, 0)),
+                (_consumer, (given, config, 1)),
+                (_consumer, (given, config, 2)),
+                (_producer, (brought, config)),
+            ],
+            config.team.warps,
+            config.team.registers,
+        )

@@ -18,9 +18,25 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import Rows
-from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS
 from .ring import AUX, LOG2E, TILE, barriers, in_three, phase, slot, tile_of, times_transposed
-from .sweep import Bars, Run, Shape, Work, buffers, pass_over, query_place, reach_of, renewed, seen, span_of, turns_of
+from .sweep import (
+    NUMBERS,
+    Bars,
+    Edges,
+    Run,
+    Shape,
+    Work,
+    buffers,
+    operand_of,
+    pass_over,
+    query_place,
+    reach_of,
+    renewed,
+    seen,
+    span_of,
+    turns_of,
+    words_of,
+)
 
 ABSENT = gl.constexpr(2.0**100)
 """Stands for the log-sum-exp of a query that sees nothing: its probabilities become 0, and nothing becomes NaN."""
@@ -41,53 +57,60 @@ def _bring_own(own, bars, place, turn, consumer: gl.constexpr):
 
 
 @gluon.jit
-def _bring_keys(segment, ring, bars, place, end, start, stop, slots: gl.constexpr):
+def _bring_keys(segment, ring, bars, place, end, start, stop, config: gl.constexpr):
     """Tiles of keys and values as tiles start ... stop - 1 of the ring, the first up to `end`, each before the last."""
     size: gl.constexpr = segment.k.block_type.nbytes + segment.v.block_type.nbytes
     for n in range(0, stop - start):
         i = start + n
         at = [place.batch, place.key_head, end - (n + 1) * TILE, 0]
-        full = bars.full.index(slot(i, slots))
-        mbarrier.wait(bars.empty.index(slot(i, slots)), phase(i, slots) ^ 1)
+        full = bars.full.index(slot(i, config.slots))
+        mbarrier.wait(bars.empty.index(slot(i, config.slots)), phase(i, config.slots) ^ 1)
         mbarrier.expect(full, size)
-        tma.async_copy_global_to_shared(segment.k, at, full, ring[0].index(slot(i, slots)))
-        tma.async_copy_global_to_shared(segment.v, at, full, ring[1].index(slot(i, slots)))
+        tma.async_copy_global_to_shared(segment.k, at, full, ring[0].index(slot(i, config.slots)))
+        tma.async_copy_global_to_shared(segment.v, at, full, ring[1].index(slot(i, config.slots)))
 
 
 @gluon.jit
-def _producer(segments, own, work, shape, ring, bars, pair_heads: gl.constexpr, slots: gl.constexpr):
-    ROWS: gl.constexpr = TILE if pair_heads else 2 * TILE
+def _producer(brought, config: gl.constexpr):
+    CONSUMERS: gl.constexpr = config.team.consumers
+    ROWS: gl.constexpr = config.team.rows
+    segments, own, work, shape, ring, bars = brought
+    SEGMENTS: gl.constexpr = config.segments
     done = 0
     for turn in range(turns_of(work)):
-        place = query_place(turn, work, shape, 0, pair_heads)
-        _bring_own(own, bars, place, turn, 0)
-        _bring_own(own, bars, query_place(turn, work, shape, 1, pair_heads), turn, 1)
-        for s in gl.static_range(len(segments)):
-            low, high = span_of(segments[s].start, segments[s].stop, place.row, ROWS, shape.queries)
+        place = query_place(turn, work, shape, 0, config)
+        for c in gl.static_range(CONSUMERS):
+            _bring_own(own, bars, query_place(turn, work, shape, c, config), turn, c)
+        for s in gl.static_range(SEGMENTS):
+            low, high = span_of(segments[s].edges, place.row, ROWS, shape.queries)
             count = gl.cdiv(high - low, TILE)
-            _bring_keys(segments[s], ring, bars, place, high, done, done + count, slots)
+            _bring_keys(segments[s], ring, bars, place, high, done, done + count, config)
             done += count
 
 
 @gluon.jit
-def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop, column, slots: gl.constexpr):
-    """(dQ, unscaled, plus what tiles start ... stop - 1 of the ring give, q, dO); the first begins at key `column`."""
+def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop, column, config: gl.constexpr):
+    """(dQ, unscaled, plus what tiles start ... stop - 1 of the ring give, q, dO); the first begins at key `column`.
+
+    Q and dO come and go as words, see `renewed`.
+    """
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, dq.type.layout, 2)
+    own: gl.constexpr = gl.DotOperandLayout(0, scores, 2)
     for n in range(0, stop - start):
         i = start + n
-        mbarrier.wait(bars.full.index(slot(i, slots)), phase(i, slots))
-        k, v = tile_of(ring[0], i, slots), tile_of(ring[1], i, slots)
-        s = times_transposed(q, k, scores)
-        dp = times_transposed(grad_out, v, scores)
+        mbarrier.wait(bars.full.index(slot(i, config.slots)), phase(i, config.slots))
+        k, v = tile_of(ring[0], i, config.slots), tile_of(ring[1], i, config.slots)
+        q, grad_out = renewed(q), renewed(grad_out)
+        s = times_transposed(operand_of(q, k.dtype, own), k, scores)
+        dp = times_transposed(operand_of(grad_out, v.dtype, own), v, scores)
         s = warpgroup_mma_wait(1, deps=(s,))
         p = seen(gl.exp2(s * scale - lse), reach, column - n * TILE, scores)
         dp = warpgroup_mma_wait(0, deps=(dp,))
         ds = (p * (dp - delta)).to(k.dtype)
         dq = warpgroup_mma(gl.convert_layout(ds, operand), k, dq, is_async=True)
-        q, grad_out = renewed(q), renewed(grad_out)
         dq = warpgroup_mma_wait(0, deps=(dq,))
-        mbarrier.arrive(bars.empty.index(slot(i, slots)), count=1)
+        mbarrier.arrive(bars.empty.index(slot(i, config.slots)), count=1)
     return dq, q, grad_out
 
 
@@ -131,8 +154,7 @@ def _by_row(values, place, queries, layout: gl.constexpr):
 @gluon.jit
 def _interval(segment, pair_row, row, queries, ROWS: gl.constexpr, layout: gl.constexpr):
     """(what the pair sees, what these rows see) of a segment, on its way from memory."""
-    span = span_of(segment.start, segment.stop, pair_row, ROWS, queries)
-    return span, reach_of(segment.start, segment.stop, row, queries, layout)
+    return span_of(segment.edges, pair_row, ROWS, queries), reach_of(segment.edges, row, queries, layout)
 
 
 @gluon.jit
@@ -144,33 +166,33 @@ def _way(span, reach):
 
 
 @gluon.jit
-def _consumer(
-    given, results, work, shape, ring, bars,
-    pair_heads: gl.constexpr, slots: gl.constexpr, consumer: gl.constexpr,
-):  # fmt: skip
-    segments, own, lse_rows, grad_lse_rows, scale = given
+def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
+    CONSUMERS: gl.constexpr = config.team.consumers
+    ROWS: gl.constexpr = config.team.rows
+    segments, own, lse_rows, grad_lse_rows, scale, results, work, shape, ring, bars = given
     dq_descriptor, dq_tiles, aux = results
+    SEGMENTS: gl.constexpr = config.segments
     q_tiles, grad_tiles, out_tiles = own
     WIDTH: gl.constexpr = q_tiles.shape[4]
-    ROWS: gl.constexpr = TILE if pair_heads else 2 * TILE
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, scores, 2)
     by_row: gl.constexpr = gl.SliceLayout(1, scores)
-    done = 0
-    for turn in range(turns_of(work)):
-        pair_row = query_place(turn, work, shape, 0, pair_heads).row
-        place = query_place(turn, work, shape, consumer, pair_heads)
-        lse = _by_row(lse_rows, place, shape.queries, by_row)
+    done, turns = 0, turns_of(work)
+    next_lse = _by_row(lse_rows, query_place(0, work, shape, consumer, config), shape.queries, by_row)
+    for turn in range(turns):
+        pair_row = query_place(turn, work, shape, 0, config).row
+        place = query_place(turn, work, shape, consumer, config)
+        lse = next_lse
         one = _interval(segments[0], pair_row, place.row, shape.queries, ROWS, scores)
         two = one
-        if len(segments) == 2:
+        if SEGMENTS == 2:
             two = _interval(segments[1], pair_row, place.row, shape.queries, ROWS, scores)
         mbarrier.wait(bars.own_full.index(consumer), turn & 1)
-        grad_out = tile_of(grad_tiles, consumer, 2).load(operand)
-        out = tile_of(out_tiles, consumer, 2).load(operand)
+        grad_out = tile_of(grad_tiles, consumer, CONSUMERS).load(operand)
+        out = tile_of(out_tiles, consumer, CONSUMERS).load(operand)
         delta = gl.convert_layout(gl.sum(grad_out.to(gl.float32) * out.to(gl.float32), 1), by_row)
-        q = tile_of(q_tiles, consumer, 2).load(operand)
+        q, grad_out = words_of(tile_of(q_tiles, consumer, CONSUMERS).load(operand)), words_of(grad_out)
         mbarrier.arrive(bars.own_empty.index(consumer), count=1)
         if grad_lse_rows.pointer is not None:
             delta -= _by_row(grad_lse_rows, place, shape.queries, by_row)
@@ -178,19 +200,21 @@ def _consumer(
         lse = gl.where(lse == float("-inf"), ABSENT, lse)
         _store_auxiliary(aux, lse / scale, delta, place, shape)
         lse, delta = gl.expand_dims(lse * LOG2E, 1), gl.expand_dims(delta, 1)
+        then = query_place(gl.minimum(turn + 1, turns - 1), work, shape, consumer, config)
+        next_lse = _by_row(lse_rows, then, shape.queries, by_row)  # on its way while this item is worked on
         dq = gl.zeros((TILE, WIDTH), gl.float32, wide)
-        for s in gl.static_range(len(segments)):
+        for s in gl.static_range(SEGMENTS):
             span, reach = (one, two)[s]
             count, first, last = _way(span, reach)
-            pass_over(bars, done, done + first, slots)
+            pass_over(bars, done, done + first, config.slots)
             dq, q, grad_out = _add_keys(
                 dq, q, grad_out, lse, delta, scale * LOG2E, reach, ring, bars,
-                done + first, done + last, span[1] - (first + 1) * TILE, slots,
+                done + first, done + last, span[1] - (first + 1) * TILE, config,
             )  # fmt: skip
-            pass_over(bars, done + last, done + count, slots)
+            pass_over(bars, done + last, done + count, config.slots)
             done += count
         tma.store_wait(0)
-        tile_of(dq_tiles, consumer, 2).store((dq * scale).to(dq_tiles.dtype))
+        tile_of(dq_tiles, consumer, CONSUMERS).store((dq * scale).to(dq_tiles.dtype))
         fence_async_shared()
         tma.async_copy_shared_to_global(
             dq_descriptor, [place.batch, place.head, place.row, 0], dq_tiles.index(consumer)
@@ -198,32 +222,45 @@ def _consumer(
     tma.store_wait(0)
 
 
-COUNTS = ("heads", "queries", "units", "blocks", "section", "lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head")
+STRIDES = ("lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head")
 
 
-@gluon.jit(do_not_specialize=[*COUNTS, "scale"])
+@gluon.jit(do_not_specialize=[*NUMBERS, *STRIDES, "heads", "queries"])
 def queries_kernel(
-    q, grad_out, out, dq, aux, k, v, start, stop, k2, v2, start2, stop2,
+    q, grad_out, out, dq, aux, k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2,
     lse, lse_batch, lse_head, grad_lse, grad_lse_batch, grad_lse_head,
     scale, heads, repeats, queries, units, blocks, section,
-    pair_heads: gl.constexpr, slots: gl.constexpr,
+    config: gl.constexpr,
 ):  # fmt: skip
     """Gradients of queries and their auxiliary rows, over one segment or two."""
-    own = (buffers(q, 2), buffers(grad_out, 2), buffers(out, 2))
-    ring = (buffers(k, slots), buffers(v, slots))
-    bars = Bars(barriers(2, 1), barriers(2, 1), barriers(slots, 1), barriers(slots, 2))
-    segments = (Run(k, v, start, stop),)
+    CONSUMERS: gl.constexpr = config.team.consumers
+    own = (buffers(q, CONSUMERS), buffers(grad_out, CONSUMERS), buffers(out, CONSUMERS))
+    SLOTS: gl.constexpr = config.slots
+    ring = (buffers(k, SLOTS), buffers(v, SLOTS))
+    bars = Bars(barriers(CONSUMERS, 1), barriers(CONSUMERS, 1), barriers(SLOTS, 1), barriers(SLOTS, CONSUMERS))
+    edges = Edges(start, stop, shift, breadth, columns)
+    segments = (Run(k, v, edges),)
     if k2 is not None:
-        segments = (Run(k, v, start, stop), Run(k2, v2, start2, stop2))
+        segments = (Run(k, v, edges), Run(k2, v2, Edges(start2, stop2, 0, 0, 0)))
     work, shape = Work(units, blocks, section), Shape(heads, repeats, queries)
     lse, grad_lse = Rows(lse, lse_batch, lse_head), Rows(grad_lse, grad_lse_batch, grad_lse_head)
-    given, results = (segments, own, lse, grad_lse, scale), (dq, buffers(dq, 2), aux)
-    gl.warp_specialize(
-        [
-            (_consumer, (given, results, work, shape, ring, bars, pair_heads, slots, 0)),
-            (_consumer, (given, results, work, shape, ring, bars, pair_heads, slots, 1)),
-            (_producer, (segments, ((q, grad_out, out), own), work, shape, ring, bars, pair_heads, slots)),
-        ],
-        [4, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
-    )
+    results = (dq, buffers(dq, CONSUMERS), aux)
+    given = (segments, own, lse, grad_lse, scale, results, work, shape, ring, bars)
+    brought = (segments, ((q, grad_out, out), own), work, shape, ring, bars)
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [(_consumer, (given, config, 0)), (_consumer, (given, config, 1)), (_producer, (brought, config))],
+            config.team.warps,
+            config.team.registers,
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consumer, (given, config, 0)),
+                (_consumer, (given, config, 1)),
+                (_consumer, (given, config, 2)),
+                (_producer, (brought, config)),
+            ],
+            config.team.warps,
+            config.team.registers,
+        )

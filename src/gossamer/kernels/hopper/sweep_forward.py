@@ -26,14 +26,26 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import Rows
-from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS, tile_width
+from .configs import Team, tile_width
 from .descriptors import tiles
 from .launch import heads_cached, launch
 from .operands import Segment
 from .ring import LN2, LOG2E, LOWEST, TILE, barriers, phase, slot, thread_sum, tile_of
-from .sweep import Bars, Run, Shape, Work, buffers, pass_over, query_place, reach_of, span_of, turns_of
-
-REGISTERS = gl.constexpr((CONSUMER_REGISTERS, PRODUCER_REGISTERS))
+from .sweep import (
+    NUMBERS,
+    Bars,
+    Edges,
+    Run,
+    Shape,
+    Work,
+    buffers,
+    pass_over,
+    query_place,
+    reach_of,
+    runs_of,
+    span_of,
+    turns_of,
+)
 
 
 @dataclass(frozen=True)
@@ -43,17 +55,24 @@ class Config:
     keys: int
     slots: int
     value_width: int
-    pair_heads: bool
-    """Whether an item is one tile of two heads, not two tiles of one."""
+    team: Team
+    segments: int
+    """Runs of keys that join in one softmax: one or two."""
 
 
 CONFIGS = {
-    (64, 64): {"keys": 64, "slots": 9},
-    (64, 128): {"keys": 64, "slots": 6},
-    (128, 64): {"keys": 64, "slots": 6},
-    (128, 128): {"keys": 64, "slots": 5},
+    (64, 64): {"keys": 64, "slots": 8, "consumers": 3},
+    (64, 128): {"keys": 64, "slots": 6, "consumers": 2},
+    (128, 64): {"keys": 64, "slots": 6, "consumers": 2},
+    (128, 128): {"keys": 64, "slots": 5, "consumers": 2},
 }
 """By the widths of K's and of V's tiles."""
+
+
+def config_for(width: int, value_width: int, repeats: int, segments: int) -> Config:
+    """How heads with tiles of these widths are run, `repeats` of them to a key head."""
+    keys, slots, consumers = CONFIGS[width, value_width].values()
+    return Config(keys, slots, value_width, Team(consumers, heads=repeats % consumers == 0), segments)
 
 
 class Way(NamedTuple):
@@ -74,8 +93,8 @@ class Way(NamedTuple):
 @gluon.jit
 def _pair_tiles(run, row, shape, fewest: gl.constexpr, config: gl.constexpr):
     """(end, tiles): a pair sees no key from `end` on, and what it sees lies in so many tiles before that."""
-    ROWS: gl.constexpr = TILE if config.pair_heads else 2 * TILE
-    begin, end = span_of(run.start, run.stop, row, ROWS, shape.queries)
+    ROWS: gl.constexpr = config.team.rows
+    begin, end = span_of(run.edges, row, ROWS, shape.queries)
     return end, gl.maximum(gl.cdiv(end - begin, config.keys), fewest)
 
 
@@ -83,7 +102,7 @@ def _pair_tiles(run, row, shape, fewest: gl.constexpr, config: gl.constexpr):
 def _way(run, pair_row, row, base, shape, fewest: gl.constexpr, layout: gl.constexpr, config: gl.constexpr):
     """(the way through a segment whose tiles begin at `base` of the ring, where they end); `fewest` is 0 or 1 tile."""
     end, count = _pair_tiles(run, pair_row, shape, fewest, config)
-    reach = reach_of(run.start, run.stop, row, shape.queries, layout)
+    reach = reach_of(run.edges, row, shape.queries, layout)
     first = gl.minimum((end - reach.last_end) // config.keys, count - fewest)
     last = gl.maximum(gl.cdiv(end - reach.first_begin, config.keys), first + fewest)
     origin = end + (base - 1) * config.keys
@@ -216,16 +235,17 @@ def _write(out_desc, out, lse, place, acc, highest, sums, shape, layout: gl.cons
 
 
 @gluon.jit
-def _consumer(runs, own, out_desc, lse, sinks, ring, bars, work, shape, scale, c: gl.constexpr, config: gl.constexpr):
-    """The first or the second query tile of every item."""
+def _consumer(given, config: gl.constexpr, c: gl.constexpr):
+    """One query tile of every item."""
+    runs, own, out_desc, lse, sinks, ring, bars, work, shape, scale = given
     q_tiles, out_tiles = own
     KEYS: gl.constexpr = config.keys
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
-    joint: gl.constexpr = len(runs) == 2
+    joint: gl.constexpr = config.segments == 2
     base = 0
     for turn in range(turns_of(work)):
-        pair_row = query_place(turn, work, shape, 0, config.pair_heads).row
-        place = query_place(turn, work, shape, c, config.pair_heads)
+        pair_row = query_place(turn, work, shape, 0, config).row
+        place = query_place(turn, work, shape, c, config)
         one, after = _way(runs[0], pair_row, place.row, base, shape, 1, layout, config)
         two = one
         if joint:
@@ -263,47 +283,59 @@ def _bring_keys(run, ring, bars, place, end, start, stop, config: gl.constexpr):
 
 
 @gluon.jit
-def _producer(runs, q_desc, q_tiles, ring, bars, work, shape, config: gl.constexpr):
-    """Brings both query tiles of each item, then its tiles of keys and values from the last to the first."""
+def _producer(brought, config: gl.constexpr):
+    """Brings the query tiles of each item, then its tiles of keys and values from the last to the first."""
+    CONSUMERS: gl.constexpr = config.team.consumers
+    runs, q_desc, q_tiles, ring, bars, work, shape = brought
     done = 0
+    SEGMENTS: gl.constexpr = config.segments
     for turn in range(turns_of(work)):
-        for c in gl.static_range(2):
-            place = query_place(turn, work, shape, c, config.pair_heads)
+        for c in gl.static_range(CONSUMERS):
+            place = query_place(turn, work, shape, c, config)
             mbarrier.wait(bars.own_empty.index(c), (turn & 1) ^ 1)
             full = bars.own_full.index(c)
             mbarrier.expect(full, q_desc.block_type.nbytes)
             tma.async_copy_global_to_shared(q_desc, [place.batch, place.head, place.row, 0], full, q_tiles.index(c))
-        place = query_place(turn, work, shape, 0, config.pair_heads)
-        for s in gl.static_range(len(runs)):
+        place = query_place(turn, work, shape, 0, config)
+        for s in gl.static_range(SEGMENTS):
             end, count = _pair_tiles(runs[s], place.row, shape, 1 - s, config)
             _bring_keys(runs[s], ring, bars, place, end, done, done + count, config)
             done += count
 
 
-NUMBERS = ("lse_batch", "lse_head", "scale", "heads", "repeats", "queries", "units", "blocks", "section")
-
-
-@gluon.jit(do_not_specialize=NUMBERS)
+@gluon.jit(do_not_specialize=[*NUMBERS, "lse_batch", "lse_head", "heads", "repeats", "queries"])
 def _kernel(
-    q, out, k, v, start, stop, k2, v2, start2, stop2, sinks, lse,
+    q, out, k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2, sinks, lse,
     lse_batch, lse_head, scale, heads, repeats, queries, units, blocks, section, config: gl.constexpr,
 ):  # fmt: skip
     SLOTS: gl.constexpr = config.slots
-    q_tiles, out_tiles = buffers(q, 2), buffers(out, 2)
+    CONSUMERS: gl.constexpr = config.team.consumers
+    q_tiles, out_tiles = buffers(q, CONSUMERS), buffers(out, CONSUMERS)
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
-    bars = Bars(barriers(2, 1), barriers(2, 1), barriers(SLOTS, 1), barriers(SLOTS, 2))
+    bars = Bars(barriers(CONSUMERS, 1), barriers(CONSUMERS, 1), barriers(SLOTS, 1), barriers(SLOTS, CONSUMERS))
     work, shape, rows = Work(units, blocks, section), Shape(heads, repeats, queries), Rows(lse, lse_batch, lse_head)
-    runs = (Run(k, v, start, stop),) if k2 is None else (Run(k, v, start, stop), Run(k2, v2, start2, stop2))
+    one, two = Edges(start, stop, shift, breadth, columns), Edges(start2, stop2, 0, 0, 0)
+    runs = (Run(k, v, one),) if k2 is None else (Run(k, v, one), Run(k2, v2, two))
     own = (q_tiles, out_tiles)
-    gl.warp_specialize(
-        [
-            (_consumer, (runs, own, out, rows, sinks, ring, bars, work, shape, scale, 0, config)),
-            (_consumer, (runs, own, out, rows, sinks, ring, bars, work, shape, scale, 1, config)),
-            (_producer, (runs, q, q_tiles, ring, bars, work, shape, config)),
-        ],
-        [4, 1],
-        REGISTERS,
-    )
+    given = (runs, own, out, rows, sinks, ring, bars, work, shape, scale)
+    brought = (runs, q, q_tiles, ring, bars, work, shape)
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [(_consumer, (given, config, 0)), (_consumer, (given, config, 1)), (_producer, (brought, config))],
+            config.team.warps,
+            config.team.registers,
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_consumer, (given, config, 0)),
+                (_consumer, (given, config, 1)),
+                (_consumer, (given, config, 2)),
+                (_producer, (brought, config)),
+            ],
+            config.team.warps,
+            config.team.registers,
+        )
 
 
 def forward(
@@ -316,16 +348,13 @@ def forward(
     batch, heads, queries, _ = q.shape
     repeats = heads // segments[0].k.shape[1]
     widths = tile_width(q.shape[3]), tile_width(out.shape[3])
-    config = Config(**CONFIGS[widths], value_width=widths[1], pair_heads=repeats % 2 == 0)
-    together = 2 if config.pair_heads else 1
-    units, blocks = batch * heads // together, -(-queries // (TILE.value * (3 - together)))
+    config = config_for(*widths, repeats, len(segments))
+    together = config.team.heads_together
+    units, blocks = batch * heads // together, -(-queries // config.team.rows)
     section = min(units, heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats // together)
-    runs: list[tuple[object, ...]] = [
-        (tiles(x.k, config.keys, widths[0]), tiles(x.v, config.keys, widths[1]), x.start, x.stop) for x in segments
-    ]
-    runs.append((None,) * 4)
     arguments = (
-        *(tiles(q, TILE.value, widths[0]), tiles(out, TILE.value, widths[1]), *runs[0], *runs[1], sinks),
+        *(tiles(q, TILE.value, widths[0]), tiles(out, TILE.value, widths[1])),
+        *(*runs_of(segments, config.keys, *widths), sinks),
         *(lse, lse.stride(0), lse.stride(1), scale * LOG2E.value, heads, repeats, queries, units, blocks, section),
     )
-    launch(_kernel, units * blocks, q.device, arguments, (config,))
+    launch(_kernel, units * blocks, q.device, arguments, (config,), config.team.consumers)

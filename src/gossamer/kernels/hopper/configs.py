@@ -49,6 +49,11 @@ class Team:
         return (CONSUMER_REGISTERS[self.consumers],) * (self.consumers - 1) + (PRODUCER_REGISTERS,)
 
 
+def team_of(consumers: int, repeats: int) -> Team:
+    """So many consumers, who work on as many heads together where `repeats` heads of a key head divide among them."""
+    return Team(consumers, heads=repeats % consumers == 0)
+
+
 PAIR_WARPS, PAIR_REGISTERS = gl.constexpr(Team(2).warps), gl.constexpr(Team(2).registers)
 """What the streaming kernels specialise into: two consumers and a producer."""
 
@@ -61,6 +66,8 @@ class SweepConfig:
     slots: int
     segments: int = 1
     """Runs of keys that join in one softmax: one or two."""
+    late: bool = False
+    """Whether a product is waited for only after the next tile's scores; where registers allow it."""
     depth: int = 1
     """Items whose own tiles may be there at once, where a kernel keeps them in shared memory."""
 

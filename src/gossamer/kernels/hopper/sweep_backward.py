@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..devices import multiprocessors
 from .bands import rows
-from .configs import ROWS, SHARED_MEMORY, SweepConfig, Team, tile_width
+from .configs import ROWS, SHARED_MEMORY, SweepConfig, Team, team_of, tile_width
 from .descriptors import tiles
 from .launch import heads_cached, launch
 from .operands import Results, SeenKeys, Segment
 from .ring import AUX
-from .sweep import edges_of, runs_of
+from .sweep import edges_of, runs_of, target_of
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import queries_kernel
 
@@ -42,31 +42,19 @@ def backward_queries(
     batch, heads, queries, width = q.shape
     repeats = heads // segments[0].k.shape[1]
     wide, value_wide = tile_width(width), tile_width(results.out.shape[-1])
-    consumers = CONSUMERS[max(wide, value_wide)]
-    team = Team(consumers, heads=repeats % consumers == 0)
+    team = team_of(CONSUMERS[max(wide, value_wide)], repeats)
     units, blocks = batch * heads // team.heads_together, _ceiling(queries, team.rows)
     heads_at_once = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats
     at_once = min(units, heads_at_once // team.heads_together)
-    described = (q, wide), (results.grad_out, value_wide), (results.out, value_wide), (dq, wide)
+    sources = (q, wide), (results.grad_out, value_wide), (results.out, value_wide)
     arguments = (
-        *(tiles(x, ROWS, x_wide) for x, x_wide in described),
-        *(
-            aux.view(torch.int32),
-            *runs_of(segments, ROWS, wide, value_wide),
-            *rows(results.lse),
-            *rows(results.grad_lse),
-        ),
-        *(scale, heads, repeats, queries, units, blocks, at_once),
+        *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
+        *(*target_of(dq), aux.view(torch.int32), *runs_of(segments, ROWS, wide, value_wide)),
+        *(*rows(results.lse), *rows(results.grad_lse), scale, heads, repeats, queries, units, blocks, at_once),
     )
-    slots = _slots(2 * consumers * (wide + value_wide), wide + value_wide)
-    launch(
-        queries_kernel,
-        units * blocks,
-        q.device,
-        arguments,
-        (SweepConfig(team, slots, segments=len(segments)),),
-        consumers,
-    )
+    own = team.consumers * (wide + 2 * value_wide)
+    config = SweepConfig(team, _slots(own, wide + value_wide), segments=len(segments), late=team.consumers == 2)
+    launch(queries_kernel, units * blocks, q.device, arguments, (config,), team.consumers)
 
 
 def backward_keys(
@@ -81,44 +69,27 @@ def backward_keys(
     batch, key_heads, count, width = key.shape
     repeats = q.shape[1] // key_heads
     wide, value_wide = tile_width(width), tile_width(value.shape[-1])
-    in_parts = dk.dim() == 5
-    parts = dk.shape[0] if in_parts else 1
+    parts = dk.shape[0] if dk.dim() == 5 else 1
     team = Team(CONSUMERS[max(wide, value_wide)])
     units, blocks = batch * key_heads * parts, _ceiling(count, team.rows)
     depth = 2 if max(wide, value_wide) == ROWS else 1  # narrow tiles leave room for the next item's keys and values
-    own = team.consumers * depth * (wide + value_wide) + 2 * AUX.value
-    if in_parts:
-        totals, widths = (dk, dv), (width, value.shape[-1])
-    else:
-        totals, widths = (tiles(dk, ROWS, wide), tiles(dv, ROWS, value_wide)), (None, None)
-        own += team.consumers * (wide if wide == value_wide else wide + value_wide)
     sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUX.value))
     # Parts are for few keys: there, even loads matter more than what the cache holds.
-    at_once = units if in_parts else min(units, max(1, heads_cached(q, grad_out, aux) // repeats))
+    at_once = units if parts > 1 else min(units, max(1, heads_cached(q, grad_out, aux) // repeats))
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
-        *(
-            *totals,
-            *edges_of(first, last, diagonal, q.shape[2]),
-            scale,
-            key_heads,
-            repeats,
-            count,
-            parts,
-            *widths,
-            units,
-            blocks,
-            at_once,
-        ),
+        *(*edges_of(first, last, diagonal, q.shape[2]), *target_of(dk), *target_of(dv)),
+        *(scale, key_heads, repeats, count, parts, units, blocks, at_once),
     )
-    slots = _slots(own, wide + value_wide + AUX.value)
-    launch(keys_kernel, units * blocks, q.device, arguments, (SweepConfig(team, slots, depth=depth),), team.consumers)
+    own = team.consumers * depth * (wide + value_wide) + 2 * AUX.value
+    config = SweepConfig(team, _slots(own, wide + value_wide + AUX.value), depth=depth)
+    launch(keys_kernel, units * blocks, q.device, arguments, (config,), team.consumers)
 
 
 def splits(key: Tensor, q: Tensor) -> int:
     """Into how many parts `backward_keys` should cut the queries, so that few keys and many queries fill the GPU."""
     batch, key_heads, keys, _ = key.shape
-    items = batch * key_heads * _ceiling(keys, CONSUMERS[ROWS] * ROWS)
+    items = batch * key_heads * _ceiling(keys, Team(CONSUMERS[tile_width(key.shape[3])]).rows)
     swept = _ceiling(q.shape[2], ROWS) * (q.shape[1] // key_heads)
     return max(1, min(_ceiling(TURNS * multiprocessors(key.device), items), swept // SHORTEST_PART))
 

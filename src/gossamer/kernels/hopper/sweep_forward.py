@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import Rows
-from .configs import Team, tile_width
+from .configs import Team, team_of, tile_width
 from .descriptors import tiles
 from .launch import heads_cached, launch
 from .operands import Segment
@@ -44,6 +44,7 @@ from .sweep import (
     reach_of,
     runs_of,
     span_of,
+    team_row_of,
     turns_of,
 )
 
@@ -72,7 +73,7 @@ CONFIGS = {
 def config_for(width: int, value_width: int, repeats: int, segments: int) -> Config:
     """How heads with tiles of these widths are run, `repeats` of them to a key head."""
     keys, slots, consumers = CONFIGS[width, value_width].values()
-    return Config(keys, slots, value_width, Team(consumers, heads=repeats % consumers == 0), segments)
+    return Config(keys, slots, value_width, team_of(consumers, repeats), segments)
 
 
 class Way(NamedTuple):
@@ -99,9 +100,9 @@ def _pair_tiles(run, row, shape, fewest: gl.constexpr, config: gl.constexpr):
 
 
 @gluon.jit
-def _way(run, pair_row, row, base, shape, fewest: gl.constexpr, layout: gl.constexpr, config: gl.constexpr):
+def _way(run, team_row, row, base, shape, fewest: gl.constexpr, layout: gl.constexpr, config: gl.constexpr):
     """(the way through a segment whose tiles begin at `base` of the ring, where they end); `fewest` is 0 or 1 tile."""
-    end, count = _pair_tiles(run, pair_row, shape, fewest, config)
+    end, count = _pair_tiles(run, team_row, shape, fewest, config)
     reach = reach_of(run.edges, row, shape.queries, layout)
     first = gl.minimum((end - reach.last_end) // config.keys, count - fewest)
     last = gl.maximum(gl.cdiv(end - reach.first_begin, config.keys), first + fewest)
@@ -244,12 +245,12 @@ def _consumer(given, config: gl.constexpr, c: gl.constexpr):
     joint: gl.constexpr = config.segments == 2
     base = 0
     for turn in range(turns_of(work)):
-        pair_row = query_place(turn, work, shape, 0, config).row
         place = query_place(turn, work, shape, c, config)
-        one, after = _way(runs[0], pair_row, place.row, base, shape, 1, layout, config)
+        team_row = team_row_of(place, c, config)
+        one, after = _way(runs[0], team_row, place.row, base, shape, 1, layout, config)
         two = one
         if joint:
-            two, after = _way(runs[1], pair_row, place.row, after, shape, 0, layout, config)
+            two, after = _way(runs[1], team_row, place.row, after, shape, 0, layout, config)
         highest = gl.full([TILE], LOWEST, gl.float32, gl.SliceLayout(1, layout))
         if sinks is not None:
             sink = gl.load(sinks + place.head).to(gl.float32) * LOG2E

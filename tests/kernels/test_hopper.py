@@ -16,6 +16,7 @@ from gossamer.patterns import Causal, Pattern, PerHead, Sinks, Strided, Tokens, 
 from gossamer.plan import plan
 from tests.checks import Problem as Drawn
 from tests.checks import Setting, draw, oracle, run
+from tests.kernels import columns_in_torch
 from tests.patterns_list import HEADS, PATTERNS
 
 pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's types")
@@ -130,6 +131,9 @@ def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         "sweep_backward.backward_queries": kernels.sweep_queries,
         "sweep_backward.backward_keys": kernels.sweep_keys,
         "sweep_backward.splits": lambda key, q: 3,
+        "columns.gathered": columns_in_torch.gathered,
+        "columns.write_sums": columns_in_torch.write_sums,
+        "columns.add_sums": columns_in_torch.add_sums,
     }
     for place, stand_in in places.items():
         module, name = place.split(".")

@@ -57,6 +57,17 @@ def test_both_sides_see_the_same_pairs_and_runs_never_move_back(name: str) -> No
                 assert (end.diff() >= 0).all()
 
 
+@pytest.mark.parametrize("name", REGULAR)
+def test_keys_are_in_the_order_or_outside_of_it(name: str) -> None:
+    for queries, keys in LENGTHS:
+        made = plan(PATTERNS[name], queries, keys, HEADS[name])
+        for span in (span for group in made.groups for span in spans(group, made, CPU)):
+            ordered = torch.arange(keys) if span.keys is None else span.keys
+            outside = ordered[:0] if span.outside is None else span.outside.nonzero()[:, 0]
+            assert torch.cat([ordered, outside]).sort().values.tolist() == list(range(keys))
+            assert span.outside is None or len(outside)
+
+
 def test_most_patterns_have_spans() -> None:
     assert len(REGULAR) > 20
 

@@ -36,6 +36,8 @@ class Span:
     stop: Tensor
     """int32 [n], never falls and is nowhere below `start`."""
     key_count: int
+    all_keys: int
+    """Length of the key axis."""
 
     @cached_property
     def seen_by(self) -> tuple[Tensor, Tensor]:
@@ -45,6 +47,16 @@ class Span:
         first = np.searchsorted(stop, np.arange(self.key_count), "right")
         last = np.maximum(first, np.searchsorted(start, np.arange(self.key_count), "right"))
         return _on_device(first, self.start.device), _on_device(last, self.start.device)
+
+    @cached_property
+    def outside(self) -> Tensor | None:
+        """bool [all keys], those that the order lacks; None where it lacks none."""
+        if self.keys is None or self.key_count == self.all_keys:
+            return None
+        refuse_capture(self.start.device)
+        outside = np.ones(self.all_keys, dtype=bool)
+        outside[self.keys.cpu().numpy()] = False
+        return torch.from_numpy(outside).to(self.start.device)
 
 
 def without_span(plan: Plan) -> str | None:
@@ -87,7 +99,7 @@ def _span(term: Band | Columns | Rows, plan: Plan, device: torch.device) -> Span
         None if order is None else torch.from_numpy(order).to(device) for order in (queries, keys)
     )
     begin, end = _on_device(start, device), _on_device(stop, device)
-    return Span(term, query_order, key_order, begin, end, key_count=len(key_positions))
+    return Span(term, query_order, key_order, begin, end, key_count=len(key_positions), all_keys=plan.keys)
 
 
 def _on_device(ends: Integers, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...plan import Plan
 from ..head_runs import HeadRun
 from ..spans import Span
-from . import stream_backward, stream_forward, sweep_backward, sweep_forward
+from . import columns, stream_backward, stream_forward, sweep_backward, sweep_forward
 from .descriptors import addressable
 from .operands import Diagonal, Inputs, Results, SeenKeys, Segment
 from .passes import Pass, passes
@@ -60,8 +60,9 @@ class Group:
             _add(dq, some_dq, each.queries)
             self._keys_backward(each, q, some.grad_out, aux, dk, dv, fresh=fresh)
             fresh = False
-        if fresh:
-            _clear(dk, dv)
+        if fresh:  # no pass has written them
+            dk.zero_()
+            dv.zero_()
 
     def _begins_whole(self) -> bool:
         """Whether the first pass writes every query."""
@@ -92,10 +93,11 @@ class Group:
             if span.keys is None and fresh:
                 self._all_keys_backward(span, diagonal, q, grad_out, aux, dk, dv)
             else:
+                parts = self._some_keys_backward(span, q, grad_out, aux)
                 if fresh:
-                    _clear(dk, dv)
-                for total, part in zip((dk, dv), self._some_keys_backward(span, q, grad_out, aux), strict=True):
-                    _add(total, part, span.keys, to_zero=fresh)
+                    columns.write_sums(parts, dk, dv, span.keys, span.outside)
+                else:
+                    columns.add_sums(parts, dk, dv, span.keys)
             fresh = False
 
     def _all_keys_backward(
@@ -111,12 +113,12 @@ class Group:
             sweep_backward.backward_keys(q, keys, *given, scale=self.scale)
 
     def _some_keys_backward(self, span: Span, q: Tensor, grad_out: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the span's keys in their order, float32: the sum of what parts of the queries give."""
+        """Gradients of the span's keys in their order, float32 [parts, …]: what each part of the queries gives."""
         k, v = self._keys_of(span)
         parts = sweep_backward.splits(k, q)
         dk, dv = (x.new_empty(parts, *x.shape, dtype=torch.float32) for x in (k, v))
         sweep_backward.backward_keys(q, SeenKeys(k, v, *span.seen_by), grad_out, aux, dk, dv, scale=self.scale)
-        return dk.sum(0), dv.sum(0)
+        return dk, dv
 
     def _inputs(self, q: Tensor) -> Inputs:
         return Inputs(q, self.k, self.v)
@@ -132,7 +134,7 @@ class Group:
         if span.keys is None:
             return self.k, self.v
         if span not in self.gathered:
-            self.gathered[span] = self.k.index_select(2, span.keys), self.v.index_select(2, span.keys)
+            self.gathered[span] = columns.gathered(self.k, self.v, span.keys)
         return self.gathered[span]
 
     def _streamed(self, diagonals: tuple[Diagonal | None, ...], value_width: int, fits: Fits) -> Diagonal | None:
@@ -152,13 +154,7 @@ def _merge(out: Tensor, lse: Tensor, some_out: Tensor, some_lse: Tensor, queries
     out[:, :, rows] = (share * out[:, :, rows] + some_share * some_out).to(out.dtype)
 
 
-def _add(total: Tensor, part: Tensor, rows: Tensor | None, *, to_zero: bool = False) -> None:
+def _add(total: Tensor, part: Tensor, rows: Tensor | None) -> None:
     """Adds in float32 and rounds once; the rows are distinct, so that the sum has one order."""
     chosen = slice(None) if rows is None else rows
-    whole = part if to_zero else total[:, :, chosen].float() + part
-    total[:, :, chosen] = whole.to(total.dtype)
-
-
-def _clear(dk: Tensor, dv: Tensor) -> None:
-    dk.zero_()
-    dv.zero_()
+    total[:, :, chosen] = (total[:, :, chosen].float() + part).to(total.dtype)

@@ -9,9 +9,6 @@ from triton.experimental.gluon import language as gl
 
 ROWS = 64
 SHARED_MEMORY = 227 * 1024
-BARRIERS = 512
-"""Bytes set aside for barriers and for what the compiler adds."""
-
 CONSUMER_REGISTERS = {2: 240, 3: 160}
 """Registers of a thread by the number of consumer warpgroups; a producer's threads have the fewest there are."""
 
@@ -96,81 +93,51 @@ class ForwardConfig:
     prefetch: bool
     """Whether the next scores are computed under the softmax of these; where registers allow it."""
 
-    @property
-    def shared_memory(self) -> int:
-        """Bytes of all buffers."""
-        queries, outs = self.query_buffers * self.width, self.out_buffers * self.value_width
-        return 2 * ROWS * (self.slots * (self.width + self.value_width) + queries + outs) + BARRIERS
-
 
 @dataclass(frozen=True)
-class QueriesConfig:
-    """One compiled gradient of queries."""
+class GradientConfig:
+    """One compiled gradient of a streamed band, of queries or of keys; heads are at most 64 wide."""
 
     halo: int
     exact: bool
     slots: int
-
-    @property
-    def shared_memory(self) -> int:
-        """Bytes of all buffers: the ring, and q, dO, O and dQ of both consumers."""
-        return 2 * ROWS * 64 * (2 * self.slots + 8) + BARRIERS
-
-
-@dataclass(frozen=True)
-class KeysConfig:
-    """One compiled gradient of keys and values."""
-
-    halo: int
-    exact: bool
-    slots: int
-    key_buffers: int
-
-    @property
-    def shared_memory(self) -> int:
-        """Bytes of all buffers: the ring of q, dO and their auxiliary rows, and k, v, which dK and dV replace."""
-        return 2 * ROWS * (self.slots * (2 * 64 + 16) + self.key_buffers * 2 * 64) + BARRIERS
-
-
-def _roomiest(config: type, ladder: tuple[dict[str, int], ...], **fixed: object):
-    """The first step of the ladder that fits into shared memory and lets both consumers go on, else None."""
-    for step in ladder:
-        found = config(**fixed, **step)
-        if found.slots >= found.halo + 2 and found.shared_memory <= SHARED_MEMORY:
-            return found
-    return None
 
 
 FORWARD = {
-    64: tuple({"slots": slots, "query_buffers": 2, "out_buffers": 2, "prefetch": True} for slots in (8, 12)),
+    64: ({"slots": 8, "query_buffers": 2, "out_buffers": 2, "prefetch": True},),
     128: (
         {"slots": 4, "query_buffers": 2, "out_buffers": 2, "prefetch": False},
         {"slots": 6, "query_buffers": 1, "out_buffers": 1, "prefetch": False},
     ),
 }
-"""By the wider of the two head widths."""
+"""By the wider of the two head widths: the first that lets both consumers go on. Wider bands run faster as sweeps."""
 
-QUERIES = ({"slots": 8}, {"slots": 10})
-KEYS = ({"slots": 8, "key_buffers": 4}, {"slots": 9, "key_buffers": 4}, {"slots": 10, "key_buffers": 2})
+GRADIENT_SLOTS = 8
+KEY_BUFFERS = gl.constexpr(4)
+"""Tiles of K and V, two for each consumer, in which dK and dV take their place."""
 
 
 @lru_cache(maxsize=64)
 def forward_config(width: int, head_width: int, value_width: int) -> ForwardConfig | None:
-    """How the forward runs a band of this width, or None where its ring does not fit."""
+    """How the forward streams a band of this width, or None where its ring does not hold it."""
     tiles = {"width": tile_width(head_width), "value_width": tile_width(value_width)}
-    return _roomiest(ForwardConfig, FORWARD[max(tiles.values())], **tiles, **_band(width))
+    for step in FORWARD[max(tiles.values())]:
+        config = ForwardConfig(**_band(width), **tiles, **step)
+        if _goes_on(config.halo, config.slots):
+            return config
+    return None
 
 
 @lru_cache(maxsize=64)
-def queries_config(width: int) -> QueriesConfig | None:
-    """How the gradient of queries runs a band of this width, heads being at most 64 wide."""
-    return _roomiest(QueriesConfig, QUERIES, **_band(width))
+def gradient_config(width: int) -> GradientConfig | None:
+    """How the gradients of a band of this width are streamed, or None where a ring does not hold it."""
+    config = GradientConfig(**_band(width), slots=GRADIENT_SLOTS)
+    return config if _goes_on(config.halo, config.slots) else None
 
 
-@lru_cache(maxsize=64)
-def keys_config(width: int) -> KeysConfig | None:
-    """How the gradient of keys runs a band of this width, heads being at most 64 wide."""
-    return _roomiest(KeysConfig, KEYS, **_band(width))
+def _goes_on(halo: int, slots: int) -> bool:
+    """Whether a consumer can hold all that its tile sees while the other's newest tile comes."""
+    return slots >= halo + 2
 
 
 def _band(width: int) -> dict[str, int | bool]:

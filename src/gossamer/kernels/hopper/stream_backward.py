@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import NUMBERS, Band, Rows, of_keys, of_queries, rows
-from .configs import PAIR_REGISTERS, PAIR_WARPS, ROWS, keys_config, queries_config
+from .configs import KEY_BUFFERS, PAIR_REGISTERS, PAIR_WARPS, ROWS, gradient_config
 from .descriptors import tiles as tiles_of
 from .launch import launch
 from .operands import Diagonal, Inputs, Results
@@ -57,9 +57,9 @@ OPERAND = gl.constexpr(gl.DotOperandLayout(0, SCORES.value, 2))
 
 
 def fits(width: int, head_width: int, value_width: int) -> bool:
-    """Whether both rings of such a band fit in shared memory."""
+    """Whether rings in shared memory hold such a band."""
     narrow = max(head_width, value_width) <= WIDTH.value
-    return narrow and None not in (queries_config(width), keys_config(width))
+    return narrow and gradient_config(width) is not None
 
 
 def backward_queries(
@@ -70,7 +70,7 @@ def backward_queries(
     band = of_queries(q, k, *diagonal)
     described = (tiles_of(x, ROWS, WIDTH.value) for x in (q, k, v, results.out, results.grad_out, dq))
     given = (*rows(results.lse), *rows(results.grad_lse), *rows(aux.view(torch.int32)))
-    config = queries_config(diagonal.width)
+    config = gradient_config(diagonal.width)
     launch(_queries_kernel, band.total, q.device, (*described, *given, *band, scale), (config,))
 
 
@@ -82,7 +82,7 @@ def backward_keys(
     band = of_keys(q, k, *diagonal)
     columns = (WIDTH.value,) * 4 + (AUX.value,) + (WIDTH.value,) * 2
     described = (tiles_of(x, ROWS, width) for x, width in zip((q, k, v, grad_out, aux, dk, dv), columns, strict=True))
-    config = keys_config(diagonal.width)
+    config = gradient_config(diagonal.width)
     launch(_keys_kernel, band.total, q.device, (*described, *band, scale), (config,))
 
 
@@ -327,16 +327,15 @@ def _keys_producer(descs, buffers, signals, band, run, config: gl.constexpr):
     q_s, do_s, x_s, k_s, v_s = buffers
     k_full, k_empty, full, empty = signals
     SLOTS: gl.constexpr = config.slots
-    BUFFERS: gl.constexpr = config.key_buffers
     at = place_of(run.start, band, 0)
     loaded = gl.to_tensor(0)
     for t in range(0, run.stop - run.start):
         row = at.tile * TILE
-        mbarrier.wait(k_empty.index(slot(t, BUFFERS)), phase(t, BUFFERS) ^ 1)
-        ready = k_full.index(slot(t, BUFFERS))
+        mbarrier.wait(k_empty.index(slot(t, KEY_BUFFERS)), phase(t, KEY_BUFFERS) ^ 1)
+        ready = k_full.index(slot(t, KEY_BUFFERS))
         mbarrier.expect(ready, k_desc.block_type.nbytes + v_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(k_desc, [at.batch, at.head, row, 0], ready, k_s.index(slot(t, BUFFERS)))
-        tma.async_copy_global_to_shared(v_desc, [at.batch, at.head, row, 0], ready, v_s.index(slot(t, BUFFERS)))
+        tma.async_copy_global_to_shared(k_desc, [at.batch, at.head, row, 0], ready, k_s.index(slot(t, KEY_BUFFERS)))
+        tma.async_copy_global_to_shared(v_desc, [at.batch, at.head, row, 0], ready, v_s.index(slot(t, KEY_BUFFERS)))
         for n in range(0, at.ring + config.halo + 1 - loaded):
             x = loaded + n
             row = (at.tile - at.ring + x) * TILE - band.shift
@@ -358,10 +357,10 @@ def _less_aux(a, pick, ring, x_s, i, config: gl.constexpr):
 
 
 @gluon.jit
-def _hand_back(k_empty, t, config: gl.constexpr):
+def _hand_back(k_empty, t):
     """Frees the buffers of this warpgroup's last key tile, once its gradients, which took their place, have left."""
     tma.store_wait(0)
-    mbarrier.arrive(k_empty.index(slot(t - 2, config.key_buffers)), count=1, pred=t >= 2)
+    mbarrier.arrive(k_empty.index(slot(t - 2, KEY_BUFFERS)), count=1, pred=t >= 2)
 
 
 @gluon.jit
@@ -384,8 +383,7 @@ def _one_key_tile(k, v, rings, signals, i, t, masks, picks, scale, config: gl.co
     diagonal = _less_aux(v, pick_delta, do_s, x_s, i, config)
     tail = _less_aux(v, pick_delta, do_s, x_s, i + HALO, config)
     p = gl.exp2(s * scale)
-    if config.key_buffers > 2:
-        _hand_back(k_empty, t, config)
+    _hand_back(k_empty, t)
     near, far = split(p, lower, q_s.dtype)
     dv = _add_product(near, do_s, i, gl.zeros((TILE, WIDTH), gl.float32, SCORES), False, config)
     dv = _add_product(far, do_s, i + HALO, dv, True, config)
@@ -423,9 +421,8 @@ def _one_key_tile(k, v, rings, signals, i, t, masks, picks, scale, config: gl.co
 def _keys_consumer(descs, buffers, signals, band, run, scale, config: gl.constexpr, own: gl.constexpr):
     dk_desc, dv_desc = descs
     q_s, do_s, x_s, k_s, v_s = buffers
-    k_full, k_empty, full, empty = signals
+    k_full, _, full, empty = signals
     HALO: gl.constexpr = config.halo
-    BUFFERS: gl.constexpr = config.key_buffers
     rows = gl.arange(0, TILE, gl.SliceLayout(1, SCORES))  # keys
     columns = gl.arange(0, TILE, gl.SliceLayout(0, SCORES))  # queries
     row, column = triangle(rows, columns)
@@ -438,10 +435,8 @@ def _keys_consumer(descs, buffers, signals, band, run, scale, config: gl.constex
     seen = gl.to_tensor(0)
     for t in range(own, run.stop - run.start, 2):
         i = at.ring
-        mine = slot(t, BUFFERS)
-        if BUFFERS == 2:
-            _hand_back(k_empty, t, config)
-        mbarrier.wait(k_full.index(mine), phase(t, BUFFERS))
+        mine = slot(t, KEY_BUFFERS)
+        mbarrier.wait(k_full.index(mine), phase(t, KEY_BUFFERS))
         k = k_s.index(mine).reshape((TILE, WIDTH))
         v = v_s.index(mine).reshape((TILE, WIDTH))
         move_to(full, empty, seen, i, i + HALO + 1, config.slots)
@@ -483,16 +478,15 @@ def _keys_kernel(
     config: gl.constexpr,
 ):
     band = Band(shift, width, queries, keys, heads, tiles, extra, total)
-    k_s = gl.allocate_shared_memory(q_desc.dtype, [config.key_buffers, 1, 1, TILE, WIDTH], q_desc.layout)
-    v_s = gl.allocate_shared_memory(q_desc.dtype, [config.key_buffers, 1, 1, TILE, WIDTH], q_desc.layout)
+    k_s = gl.allocate_shared_memory(q_desc.dtype, [KEY_BUFFERS, 1, 1, TILE, WIDTH], q_desc.layout)
+    v_s = gl.allocate_shared_memory(q_desc.dtype, [KEY_BUFFERS, 1, 1, TILE, WIDTH], q_desc.layout)
     q_s = gl.allocate_shared_memory(q_desc.dtype, [config.slots, 1, 1, TILE, WIDTH], q_desc.layout)
     do_s = gl.allocate_shared_memory(q_desc.dtype, [config.slots, 1, 1, TILE, WIDTH], q_desc.layout)
     x_s = gl.allocate_shared_memory(x_desc.dtype, [config.slots, 1, 1, TILE, AUX], x_desc.layout)
     descs = (q_desc, k_desc, v_desc, do_desc, x_desc)
     buffers = (q_s, do_s, x_s, k_s, v_s)
     SLOTS: gl.constexpr = config.slots
-    BUFFERS: gl.constexpr = config.key_buffers
-    signals = (barriers(BUFFERS, 1), barriers(BUFFERS, 1), barriers(SLOTS, 1), barriers(SLOTS, 2))
+    signals = (barriers(KEY_BUFFERS, 1), barriers(KEY_BUFFERS, 1), barriers(SLOTS, 1), barriers(SLOTS, 2))
     run = run_of(band.total)
     gl.warp_specialize(
         [

@@ -48,7 +48,7 @@ from .ring import (
 
 
 def fits(width: int, head_width: int, value_width: int) -> bool:
-    """Whether the ring of such a band fits in shared memory."""
+    """Whether a ring in shared memory holds such a band."""
     return forward_config(width, head_width, value_width) is not None
 
 

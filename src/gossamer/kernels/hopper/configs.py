@@ -63,8 +63,6 @@ class SweepConfig:
     slots: int
     segments: int = 1
     """Runs of keys that join in one softmax: one or two."""
-    late: bool = False
-    """Whether a product is waited for only after the next tile's scores; where registers allow it."""
     depth: int = 1
     """Items whose own tiles may be there at once, where a kernel keeps them in shared memory."""
 

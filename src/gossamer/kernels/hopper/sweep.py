@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -66,17 +65,6 @@ class Run(NamedTuple):
 
 NUMBERS = ("shift", "breadth", "columns", "units", "blocks", "section", "scale")
 """Arguments of every sweeping kernel that none is compiled anew for."""
-
-
-class Target(NamedTuple):
-    """Where a gradient goes: [parts, B, heads, N, width] of float32, or of words that hold two narrower numbers."""
-
-    pointer: gl.tensor
-    part: gl.tensor
-    batch: gl.tensor
-    head: gl.tensor
-    row: gl.tensor
-    width: gl.tensor
 
 
 class Reach(NamedTuple):
@@ -219,24 +207,6 @@ def buffers(descriptor, count: gl.constexpr):
 
 
 @gluon.jit
-def store(target, x, part, batch, head, row, count, dtype: gl.constexpr):
-    """A gradient's tile of 64 rows, `count` in all, straight from registers.
-
-    No buffer is waited for, and the ring can have the memory.
-    """
-    WORDS: gl.constexpr = target.pointer.dtype.element_ty == gl.int32
-    values = words_of(x.to(dtype)) if WORDS else x
-    rows = gl.expand_dims(gl.arange(0, TILE, gl.SliceLayout(1, values.type.layout)), 1)
-    columns = gl.expand_dims(gl.arange(0, values.shape[1], gl.SliceLayout(0, values.type.layout)), 0)
-    LANE: gl.constexpr = 3 if WORDS else 6  # what of a column is the lane's; the rest is a constant in every register
-    lane, constant = columns & LANE, columns & ~LANE
-    first = part.to(gl.int64) * target.part + batch.to(gl.int64) * target.batch
-    first += head.to(gl.int64) * target.head + row.to(gl.int64) * target.row
-    pointers = target.pointer + first + (rows * target.row + lane) + constant
-    gl.store(pointers, values, mask=(row + rows < count) & (constant < target.width - lane))
-
-
-@gluon.jit
 def words_of(x):
     """An operand in registers [64, width], 16 bits a number, as words of two neighbours [64, width / 2]."""
     twice = gl.inline_asm_elementwise(
@@ -280,14 +250,3 @@ def runs_of(segments: Sequence[Segment], rows: int, width: int, value_width: int
     runs = [(tiles(x.k, rows, width), tiles(x.v, rows, value_width)) for x in segments]
     second = (*runs[1], others[0].start, others[0].stop) if others else (None,) * 4
     return *runs[0], *first, *second
-
-
-def target_of(gradient: Tensor) -> tuple[object, ...]:
-    """What kernels take as a target: a gradient [B, heads, N, width], or float32 parts of it, [parts, …]."""
-    x = gradient if gradient.dim() == 5 else gradient.view(torch.int32)[None]
-    return x, *x.stride()[:4], x.shape[4]
-
-
-def target_numbers(name: str) -> list[str]:
-    """The names of a target's numbers, for which no kernel is compiled anew."""
-    return [f"{name}_{number}" for number in Target._fields[1:]]

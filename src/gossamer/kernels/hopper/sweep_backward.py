@@ -18,7 +18,7 @@ from .descriptors import tiles
 from .launch import heads_cached, launch
 from .operands import Results, SeenKeys, Segment
 from .ring import AUX
-from .sweep import edges_of, runs_of, target_of
+from .sweep import edges_of, runs_of
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import queries_kernel
 
@@ -31,7 +31,7 @@ MOST_SLOTS = 6
 RESERVED = 1024
 """Bytes of shared memory for barriers and for what the compiler adds."""
 
-TURNS, SHORTEST_PART = 6, 8
+TURNS, SHORTEST_PART = 2, 8
 """Items that a multiprocessor should get where the queries are split, and tiles that a part has at least."""
 
 
@@ -46,14 +46,14 @@ def backward_queries(
     units, blocks = batch * heads // team.heads_together, _ceiling(queries, team.rows)
     heads_at_once = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats
     at_once = min(units, heads_at_once // team.heads_together)
-    sources = (q, wide), (results.grad_out, value_wide), (results.out, value_wide)
+    sources = (q, wide), (results.grad_out, value_wide), (results.out, value_wide), (dq, wide)
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
-        *(*target_of(dq), aux.view(torch.int32), *runs_of(segments, ROWS, wide, value_wide)),
+        *(aux.view(torch.int32), *runs_of(segments, ROWS, wide, value_wide)),
         *(*rows(results.lse), *rows(results.grad_lse), scale, heads, repeats, queries, units, blocks, at_once),
     )
-    own = team.consumers * (wide + 2 * value_wide)
-    config = SweepConfig(team, _slots(own, wide + value_wide), segments=len(segments), late=team.consumers == 2)
+    own = 2 * team.consumers * (wide + value_wide)
+    config = SweepConfig(team, _slots(own, wide + value_wide), segments=len(segments))
     launch(queries_kernel, units * blocks, q.device, arguments, (config,), team.consumers)
 
 
@@ -69,19 +69,25 @@ def backward_keys(
     batch, key_heads, count, width = key.shape
     repeats = q.shape[1] // key_heads
     wide, value_wide = tile_width(width), tile_width(value.shape[-1])
-    parts = dk.shape[0] if dk.dim() == 5 else 1
+    in_parts = dk.dim() == 5
+    parts = dk.shape[0] if in_parts else 1
     team = Team(CONSUMERS[max(wide, value_wide)])
     units, blocks = batch * key_heads * parts, _ceiling(count, team.rows)
     depth = 2 if max(wide, value_wide) == ROWS else 1  # narrow tiles leave room for the next item's keys and values
+    own = team.consumers * depth * (wide + value_wide) + 2 * AUX.value
+    if in_parts:
+        totals = dk, dv, width, value.shape[-1]
+    else:
+        totals = tiles(dk, ROWS, wide), tiles(dv, ROWS, value_wide), None, None
+        own += team.consumers * (wide if wide == value_wide else wide + value_wide)
     sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUX.value))
     # Parts are for few keys: there, even loads matter more than what the cache holds.
-    at_once = units if parts > 1 else min(units, max(1, heads_cached(q, grad_out, aux) // repeats))
+    at_once = units if in_parts else min(units, max(1, heads_cached(q, grad_out, aux) // repeats))
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
-        *(*edges_of(first, last, diagonal, q.shape[2]), *target_of(dk), *target_of(dv)),
+        *(*totals, *edges_of(first, last, diagonal, q.shape[2])),
         *(scale, key_heads, repeats, count, parts, units, blocks, at_once),
     )
-    own = team.consumers * depth * (wide + value_wide) + 2 * AUX.value
     config = SweepConfig(team, _slots(own, wide + value_wide + AUX.value), depth=depth)
     launch(keys_kernel, units * blocks, q.device, arguments, (config,), team.consumers)
 

@@ -26,15 +26,12 @@ from .sweep import (
     Bars,
     Edges,
     Place,
-    Target,
     Work,
     buffers,
     pass_over,
     reach_of,
     seen,
     span_of,
-    store,
-    target_numbers,
     turns_of,
     unit_and_block,
 )
@@ -49,6 +46,14 @@ class Shape(NamedTuple):
     keys: gl.tensor
     parts: gl.tensor
     """Parts that the queries are cut into, each an item of its own."""
+
+
+class Totals(NamedTuple):
+    """Where a gradient goes: a descriptor and buffers, or a dense float32 tensor [parts, B, G, C, width]."""
+
+    target: gl.tensor
+    stages: gl.tensor
+    width: gl.tensor
 
 
 @gluon.jit
@@ -160,8 +165,26 @@ def _add_queries(
 
 
 @gluon.jit
+def _store(totals, x, place, part, work, shape, consumer: gl.constexpr):
+    """A gradient's tile, in the tensor's type or as one of the parts that are to be added."""
+    if totals.width is None:
+        tma.store_wait(0)
+        stage = totals.stages.index(consumer)
+        stage.reshape((x.shape[0], x.shape[1])).store(x.to(totals.target.dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(totals.target, [place.batch, place.key_head, place.row, 0], stage)
+    else:
+        rows = gl.expand_dims(place.row + gl.arange(0, TILE, gl.SliceLayout(1, x.type.layout)), 1)
+        columns = gl.arange(0, x.shape[1], gl.SliceLayout(0, x.type.layout))
+        lane, constant = gl.expand_dims(columns & 6, 0), gl.expand_dims(columns & ~6, 0)
+        matrix = part * (work.units // shape.parts) + place.batch * shape.key_heads + place.key_head
+        first = totals.target + (matrix.to(gl.int64) * shape.keys + rows) * totals.width + lane
+        gl.store(first + constant, x, mask=(rows < shape.keys) & (constant < totals.width - lane))
+
+
+@gluon.jit
 def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
-    edges, own, picks, scale, targets, work, shape, ring, bars = given
+    edges, own, picks, scale, totals, work, shape, ring, bars = given
     WIDTH: gl.constexpr = own[0].shape[4]
     VALUE_WIDTH: gl.constexpr = own[1].shape[4]
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -189,33 +212,37 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
             pass_over(bars, done + end - first, done + last - first, config.slots)
             done += last - first
         mbarrier.arrive(bars.own_empty.index(here), count=1)
-        store(targets[1], dv, part, place.batch, place.key_head, place.row, shape.keys, own[1].dtype)
-        store(targets[0], dk * scale, part, place.batch, place.key_head, place.row, shape.keys, own[0].dtype)
+        _store(totals[1], dv, place, part, work, shape, consumer)
+        _store(totals[0], dk * scale, place, part, work, shape, consumer)
+    tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=[*NUMBERS, *target_numbers("dk"), *target_numbers("dv"), "key_heads", "keys", "parts"])
+@gluon.jit(do_not_specialize=[*NUMBERS, "key_heads", "keys", "parts"])
 def keys_kernel(
-    k, v, q, grad_out, aux, begin, end, shift, breadth, columns,
-    dk, dk_part, dk_batch, dk_head, dk_row, dk_width, dv, dv_part, dv_batch, dv_head, dv_row, dv_width,
+    k, v, q, grad_out, aux, dk, dv, width, value_width, begin, end, shift, breadth, columns,
     scale, key_heads, repeats, keys, parts, units, blocks, section,
     config: gl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys and values; as many tiles are on their way as `config` says."""
+    """Gradients of keys and values, in their own type or, where widths are given, as float32 parts of a sum."""
     CONSUMERS: gl.constexpr = config.team.consumers
     TILES: gl.constexpr = CONSUMERS * config.depth
     k_tiles, v_tiles = buffers(k, TILES), buffers(v, TILES)
     picks = (_picks(0), _picks(3))
     fence_async_shared()
-    targets = (
-        Target(dk, dk_part, dk_batch, dk_head, dk_row, dk_width),
-        Target(dv, dv_part, dv_batch, dv_head, dv_row, dv_width),
-    )
+    if width is None:
+        dv_stages = buffers(dv, CONSUMERS)
+        dk_stages = dv_stages  # dV is on its way when dK is stored; tiles of one width take turns in one buffer
+        if dk.block_shape[3] != dv.block_shape[3]:
+            dk_stages = buffers(dk, CONSUMERS)
+        totals = (Totals(dk, dk_stages, width), Totals(dv, dv_stages, value_width))
+    else:
+        totals = (Totals(dk, None, width), Totals(dv, None, value_width))
     SLOTS: gl.constexpr = config.slots
     ring = (buffers(q, SLOTS), buffers(grad_out, SLOTS), buffers(aux, SLOTS))
     bars = Bars(barriers(TILES, 1), barriers(TILES, 1), barriers(SLOTS, 1), barriers(SLOTS, CONSUMERS))
     work, shape = Work(units, blocks, section), Shape(key_heads, repeats, keys, parts)
     edges = Edges(begin, end, shift, breadth, columns)
-    given = (edges, (k_tiles, v_tiles), picks, scale, targets, work, shape, ring, bars)
+    given = (edges, (k_tiles, v_tiles), picks, scale, totals, work, shape, ring, bars)
     brought = (edges, (k, v, k_tiles, v_tiles), (q, grad_out, aux), work, shape, ring, bars)
     if CONSUMERS == 2:
         gl.warp_specialize(

@@ -10,10 +10,10 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
-    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 
@@ -25,7 +25,6 @@ from .sweep import (
     Edges,
     Run,
     Shape,
-    Target,
     Work,
     buffers,
     operand_of,
@@ -35,8 +34,6 @@ from .sweep import (
     renewed,
     seen,
     span_of,
-    store,
-    target_numbers,
     team_row_of,
     turns_of,
     words_of,
@@ -101,9 +98,6 @@ def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, dq.type.layout, 2)
     own: gl.constexpr = gl.DotOperandLayout(0, scores, 2)
-    LATE: gl.constexpr = config.late
-    if LATE:
-        dq = warpgroup_mma_init(dq)
     for n in range(0, stop - start):
         i = start + n
         mbarrier.wait(bars.full.index(slot(i, config.slots)), phase(i, config.slots))
@@ -111,21 +105,13 @@ def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop
         q, grad_out = renewed(q), renewed(grad_out)
         s = times_transposed(operand_of(q, k.dtype, own), k, scores)
         dp = times_transposed(operand_of(grad_out, v.dtype, own), v, scores)
-        if LATE:
-            s, dq = warpgroup_mma_wait(1, deps=(s, dq))
-            mbarrier.arrive(bars.empty.index(slot(i - 1, config.slots)), count=1, pred=n > 0)
-        else:
-            s = warpgroup_mma_wait(1, deps=(s,))
+        s = warpgroup_mma_wait(1, deps=(s,))
         p = seen(gl.exp2(s * scale - lse), reach, column - n * TILE, scores)
         dp = warpgroup_mma_wait(0, deps=(dp,))
         ds = (p * (dp - delta)).to(k.dtype)
         dq = warpgroup_mma(gl.convert_layout(ds, operand), k, dq, is_async=True)
-        if not LATE:
-            dq = warpgroup_mma_wait(0, deps=(dq,))
-            mbarrier.arrive(bars.empty.index(slot(i, config.slots)), count=1)
-    if LATE:
         dq = warpgroup_mma_wait(0, deps=(dq,))
-        mbarrier.arrive(bars.empty.index(slot(stop - 1, config.slots)), count=1, pred=stop > start)
+        mbarrier.arrive(bars.empty.index(slot(i, config.slots)), count=1)
     return dq, q, grad_out
 
 
@@ -185,7 +171,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     CONSUMERS: gl.constexpr = config.team.consumers
     ROWS: gl.constexpr = config.team.rows
     segments, own, lse_rows, grad_lse_rows, scale, results, work, shape, ring, bars = given
-    target, aux = results
+    dq_descriptor, dq_tiles, aux = results
     SEGMENTS: gl.constexpr = config.segments
     q_tiles, grad_tiles, out_tiles = own
     WIDTH: gl.constexpr = q_tiles.shape[4]
@@ -228,17 +214,22 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
             )  # fmt: skip
             pass_over(bars, done + last, done + count, config.slots)
             done += count
-        store(target, dq * scale, gl.to_tensor(0), place.batch, place.head, place.row, shape.queries, q_tiles.dtype)
+        tma.store_wait(0)
+        tile_of(dq_tiles, consumer, CONSUMERS).store((dq * scale).to(dq_tiles.dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(
+            dq_descriptor, [place.batch, place.head, place.row, 0], dq_tiles.index(consumer)
+        )
         place = then
+    tma.store_wait(0)
 
 
 STRIDES = ("lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head")
 
 
-@gluon.jit(do_not_specialize=[*NUMBERS, *STRIDES, *target_numbers("dq"), "heads", "queries"])
+@gluon.jit(do_not_specialize=[*NUMBERS, *STRIDES, "heads", "queries"])
 def queries_kernel(
-    q, grad_out, out, dq, dq_part, dq_batch, dq_head, dq_row, dq_width, aux,
-    k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2,
+    q, grad_out, out, dq, aux, k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2,
     lse, lse_batch, lse_head, grad_lse, grad_lse_batch, grad_lse_head,
     scale, heads, repeats, queries, units, blocks, section,
     config: gl.constexpr,
@@ -255,7 +246,7 @@ def queries_kernel(
         segments = (Run(k, v, edges), Run(k2, v2, Edges(start2, stop2, 0, 0, 0)))
     work, shape = Work(units, blocks, section), Shape(heads, repeats, queries)
     lse, grad_lse = Rows(lse, lse_batch, lse_head), Rows(grad_lse, grad_lse_batch, grad_lse_head)
-    results = (Target(dq, dq_part, dq_batch, dq_head, dq_row, dq_width), aux)
+    results = (dq, buffers(dq, CONSUMERS), aux)
     given = (segments, own, lse, grad_lse, scale, results, work, shape, ring, bars)
     brought = (segments, ((q, grad_out, out), own), work, shape, ring, bars)
     if CONSUMERS == 2:

@@ -66,6 +66,11 @@ class SweepConfig:
     depth: int = 1
     """Items whose own tiles may be there at once, where a kernel keeps them in shared memory."""
 
+    @property
+    def own(self) -> int:
+        """Places for tiles that one consumer owns."""
+        return self.team.consumers * self.depth
+
 
 def halo_of(width: int) -> int:
     """Tiles that a query tile sees besides its diagonal one."""

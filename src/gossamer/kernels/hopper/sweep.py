@@ -78,13 +78,45 @@ class Reach(NamedTuple):
     end: gl.tensor
 
 
-class Bars(NamedTuple):
-    """Barriers of the tiles that each consumer owns, and of the ring's."""
+@gluon.jit
+def barriers_of(config: gl.constexpr):
+    """The barriers of a team, in one piece: what a warpgroup is handed, it keeps in registers."""
+    OWN: gl.constexpr = config.own
+    SLOTS: gl.constexpr = config.slots
+    CONSUMERS: gl.constexpr = config.team.consumers
+    made = gl.allocate_shared_memory(gl.int64, [2 * OWN + 2 * SLOTS, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(2 * OWN + SLOTS):
+        mbarrier.init(made.index(i), count=1)
+    for i in gl.static_range(SLOTS):
+        mbarrier.init(made.index(2 * OWN + SLOTS + i), count=CONSUMERS)
+    return made
 
-    own_full: gl.tensor
-    own_empty: gl.tensor
-    full: gl.tensor
-    empty: gl.tensor
+
+@gluon.jit
+def own_full(bars, i, config: gl.constexpr):
+    """The barrier that says that own tile i is there."""
+    return bars.index(i)
+
+
+@gluon.jit
+def own_empty(bars, i, config: gl.constexpr):
+    """The barrier that says that own tile i is needed no more."""
+    OWN: gl.constexpr = config.own
+    return bars.index(OWN + i)
+
+
+@gluon.jit
+def full(bars, i, config: gl.constexpr):
+    """The barrier that says that the ring's i-th tile is there."""
+    FIRST: gl.constexpr = 2 * config.own
+    return bars.index(FIRST + slot(i, config.slots))
+
+
+@gluon.jit
+def empty(bars, i, config: gl.constexpr):
+    """The barrier that says that nobody needs what the i-th tile of the ring takes the place of."""
+    FIRST: gl.constexpr = 2 * config.own + config.slots
+    return bars.index(FIRST + slot(i, config.slots))
 
 
 @gluon.jit
@@ -191,12 +223,12 @@ def seen(p, reach, column, layout: gl.constexpr):
 
 
 @gluon.jit
-def pass_over(bars, start, stop, slots: gl.constexpr):
+def pass_over(bars, start, stop, config: gl.constexpr):
     """Hands tiles back unread, once they have come: else one warpgroup could be a lap ahead of the other."""
     for n in range(0, stop - start):  # Triton 3.6 drops a carried variable that is only the bound of another loop
         i = start + n
-        mbarrier.wait(bars.full.index(slot(i, slots)), phase(i, slots))
-        mbarrier.arrive(bars.empty.index(slot(i, slots)), count=1)
+        mbarrier.wait(full(bars, i, config), phase(i, config.slots))
+        mbarrier.arrive(empty(bars, i, config), count=1)
 
 
 @gluon.jit

@@ -20,14 +20,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .ring import AUX, LOG2E, TILE, barriers, opaque, phase, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, opaque, phase, slot, tile_of, times_transposed
 from .sweep import (
     NUMBERS,
-    Bars,
     Edges,
     Place,
     Work,
+    barriers_of,
     buffers,
+    empty,
+    full,
+    own_empty,
+    own_full,
     pass_over,
     reach_of,
     seen,
@@ -80,23 +84,23 @@ def _bring_own(own, bars, place, turn, consumer: gl.constexpr, config: gl.conste
     """One consumer's tiles of K and V."""
     k, v, k_tiles, v_tiles = own
     here = consumer * config.depth + slot(turn, config.depth)
-    full = bars.own_full.index(here)
-    mbarrier.wait(bars.own_empty.index(here), phase(turn, config.depth) ^ 1)
-    mbarrier.expect(full, k.block_type.nbytes + v.block_type.nbytes)
+    ready = own_full(bars, here, config)
+    mbarrier.wait(own_empty(bars, here, config), phase(turn, config.depth) ^ 1)
+    mbarrier.expect(ready, k.block_type.nbytes + v.block_type.nbytes)
     at = [place.batch, place.key_head, place.row + consumer * TILE, 0]
-    tma.async_copy_global_to_shared(k, at, full, k_tiles.index(here))
-    tma.async_copy_global_to_shared(v, at, full, v_tiles.index(here))
+    tma.async_copy_global_to_shared(k, at, ready, k_tiles.index(here))
+    tma.async_copy_global_to_shared(v, at, ready, v_tiles.index(here))
 
 
 @gluon.jit
 def _bring_queries(descriptors, ring, bars, at, i, config: gl.constexpr):
     """A tile of Q, dO and auxiliary rows, as tile i of the ring."""
     nbytes: gl.constexpr = descriptors[0].block_type.nbytes + descriptors[1].block_type.nbytes
-    full = bars.full.index(slot(i, config.slots))
-    mbarrier.wait(bars.empty.index(slot(i, config.slots)), phase(i, config.slots) ^ 1)
-    mbarrier.expect(full, nbytes + descriptors[2].block_type.nbytes)
+    ready = full(bars, i, config)
+    mbarrier.wait(empty(bars, i, config), phase(i, config.slots) ^ 1)
+    mbarrier.expect(ready, nbytes + descriptors[2].block_type.nbytes)
     for t in gl.static_range(3):
-        tma.async_copy_global_to_shared(descriptors[t], at, full, ring[t].index(slot(i, config.slots)))
+        tma.async_copy_global_to_shared(descriptors[t], at, ready, ring[t].index(slot(i, config.slots)))
 
 
 @gluon.jit
@@ -145,7 +149,7 @@ def _add_queries(
         i = start + n
         hidden = opaque(here)  # else the compiler keeps the many addresses of K and V in registers
         k, v = tile_of(own[0], hidden, own[0].shape[0]), tile_of(own[1], hidden, own[1].shape[0])
-        mbarrier.wait(bars.full.index(slot(i, config.slots)), phase(i, config.slots))
+        mbarrier.wait(full(bars, i, config), phase(i, config.slots))
         q, grad_out, aux = (
             tile_of(ring[0], i, config.slots),
             tile_of(ring[1], i, config.slots),
@@ -160,7 +164,7 @@ def _add_queries(
         ds = (p * dp).to(q.dtype)
         dk = warpgroup_mma(gl.convert_layout(ds, dk_operand), q, dk, is_async=True)
         dk, dv = warpgroup_mma_wait(0, deps=(dk, dv))
-        mbarrier.arrive(bars.empty.index(slot(i, config.slots)), count=1)
+        mbarrier.arrive(empty(bars, i, config), count=1)
     return dk, dv
 
 
@@ -202,16 +206,16 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         here = consumer * config.depth + slot(turn, config.depth)
         dk = gl.zeros((TILE, WIDTH), gl.float32, dk_layout)
         dv = gl.zeros((TILE, VALUE_WIDTH), gl.float32, dv_layout)
-        mbarrier.wait(bars.own_full.index(here), phase(turn, config.depth))
+        mbarrier.wait(own_full(bars, here, config), phase(turn, config.depth))
         for _ in range(shape.repeats):
-            pass_over(bars, done, done + begin - first, config.slots)
+            pass_over(bars, done, done + begin - first, config)
             dk, dv = _add_queries(
                 dk, dv, own, picks, here, scale * LOG2E, reach, ring, bars,
                 done + begin - first, done + end - first, low + begin * TILE, config,
             )  # fmt: skip
-            pass_over(bars, done + end - first, done + last - first, config.slots)
+            pass_over(bars, done + end - first, done + last - first, config)
             done += last - first
-        mbarrier.arrive(bars.own_empty.index(here), count=1)
+        mbarrier.arrive(own_empty(bars, here, config), count=1)
         _store(totals[1], dv, place, part, work, shape, consumer)
         _store(totals[0], dk * scale, place, part, work, shape, consumer)
     tma.store_wait(0)
@@ -239,7 +243,7 @@ def keys_kernel(
         totals = (Totals(dk, None, width), Totals(dv, None, value_width))
     SLOTS: gl.constexpr = config.slots
     ring = (buffers(q, SLOTS), buffers(grad_out, SLOTS), buffers(aux, SLOTS))
-    bars = Bars(barriers(TILES, 1), barriers(TILES, 1), barriers(SLOTS, 1), barriers(SLOTS, CONSUMERS))
+    bars = barriers_of(config)
     work, shape = Work(units, blocks, section), Shape(key_heads, repeats, keys, parts)
     edges = Edges(begin, end, shift, breadth, columns)
     given = (edges, (k_tiles, v_tiles), picks, scale, totals, work, shape, ring, bars)

@@ -18,16 +18,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import Rows
-from .ring import AUX, LOG2E, TILE, barriers, in_three, phase, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, in_three, phase, slot, tile_of, times_transposed
 from .sweep import (
     NUMBERS,
-    Bars,
     Edges,
     Run,
     Shape,
     Work,
+    barriers_of,
     buffers,
+    empty,
+    full,
     operand_of,
+    own_empty,
+    own_full,
     pass_over,
     query_place,
     reach_of,
@@ -44,16 +48,16 @@ ABSENT = gl.constexpr(2.0**100)
 
 
 @gluon.jit
-def _bring_own(own, bars, place, turn, consumer: gl.constexpr):
+def _bring_own(own, bars, place, turn, consumer: gl.constexpr, config: gl.constexpr):
     """One consumer's tiles of Q, dO and O."""
     descriptors, tiles = own
     size: gl.constexpr = descriptors[0].block_type.nbytes + 2 * descriptors[1].block_type.nbytes
-    full = bars.own_full.index(consumer)
-    mbarrier.wait(bars.own_empty.index(consumer), (turn & 1) ^ 1)
-    mbarrier.expect(full, size)
+    ready = own_full(bars, consumer, config)
+    mbarrier.wait(own_empty(bars, consumer, config), (turn & 1) ^ 1)
+    mbarrier.expect(ready, size)
     for i in gl.static_range(3):
         tma.async_copy_global_to_shared(
-            descriptors[i], [place.batch, place.head, place.row, 0], full, tiles[i].index(consumer)
+            descriptors[i], [place.batch, place.head, place.row, 0], ready, tiles[i].index(consumer)
         )
 
 
@@ -64,11 +68,11 @@ def _bring_keys(segment, ring, bars, place, end, start, stop, config: gl.constex
     for n in range(0, stop - start):
         i = start + n
         at = [place.batch, place.key_head, end - (n + 1) * TILE, 0]
-        full = bars.full.index(slot(i, config.slots))
-        mbarrier.wait(bars.empty.index(slot(i, config.slots)), phase(i, config.slots) ^ 1)
-        mbarrier.expect(full, size)
-        tma.async_copy_global_to_shared(segment.k, at, full, ring[0].index(slot(i, config.slots)))
-        tma.async_copy_global_to_shared(segment.v, at, full, ring[1].index(slot(i, config.slots)))
+        ready = full(bars, i, config)
+        mbarrier.wait(empty(bars, i, config), phase(i, config.slots) ^ 1)
+        mbarrier.expect(ready, size)
+        tma.async_copy_global_to_shared(segment.k, at, ready, ring[0].index(slot(i, config.slots)))
+        tma.async_copy_global_to_shared(segment.v, at, ready, ring[1].index(slot(i, config.slots)))
 
 
 @gluon.jit
@@ -81,7 +85,7 @@ def _producer(brought, config: gl.constexpr):
     for turn in range(turns_of(work)):
         place = query_place(turn, work, shape, 0, config)
         for c in gl.static_range(CONSUMERS):
-            _bring_own(own, bars, query_place(turn, work, shape, c, config), turn, c)
+            _bring_own(own, bars, query_place(turn, work, shape, c, config), turn, c, config)
         for s in gl.static_range(SEGMENTS):
             low, high = span_of(segments[s].edges, place.row, ROWS, shape.queries)
             count = gl.cdiv(high - low, TILE)
@@ -100,7 +104,7 @@ def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop
     own: gl.constexpr = gl.DotOperandLayout(0, scores, 2)
     for n in range(0, stop - start):
         i = start + n
-        mbarrier.wait(bars.full.index(slot(i, config.slots)), phase(i, config.slots))
+        mbarrier.wait(full(bars, i, config), phase(i, config.slots))
         k, v = tile_of(ring[0], i, config.slots), tile_of(ring[1], i, config.slots)
         q, grad_out = renewed(q), renewed(grad_out)
         s = times_transposed(operand_of(q, k.dtype, own), k, scores)
@@ -111,7 +115,7 @@ def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop
         ds = (p * (dp - delta)).to(k.dtype)
         dq = warpgroup_mma(gl.convert_layout(ds, operand), k, dq, is_async=True)
         dq = warpgroup_mma_wait(0, deps=(dq,))
-        mbarrier.arrive(bars.empty.index(slot(i, config.slots)), count=1)
+        mbarrier.arrive(empty(bars, i, config), count=1)
     return dq, q, grad_out
 
 
@@ -189,12 +193,12 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         two = one
         if SEGMENTS == 2:
             two = _interval(segments[1], team_row, place.row, shape.queries, ROWS, scores)
-        mbarrier.wait(bars.own_full.index(consumer), turn & 1)
+        mbarrier.wait(own_full(bars, consumer, config), turn & 1)
         grad_out = tile_of(grad_tiles, consumer, CONSUMERS).load(operand)
         out = tile_of(out_tiles, consumer, CONSUMERS).load(operand)
         delta = gl.convert_layout(gl.sum(grad_out.to(gl.float32) * out.to(gl.float32), 1), by_row)
         q, grad_out = words_of(tile_of(q_tiles, consumer, CONSUMERS).load(operand)), words_of(grad_out)
-        mbarrier.arrive(bars.own_empty.index(consumer), count=1)
+        mbarrier.arrive(own_empty(bars, consumer, config), count=1)
         if grad_lse_rows.pointer is not None:
             delta -= _by_row(grad_lse_rows, place, shape.queries, by_row)
         delta = gl.where(lse == float("-inf"), 0.0, delta)
@@ -207,12 +211,12 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         for s in gl.static_range(SEGMENTS):
             span, reach = (one, two)[s]
             count, first, last = _way(span, reach)
-            pass_over(bars, done, done + first, config.slots)
+            pass_over(bars, done, done + first, config)
             dq, q, grad_out = _add_keys(
                 dq, q, grad_out, lse, delta, scale * LOG2E, reach, ring, bars,
                 done + first, done + last, span[1] - (first + 1) * TILE, config,
             )  # fmt: skip
-            pass_over(bars, done + last, done + count, config.slots)
+            pass_over(bars, done + last, done + count, config)
             done += count
         tma.store_wait(0)
         tile_of(dq_tiles, consumer, CONSUMERS).store((dq * scale).to(dq_tiles.dtype))
@@ -239,7 +243,7 @@ def queries_kernel(
     own = (buffers(q, CONSUMERS), buffers(grad_out, CONSUMERS), buffers(out, CONSUMERS))
     SLOTS: gl.constexpr = config.slots
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
-    bars = Bars(barriers(CONSUMERS, 1), barriers(CONSUMERS, 1), barriers(SLOTS, 1), barriers(SLOTS, CONSUMERS))
+    bars = barriers_of(config)
     edges = Edges(start, stop, shift, breadth, columns)
     segments = (Run(k, v, edges),)
     if k2 is not None:

@@ -30,15 +30,19 @@ from .configs import Team, team_of, tile_width
 from .descriptors import tiles
 from .launch import heads_cached, launch
 from .operands import Segment
-from .ring import LN2, LOG2E, LOWEST, TILE, barriers, phase, slot, thread_sum, tile_of
+from .ring import LN2, LOG2E, LOWEST, TILE, phase, slot, thread_sum, tile_of
 from .sweep import (
     NUMBERS,
-    Bars,
     Edges,
     Run,
     Shape,
     Work,
+    barriers_of,
     buffers,
+    empty,
+    full,
+    own_empty,
+    own_full,
     pass_over,
     query_place,
     reach_of,
@@ -59,6 +63,11 @@ class Config:
     team: Team
     segments: int
     """Runs of keys that join in one softmax: one or two."""
+
+    @property
+    def own(self) -> int:
+        """Places for query tiles."""
+        return self.team.consumers
 
 
 CONFIGS = {
@@ -178,7 +187,6 @@ def _scaled(x, factor):
 def _attend(q, ring, bars, one, two, highest, scale, layout: gl.constexpr, joint: gl.constexpr, config: gl.constexpr):
     """(accumulator, maxima, sums held by threads, last tile) of one query tile along one way, or two."""
     k_tiles, v_tiles = ring
-    full, empty = bars.full, bars.empty
     SLOTS: gl.constexpr = config.slots
     WIDTH: gl.constexpr = config.value_width
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
@@ -189,7 +197,7 @@ def _attend(q, ring, bars, one, two, highest, scale, layout: gl.constexpr, joint
         turn = gl.maximum(one.last, two.first - (SLOTS - 2))
         steps = turn - one.first + two.last - two.first
     i = one.first
-    mbarrier.wait(full.index(slot(i, SLOTS)), phase(i, SLOTS))
+    mbarrier.wait(full(bars, i, config), phase(i, SLOTS))
     scores = warpgroup_mma_wait(0, deps=(_scores(q, k_tiles, i, layout, config),))
     wide, highest = _probabilities(scores, i, one, highest, scale, config)
     sums = thread_sum(wide)
@@ -201,10 +209,10 @@ def _attend(q, ring, bars, one, two, highest, scale, layout: gl.constexpr, joint
         way = one
         if joint:
             if i == turn:
-                pass_over(bars, i, two.first, SLOTS)
+                pass_over(bars, i, two.first, config)
                 i = two.first
             way = _along(i >= two.first, one, two)
-        mbarrier.wait(full.index(slot(i, SLOTS)), phase(i, SLOTS))
+        mbarrier.wait(full(bars, i, config), phase(i, SLOTS))
         scores = _scores(q, k_tiles, i, layout, config)
         acc = warpgroup_mma(p, tile_of(v_tiles, before, SLOTS), acc, is_async=True)
         scores = warpgroup_mma_wait(1, deps=(scores,))
@@ -213,12 +221,12 @@ def _attend(q, ring, bars, one, two, highest, scale, layout: gl.constexpr, joint
         highest = new_highest
         sums = _scaled(sums, factor) + thread_sum(wide)
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        mbarrier.arrive(empty.index(slot(before, SLOTS)), count=1)
+        mbarrier.arrive(empty(bars, before, config), count=1)
         acc = _scaled(acc, factor)
         p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
     acc = warpgroup_mma(p, tile_of(v_tiles, i, SLOTS), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=(acc,))
-    mbarrier.arrive(empty.index(slot(i, SLOTS)), count=1)
+    mbarrier.arrive(empty(bars, i, config), count=1)
     return acc, highest, sums, i
 
 
@@ -255,12 +263,12 @@ def _consumer(given, config: gl.constexpr, c: gl.constexpr):
         if sinks is not None:
             sink = gl.load(sinks + place.head).to(gl.float32) * LOG2E
             highest = gl.maximum(highest, sink)
-        mbarrier.wait(bars.own_full.index(c), turn & 1)
+        mbarrier.wait(own_full(bars, c, config), turn & 1)
         q = q_tiles.index(c).reshape((TILE, q_tiles.shape[4])).load(gl.DotOperandLayout(0, layout, 2))
-        mbarrier.arrive(bars.own_empty.index(c), count=1)
-        pass_over(bars, base, one.first, config.slots)
+        mbarrier.arrive(own_empty(bars, c, config), count=1)
+        pass_over(bars, base, one.first, config)
         acc, highest, sums, i = _attend(q, ring, bars, one, two, highest, scale, layout, joint, config)
-        pass_over(bars, i + 1, after, config.slots)
+        pass_over(bars, i + 1, after, config)
         sums = gl.convert_layout(gl.sum(sums, 1), gl.SliceLayout(1, layout))
         if sinks is not None:
             sums += gl.exp2(sink - highest)
@@ -276,11 +284,11 @@ def _bring_keys(run, ring, bars, place, end, start, stop, config: gl.constexpr):
     SLOTS: gl.constexpr = config.slots
     for i in range(start, stop):
         at = [place.batch, place.key_head, end - (i - start + 1) * config.keys, 0]
-        full = bars.full.index(slot(i, SLOTS))
-        mbarrier.wait(bars.empty.index(slot(i, SLOTS)), phase(i, SLOTS) ^ 1)
-        mbarrier.expect(full, size)
-        tma.async_copy_global_to_shared(run.k, at, full, ring[0].index(slot(i, SLOTS)))
-        tma.async_copy_global_to_shared(run.v, at, full, ring[1].index(slot(i, SLOTS)))
+        ready = full(bars, i, config)
+        mbarrier.wait(empty(bars, i, config), phase(i, SLOTS) ^ 1)
+        mbarrier.expect(ready, size)
+        tma.async_copy_global_to_shared(run.k, at, ready, ring[0].index(slot(i, SLOTS)))
+        tma.async_copy_global_to_shared(run.v, at, ready, ring[1].index(slot(i, SLOTS)))
 
 
 @gluon.jit
@@ -293,10 +301,10 @@ def _producer(brought, config: gl.constexpr):
     for turn in range(turns_of(work)):
         for c in gl.static_range(CONSUMERS):
             place = query_place(turn, work, shape, c, config)
-            mbarrier.wait(bars.own_empty.index(c), (turn & 1) ^ 1)
-            full = bars.own_full.index(c)
-            mbarrier.expect(full, q_desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(q_desc, [place.batch, place.head, place.row, 0], full, q_tiles.index(c))
+            mbarrier.wait(own_empty(bars, c, config), (turn & 1) ^ 1)
+            ready = own_full(bars, c, config)
+            mbarrier.expect(ready, q_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(q_desc, [place.batch, place.head, place.row, 0], ready, q_tiles.index(c))
         place = query_place(turn, work, shape, 0, config)
         for s in gl.static_range(SEGMENTS):
             end, count = _pair_tiles(runs[s], place.row, shape, 1 - s, config)
@@ -313,7 +321,7 @@ def _kernel(
     CONSUMERS: gl.constexpr = config.team.consumers
     q_tiles, out_tiles = buffers(q, CONSUMERS), buffers(out, CONSUMERS)
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
-    bars = Bars(barriers(CONSUMERS, 1), barriers(CONSUMERS, 1), barriers(SLOTS, 1), barriers(SLOTS, CONSUMERS))
+    bars = barriers_of(config)
     work, shape, rows = Work(units, blocks, section), Shape(heads, repeats, queries), Rows(lse, lse_batch, lse_head)
     one, two = Edges(start, stop, shift, breadth, columns), Edges(start2, stop2, 0, 0, 0)
     runs = (Run(k, v, one),) if k2 is None else (Run(k, v, one), Run(k2, v2, two))

@@ -15,6 +15,7 @@ from .ceilings import measure_ceilings
 from .clock import clock_for
 from .config import BenchConfig
 from .contenders import attentions
+from .decode_case import decode_case
 from .entrant import Entrant, Heat
 from .model_case import model_case
 from .results import Outcome, Results
@@ -46,6 +47,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         "forward": partial(forward_case, setting, rivals, judge),
         "training": partial(training_case, setting, rivals, judge),
         "launch": partial(launch_case, setting, rivals, judge),
+        "decode": partial(decode_case, setting, rivals),
         "model": partial(model_case, setting),
     }
     return (make() for name, make in makers.items() if name in setting.config.cases)

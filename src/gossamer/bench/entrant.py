@@ -59,6 +59,7 @@ class Entrant:
             peak_bytes=heat.peak_bytes,
             setup_seconds=heat.setup_seconds,
             work=self.contender.work(length) if self.contender.work else None,
+            backends=self.contender.backends(length) if self.contender.backends else None,
         )
         self.history.append(measurement)
         return measurement

@@ -1,7 +1,7 @@
 """A whole model: the training step of a GPT-2, dense and sparse."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -14,7 +14,9 @@ from ..models.gpt2 import GPT2
 from ..nn.sparse import SparseAttention
 from ..training.config import OptimizerConfig
 from ..training.optimizer import adamw
+from .backends import Backends, training_backends
 from .case import Case, Contender
+from .config import TITLES
 from .setting import Setting
 
 TRIAL_LENGTH = 200
@@ -31,9 +33,14 @@ def model_case(setting: Setting) -> Case:
     batch = setting.config.batch
     contenders = (
         Contender("gpt2 dense", lambda n: training_step(setting, n, batch=batch), judge),
-        Contender("gpt2 sparse", lambda n: training_step(setting, n, sparse, batch=batch), judge),
+        Contender(
+            "gpt2 sparse",
+            lambda n: training_step(setting, n, sparse, batch=batch),
+            judge,
+            backends=partial(model_backends, setting, sparse),
+        ),
     )
-    return Case("GPT-2 training step", setting.config.model.lengths, contenders)
+    return Case(TITLES["model"], setting.config.model.lengths, contenders)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,11 @@ def training_step(
     torch.manual_seed(setting.config.seed)
     model = GPT2(_config(setting, length, sparse)).to(setting.device)
     return TrainingStep(model, model, adamw(model, OptimizerConfig()), _text(setting, length, batch), setting.dtype)
+
+
+def model_backends(setting: Setting, sparse: SparseAttentionConfig, length: int) -> Backends:
+    """What runs the attention of a sparse model's training step, whose key heads are its query heads."""
+    return training_backends(Setting(replace(setting.config, key_heads=None)), sparse.pattern(length), length)
 
 
 def model_fault(setting: Setting) -> str | None:

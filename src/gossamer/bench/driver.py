@@ -59,7 +59,7 @@ def measure(case: Case, setting: Setting, on_outcome: OnOutcome) -> Iterator[Out
     entrants = [Entrant(contender, case.name, setting, clock) for contender in case.contenders]
     for length in sorted(set(case.lengths)):
         for outcome in _race(entrants, length, clock):
-            logger.debug("%s", outcome)
+            logger.info("%s", outcome)
             on_outcome(outcome)
             yield outcome
 

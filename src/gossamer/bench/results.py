@@ -210,8 +210,10 @@ def claimed(m: Measurement, table: dict[int, float]) -> float | None:
 
 def _measurement(row: dict[str, Any]) -> Measurement:
     fields = {name: row[name] for name in Measurement.__dataclass_fields__ if name in row}  # older records lack some
-    trees = {"work": Work, "backends": Backends}
-    return Measurement(**fields | {name: tree(**row[name]) for name, tree in trees.items() if row.get(name)})
+    trees: dict[str, Any] = {
+        name: tree(**row[name]) for name, tree in (("work", Work), ("backends", Backends)) if row.get(name)
+    }
+    return Measurement(**fields | trees)
 
 
 def _with_tuples(tree: dict[str, Any]) -> dict[str, Any]:

@@ -1,31 +1,45 @@
 """Measures what Gossamer promises of attention on one H200, beside every peer, and says whether it holds.
 
-    python benchmarks/h200_attention.py [--only windows groups document tokens launch long] [--without flex fa4 ...]
-                                        [--folder FOLDER] [--small]
+    python benchmarks/h200_attention.py [--only windows groups document tokens launch long decode]
+                                        [--without flex fa4 ...] [--folder FOLDER] [--commit COMMIT] [--small]
 
 The peers are cuDNN's and FlashAttention's dense kernels, FlexAttention and, where it is installed, FlashAttention-4
 (`pip install --pre flash-attn-4`). Takes minutes, most of them compiling FlexAttention. `--only` runs some sections and
-keeps what FOLDER holds of the others; `--without` leaves contenders out, and the page says so; `--small` is a rehearsal
-that any machine can run. Writes `h200_attention.json`, `.md` and two pictures. Exits with 1 if a promise is broken.
+keeps what FOLDER holds of the others; `--without` leaves contenders out, and the page says so; `--commit` names the
+code where its copy has no history; `--small` is a rehearsal that any machine can run. Writes `h200_attention.json` and
+`.md` after each configuration, and two pictures at the end. Exits with 1 if a promise is broken.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import get_args
 
-from gossamer.bench import BenchConfig, Promise, Results, markdown, run, save_bars, save_plot, summary, verdict_rows
+from h200_promises import Runs, promises
+
+from gossamer.atomic import write_file
+from gossamer.bench import (
+    BenchConfig,
+    Promise,
+    Results,
+    markdown,
+    run,
+    save_bars,
+    save_plot,
+    show_progress,
+    summary,
+    verdict_rows,
+)  # fmt: skip
 from gossamer.bench.config import AttentionName
+from gossamer.machine import this_machine
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "h200_attention"
-FORWARD, TRAINING, LAUNCH = "attention forward", "attention forward + backward", "launch of attention forward"
 
 BASE = BenchConfig(
     cases=("forward", "training"),
@@ -38,9 +52,10 @@ BASE = BenchConfig(
     device="cuda",
 )
 NARROW, WIDE = {"heads": 12, "head_width": 64}, {"heads": 16, "head_width": 128}
+GROUPED = {"heads": 32, "key_heads": 8, "head_width": 128}
 SECTIONS: dict[str, tuple[BenchConfig, ...]] = {
     "windows": tuple(replace(BASE, **shape, window=window) for shape in (NARROW, WIDE) for window in (128, 256, 512)),
-    "groups": (replace(BASE, heads=32, key_heads=8, head_width=128, window=512),),
+    "groups": (replace(BASE, **GROUPED, window=512),),
     "document": (
         replace(
             BASE,
@@ -67,16 +82,25 @@ SECTIONS: dict[str, tuple[BenchConfig, ...]] = {
             cases=("training",),
         ),
     ),
+    "decode": tuple(
+        replace(
+            BASE,
+            **shape,
+            window=512,
+            contenders=("sdpa", "flash", "window+strided"),
+            tokens=None,
+            batch=batch,
+            lengths=(8192, 32768, 131072),
+            repeats=20,
+            cases=("decode",),
+        )
+        for shape in (NARROW, GROUPED)
+        for batch in (1, 8, 64)
+    ),
 }
-
-OVER_FA4 = {(64, FORWARD): 1.9, (64, TRAINING): 1.6, (128, FORWARD): 1.45, (128, TRAINING): 1.35}
-GROUPS, DOCUMENT, DOCUMENT_LENGTH = 1.4, 10.0, 16384
-TOKENS, LONG_MEMORY, LAUNCH_MICROSECONDS = 1.25, 1.3, 25.0
 
 COMPILED = ("window", "document", "window+tokens", "flex", "flex-document", "flex-window+tokens")
 PROCESSES = 12
-
-Runs = dict[str, list[Results]]
 
 
 def small(config: BenchConfig) -> BenchConfig:
@@ -86,89 +110,6 @@ def small(config: BenchConfig) -> BenchConfig:
     tokens, groups = config.tokens and 256, config.key_heads and 2
     rehearsal = {"repeats": 1, "warmup": 1, "precision": "fp32", "device": "cpu"}
     return replace(config, **shape, **rehearsal, lengths=lengths, tokens=tokens, key_heads=groups)
-
-
-def promises(runs: Runs) -> Iterator[Promise]:
-    """Every promise of the sections that ran, with the figure that decides it."""
-    for results in runs.get("windows", ()):
-        yield from window_promises(results)
-    for results in runs.get("groups", ()):
-        yield at_least(GROUPS, "every peer that ran", results, TRAINING, "window")
-    for results in runs.get("document", ()):
-        yield from document_promises(results)
-    for results in runs.get("tokens", ()):
-        yield from (tokens_promise(results, case) for case in (FORWARD, TRAINING))
-    for results in runs.get("long", ()):
-        ratio = memory_ratio(results)
-        text = f"{title(results)}: memory in inputs + outputs + gradients, at most {LONG_MEMORY:g}"
-        yield Promise(text, ratio, kept=ratio is not None and ratio <= LONG_MEMORY)
-    for results in runs.get("launch", ()):
-        times = [1e6 * m.seconds for m in results.measurements(LAUNCH, "window")]
-        text = f"{LAUNCH}, at most {LAUNCH_MICROSECONDS:g} microseconds"
-        yield Promise(text, max(times, default=None), kept=bool(times) and max(times) <= LAUNCH_MICROSECONDS)
-
-
-def window_promises(results: Results) -> Iterator[Promise]:
-    config = results.config
-    for case in (FORWARD, TRAINING):
-        limit = OVER_FA4.get((config.head_width, case), 0) if config.window == 256 else 0
-        if limit:
-            yield at_least(limit, "FlashAttention-4", results, case, "window", over=("fa4",))
-        yield at_least(1, "every peer that ran", results, case, "window")
-
-
-def document_promises(results: Results) -> Iterator[Promise]:
-    dense = ("cudnn", "flash")
-    for length in results.config.lengths:
-        if length == DOCUMENT_LENGTH:
-            yield at_least(DOCUMENT, "dense", results, TRAINING, "document", over=dense, length=length)
-            rival = ("flex-document",)
-            yield at_least(DOCUMENT, "FlexAttention", results, TRAINING, "document", over=rival, length=length)
-        for case in (FORWARD, TRAINING):
-            yield at_least(1, "dense", results, case, "document", over=dense, length=length)
-
-
-def at_least(
-    limit: float,
-    whom: str,
-    results: Results,
-    case: str,
-    contender: str,
-    *,
-    over: tuple[str, ...] = (),
-    length: int | None = None,
-) -> Promise:
-    """That our contender is so many times as fast as the fastest of `over`, or as every rival that was measured."""
-    length = length or results.config.lengths[-1]
-    m = results.measurement(case, contender, length)
-    rival = m and results.best_rival(m)
-    ratio = None if m is None else results.speedup(m, over) if over else rival and rival.seconds / m.seconds
-    text = f"{title(results)}, {length:,} tokens, {case}: at least {limit:g}x as fast as {whom}"
-    return Promise(text, ratio, kept=ratio is not None and ratio >= limit)
-
-
-def tokens_promise(results: Results, case: str) -> Promise:
-    length = results.config.lengths[-1]
-    alone, joint = (results.measurement(case, name, length) for name in ("window", "window+tokens"))
-    ratio = joint.seconds / alone.seconds if alone and joint else None
-    text = f"{title(results)} + 4 sinks + 64 tokens, {case}: at most {TOKENS:g}x the time of the window alone"
-    return Promise(text, ratio, kept=ratio is not None and ratio <= TOKENS)
-
-
-def memory_ratio(results: Results) -> float | None:
-    """Memory at its highest, inputs included, over that of q, k, v, the output and the gradients of all four."""
-    config = results.config
-    (length,) = config.lengths
-    m = results.measurement(TRAINING, "window", length)
-    tensor = config.heads * config.head_width * length * (2 if config.precision == "bf16" else 4)
-    return (m.peak_bytes + 4 * tensor) / (8 * tensor) if m else None
-
-
-def title(results: Results) -> str:
-    config = results.config
-    heads = f"{config.heads}:{config.key_heads}" if config.key_heads else f"{config.heads}"
-    pattern = "the document's pattern" if "document" in config.contenders else f"window {config.window}"
-    return f"{pattern}, {heads} × {config.head_width}"
 
 
 def page(runs: Runs, verdicts: Sequence[Promise]) -> str:
@@ -181,6 +122,8 @@ def page(runs: Runs, verdicts: Sequence[Promise]) -> str:
             {n for c in SECTIONS[name] for n in c.contenders} - {n for r in group for n in r.config.contenders}
         )
         note = [f"Left out of this run: {', '.join(absent)}.", ""] if absent else []
+        if len(group) < len(SECTIONS[name]):
+            note += [f"Cut short: {len(group)} of {len(SECTIONS[name])} configurations ran.", ""]
         lines += [f"## {name.capitalize()}", "", *note, *map(markdown, group)]
     return "\n".join(lines)
 
@@ -198,8 +141,13 @@ def compile_ahead(configs: Sequence[BenchConfig]) -> None:
         for name in config.contenders
         if name in COMPILED and config.tokens
     ]
+    ahead.sort(key=lambda config: "flex" not in config.contenders[0])  # the slowest ones first
     with ProcessPoolExecutor(PROCESSES, get_context("spawn"), initializer=in_one_thread) as pool:
-        wait([pool.submit(run, config) for config in ahead])  # what fails here fails again where it is measured
+        jobs = {pool.submit(run, config): config for config in ahead}
+        for number, done in enumerate(as_completed(jobs), 1):
+            (name,), (length,) = jobs[done].contenders, jobs[done].lengths
+            wrong = f": {done.exception()}" if done.exception() else ""  # it fails again where it is measured
+            print(f"compiled ahead, {number} of {len(jobs)}: {name}, {length:,} tokens{wrong}", flush=True)
 
 
 def in_one_thread() -> None:
@@ -213,8 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     flags.add_argument("--without", nargs="+", choices=get_args(AttentionName), default=[])
     flags.add_argument("--folder", type=Path, default=RESULTS)
+    flags.add_argument("--commit", default=this_machine().commit)
     flags.add_argument("--small", action="store_true")
     asked = flags.parse_args(arguments)
+    show_progress()
     runs = earlier(asked.folder)
     sections = {name: tuple(without(asked.without, config) for config in SECTIONS[name]) for name in asked.only}
     if asked.small:
@@ -222,8 +172,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         compile_ahead([config for configs in sections.values() for config in configs])
     for name, configs in sections.items():
-        runs[name] = [run(config, on_outcome=partial(print, flush=True)) for config in configs]
-        write(runs, asked.folder)  # after each section, so that a run cut short leaves what it has
+        measured: list[Results] = []
+        for config in configs:
+            results = run(config)
+            measured.append(replace(results, machine=replace(results.machine, commit=asked.commit)))
+            write(runs | {name: measured}, asked.folder)  # each time, so that a run cut short leaves what it has
+        runs[name] = measured
+    draw(runs, asked.folder)
     verdicts = list(promises(runs))
     print(page(runs, verdicts))
     return 0 if all(p.kept for p in verdicts) else 1
@@ -242,9 +197,12 @@ def write(runs: Runs, folder: Path) -> None:
     sections = {name: [results.record() for results in group] for name, group in runs.items()}
     record = {"sections": sections, "promises": [asdict(p) for p in verdicts]}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{NAME}.md").write_text(page(runs, verdicts), encoding="utf-8")
-    save_bars([results for group in runs.values() for results in group], folder / f"{NAME}.png")
+    write_file(folder / f"{NAME}.json", f"{json.dumps(record, indent=1)}\n".encode())
+    write_file(folder / f"{NAME}.md", page(runs, verdicts).encode())
+
+
+def draw(runs: Runs, folder: Path) -> None:
+    save_bars([results for name in SECTIONS for results in runs.get(name, ())], folder / f"{NAME}.png")
     for results in runs.get("document", ()):
         save_plot(results, folder / f"{NAME}_document.png")
 

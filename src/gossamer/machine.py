@@ -2,7 +2,9 @@
 
 import os
 import platform
+import subprocess
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,6 +27,8 @@ class Machine:
     torch: str
     triton: str | None
     gossamer: str
+    commit: str | None = None
+    """Of this package's files, with "dirty" where they differ from it; None outside a repository."""
 
 
 def this_machine() -> Machine:
@@ -45,6 +49,7 @@ def this_machine() -> Machine:
         torch=torch.__version__,
         triton=installed("triton"),
         gossamer=installed("gossamer") or "not installed",
+        commit=commit_of(Path(__file__).parent),
     )
 
 
@@ -54,6 +59,23 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+@cache
+def commit_of(folder: Path) -> str | None:
+    """The commit checked out in a folder of a repository, with "dirty" where the folder differs; None anywhere else."""
+    try:
+        if not _git(folder, "ls-files", "."):
+            return None  # an environment, say, that happens to lie in somebody's repository
+        commit, changes = _git(folder, "rev-parse", "--short", "HEAD"), _git(folder, "status", "--porcelain", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} dirty" if changes else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    run = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return run.stdout.strip()
 
 
 def _cpu_name() -> str:

@@ -23,7 +23,8 @@ def test_measured_and_claimed_stand_side_by_side(results):
     assert "4.19 ms (3.77–5.03)" in row
     assert "4.00x" in row and "16.0x" in row and "32.3x" in row
     assert "64.0 MiB" in row and "93.8 %" in row and "96.9 %" in row
-    assert "claims" in text and "12 heads × 64, window 256, fp32, CPU threads: 2" in text
+    assert "claims" in text
+    assert "12 heads × 64, window 256, the document's pattern, fp32, CPU threads: 2" in text
 
 
 def test_nothing_is_claimed_for_others(results):

@@ -5,6 +5,7 @@ from .markdown import markdown as markdown
 from .markdown import summary as summary
 from .plot import save_bars as save_bars
 from .plot import save_plot as save_plot
+from .progress import show_progress as show_progress
 from .promises import Promise as Promise
 from .promises import verdict_rows as verdict_rows
 from .results import Absence as Absence

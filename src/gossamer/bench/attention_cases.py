@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..patterns import Pattern
 from ..plan import plan
+from .backends import Backends, forward_backends, training_backends
 from .case import Case, Contender, Step
 from .clock import launch_clock_for
+from .config import TITLES
 from .contenders import Attention
 from .floor import Work
 from .gate import AttentionFunction, Trial, fault, last_rows_fault
@@ -39,6 +41,7 @@ class Pass:
         products: Matrix products in units of the forward's two.
         query_tensors: Tensors of the queries' shape that are read or written at least.
         key_tensors: The same of the keys' shape.
+        backends: What runs it of this library, for a setting, a pattern and a length.
     """
 
     step: Callable[[AttentionFunction, Problem], Step]
@@ -47,6 +50,7 @@ class Pass:
     products: float
     query_tensors: int
     key_tensors: int
+    backends: Callable[[Setting, Pattern, int], Backends]
 
 
 def _forward_step(attention: AttentionFunction, problem: Problem) -> Step:
@@ -65,27 +69,37 @@ def _training_step(attention: AttentionFunction, problem: Problem) -> Step:
     return lambda: torch.autograd.grad(attention(*leaves), leaves, dout)
 
 
-FORWARD = Pass(_forward_step, ("output",), matrices=3, products=1, query_tensors=2, key_tensors=2)
-TRAINING = Pass(_training_step, ("dq", "dk", "dv"), matrices=4, products=3.5, query_tensors=6, key_tensors=6)
+FORWARD = Pass(
+    _forward_step, ("output",), matrices=3, products=1, query_tensors=2, key_tensors=2, backends=forward_backends
+)
+TRAINING = Pass(
+    _training_step,
+    ("dq", "dk", "dv"),
+    matrices=4,
+    products=3.5,
+    query_tensors=6,
+    key_tensors=6,
+    backends=training_backends,
+)
 
 
 def forward_case(setting: Setting, rivals: tuple[Attention, ...], judge: Judge) -> Case:
     """Attention of random q, k, v, without a graph for the backward pass."""
     contenders = _contenders(setting, rivals, judge, FORWARD)
-    return Case("attention forward", setting.config.lengths, contenders)
+    return Case(TITLES["forward"], setting.config.lengths, contenders)
 
 
 def training_case(setting: Setting, rivals: tuple[Attention, ...], judge: Judge) -> Case:
     """Attention of random q, k, v and its gradients in all three for a random output gradient."""
     contenders = _contenders(setting, rivals, judge, TRAINING)
-    return Case("attention forward + backward", setting.config.lengths, contenders)
+    return Case(TITLES["training"], setting.config.lengths, contenders)
 
 
 def launch_case(setting: Setting, rivals: tuple[Attention, ...], judge: Judge) -> Case:
     """The host's time for one forward call on an idle GPU; on a CPU, the whole call."""
     tiny = Setting(replace(setting.config, batch=1, tokens=None))
     contenders = tuple(replace(c, work=None) for c in _contenders(tiny, rivals, judge, FORWARD))
-    return Case("launch of attention forward", (LAUNCH_LENGTH,), contenders, launch_clock_for)
+    return Case(TITLES["launch"], (LAUNCH_LENGTH,), contenders, launch_clock_for)
 
 
 def _contenders(setting: Setting, rivals: tuple[Attention, ...], judge: Judge, job: Pass) -> tuple[Contender, ...]:
@@ -100,9 +114,14 @@ def _contenders(setting: Setting, rivals: tuple[Attention, ...], judge: Judge, j
             fault_at=lambda n, step, rival=rival: _fault_at(job, step, draw(n), rival.pattern(n)),
             setup=rival.setup,
             work=partial(least_work, setting, rival, job),
+            backends=partial(_backends, setting, rival, job) if rival.ours else None,
         )
         for rival in rivals
     )
+
+
+def _backends(setting: Setting, attention: Attention, job: Pass, n: int) -> Backends:
+    return job.backends(setting, attention.pattern(n), n)
 
 
 def _needs(setting: Setting, attention: Attention, job: Pass, n: int) -> int:
@@ -137,7 +156,12 @@ def _poison(tensors: list[Tensor]) -> None:
 
 def attention_fault(setting: Setting, attention: Attention) -> str | None:
     """Why this attention may not be timed on this machine, or None; see `gate.fault`."""
+    trial = trial_of(setting)
+    return fault(attention.at(trial.length), attention.pattern(trial.length), trial)
+
+
+def trial_of(setting: Setting) -> Trial:
+    """A problem so small that every pair can be looked at, and so large that the window has left the start behind."""
     c = setting.config
-    length = min(2 * c.window + 33, LONGEST_TRIAL)  # odd, and the window has left the start behind
-    trial = Trial(length, c.heads, c.head_width, setting.dtype, setting.device, c.seed, setting.key_heads)
-    return fault(attention.at(length), attention.pattern(length), trial)
+    length = min(2 * c.window + 33, LONGEST_TRIAL)
+    return Trial(length, c.heads, c.head_width, setting.dtype, setting.device, c.seed, setting.key_heads)

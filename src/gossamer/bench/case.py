@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .backends import Backends
 from .floor import Work
 
 Step = Callable[[], object]
@@ -23,6 +24,7 @@ class Contender:
         fault_at: The same as `fault` about the prepared step of one length.
         setup: What it must make for a length before its first step, to be timed apart; None where that is nothing.
         work: The least that the job takes at a length, or None where that is not known.
+        backends: What runs it of this library at a length, or None for the others.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Contender:
     fault_at: Callable[[int, Step], str | None] = lambda length, step: None
     setup: Callable[[int], object] | None = None
     work: Callable[[int], Work] | None = None
+    backends: Callable[[int], Backends] | None = None
 
 
 @dataclass(frozen=True)

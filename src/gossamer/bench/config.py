@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from ..patterns.base import require_integer
 
-CaseName = Literal["forward", "training", "launch", "model"]
+CaseName = Literal["forward", "training", "launch", "decode", "model"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 AttentionName = Literal[
     "sdpa",
@@ -16,12 +16,28 @@ AttentionName = Literal[
     "document",
     "window",
     "window+tokens",
+    "window+strided",
     "local-attention",
     "flex",
     "flex-document",
     "flex-window+tokens",
     "fa4",
 ]
+
+TITLES: dict[CaseName, str] = {
+    "forward": "attention forward",
+    "training": "attention forward + backward",
+    "launch": "launch of attention forward",
+    "decode": "decoding of one token",
+    "model": "GPT-2 training step",
+}
+"""What results call the cases."""
+
+SINKS, TOKENS = 4, 64
+"""What every query of `window+tokens` sees besides its window: first tokens, and tokens spread over the sequence."""
+
+EVERY = 100
+"""Keys of which every query of `window+strided` sees one, besides its window."""
 
 PEERS: tuple[AttentionName, ...] = ("local-attention", "flex", "flex-document", "flex-window+tokens", "fa4")
 """Other libraries' sparse attention; slow to compile, or not installed with this library."""
@@ -52,16 +68,18 @@ class BenchConfig:
     folder: Path = Path("runs/bench")
     """Where `bench.json`, `bench.md` and `bench.png` go."""
     cases: tuple[CaseName, ...] = ("forward", "training", "model")
-    """Attention forward, attention forward and backward, the host's time for one call, training step of a GPT-2."""
+    """Attention forward, attention forward and backward, the host's time for one call, attention of one new token in
+    each sequence to a cache, training step of a GPT-2."""
     contenders: tuple[AttentionName, ...] = USUAL
     """Ways to compute attention; one that cannot run here is skipped, with the reason."""
     peers: bool = False
     """Also the other libraries: local-attention, FlexAttention and FlashAttention-4."""
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-    """Sequence lengths of the attention cases, in tokens."""
+    """Sequence lengths of the attention cases, in tokens; for decoding, what the caches have room for."""
     batch: int = 1
     tokens: int | None = None
-    """Tokens of an attention case in all: its batch is as many sequences as they make, whatever `batch` is."""
+    """Tokens of attention forward and backward in all: the batch is as many sequences as they make, whatever `batch`
+    is."""
     heads: int = 12
     key_heads: int | None = None
     """Heads of keys and values; as many as query heads by default."""

@@ -6,17 +6,19 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..attention import attend
 from ..config import SparseAttentionConfig
-from ..patterns import Causal, Pattern, Sinks, Tokens, Window
+from ..patterns import Causal, Pattern, Sinks, Strided, Tokens, Window
 from . import peers
-from .config import AttentionName
+from .cache import Cache
+from .config import EVERY, SINKS, TOKENS, AttentionName
 from .gate import AttentionFunction, plain_attention
 from .setting import Setting
 
-SINKS, TOKENS = 4, 64
-"""What every query of `window+tokens` sees besides its window: first tokens, and tokens spread over the sequence."""
+Decoding = Callable[[Tensor, Cache], Tensor]
+"""Attention [B, H, 1, D] of one query of each sequence [B, H, 1, D], which stands at the last key of its cache."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Attention:
     """Whether it makes whole n×n matrices."""
     setup: Callable[[int], object] | None = None
     """What `at` must make for a length, where that is worth timing by itself."""
+    decode: Callable[[int], Decoding] | None = None
+    """The same attention of a new token, for a cache with room for so many; None where that is not measured."""
+    ours: bool = False
+    """Whether this library computes it."""
 
 
 def attentions(setting: Setting) -> tuple[Attention, ...]:
@@ -40,17 +46,17 @@ def attentions(setting: Setting) -> tuple[Attention, ...]:
 
 
 def _sdpa(setting: Setting) -> Attention:
-    return Attention("sdpa", _causal, lambda n: peers.dense_attention)
+    return _dense("sdpa", peers.dense_attention)
 
 
 def _cudnn(setting: Setting) -> Attention:
     missing = peers.only_cuda_half(setting.device, setting.dtype)
-    return Attention("cudnn", _causal, lambda n: peers.cudnn_attention, missing)
+    return _dense("cudnn", peers.cudnn_attention, missing)
 
 
 def _flash(setting: Setting) -> Attention:
     missing = peers.only_cuda_half(setting.device, setting.dtype)
-    return Attention("flash", _causal, lambda n: peers.flash_attention, missing)
+    return _dense("flash", peers.flash_attention, missing)
 
 
 def _naive(setting: Setting) -> Attention:
@@ -70,6 +76,11 @@ def _window(setting: Setting) -> Attention:
 
 def _window_and_tokens(setting: Setting) -> Attention:
     return _ours("window+tokens", _window_and_tokens_pattern(setting))
+
+
+def _window_and_strided(setting: Setting) -> Attention:
+    pattern = Causal() & (Window(setting.config.window) | Strided(EVERY))
+    return _ours("window+strided", lambda n: pattern)
 
 
 def _local_attention(setting: Setting) -> Attention:
@@ -108,7 +119,17 @@ def _fa4(setting: Setting) -> Attention:
 
 
 def _ours(name: AttentionName, pattern: Callable[[int], Pattern]) -> Attention:
-    return Attention(name, pattern, lambda n: partial(attend, pattern=pattern(n)))
+    def decode(n: int) -> Decoding:
+        return lambda q, cache: attend(q, cache.k, cache.v, pattern(n), lengths=cache.lengths)
+
+    return Attention(name, pattern, lambda n: partial(attend, pattern=pattern(n)), decode=decode, ours=True)
+
+
+def _dense(name: AttentionName, attention: AttentionFunction, missing: str | None = None) -> Attention:
+    def decode(n: int) -> Decoding:
+        return lambda q, cache: attention(q, *cache.filled_part)
+
+    return Attention(name, _causal, lambda n: attention, missing, decode=decode)
 
 
 def _flexible(
@@ -159,6 +180,7 @@ KNOWN: dict[AttentionName, Callable[[Setting], Attention]] = {
     "document": _document,
     "window": _window,
     "window+tokens": _window_and_tokens,
+    "window+strided": _window_and_strided,
     "local-attention": _local_attention,
     "flex": _flex,
     "flex-document": _flex_document,

@@ -15,6 +15,7 @@ from .ceilings import measure_ceilings
 from .clock import clock_for
 from .config import BenchConfig
 from .contenders import attentions
+from .decode_case import decode_case
 from .entrant import Entrant, Heat
 from .model_case import model_case
 from .results import Outcome, Results
@@ -46,6 +47,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         "forward": partial(forward_case, setting, rivals, judge),
         "training": partial(training_case, setting, rivals, judge),
         "launch": partial(launch_case, setting, rivals, judge),
+        "decode": partial(decode_case, setting, rivals),
         "model": partial(model_case, setting),
     }
     return (make() for name, make in makers.items() if name in setting.config.cases)
@@ -57,7 +59,7 @@ def measure(case: Case, setting: Setting, on_outcome: OnOutcome) -> Iterator[Out
     entrants = [Entrant(contender, case.name, setting, clock) for contender in case.contenders]
     for length in sorted(set(case.lengths)):
         for outcome in _race(entrants, length, clock):
-            logger.debug("%s", outcome)
+            logger.info("%s", outcome)
             on_outcome(outcome)
             yield outcome
 

@@ -1,5 +1,6 @@
 """A contender's way through the lengths: what it needed at the last ones decides if it starts at the next."""
 
+import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from .case import Clock, Contender, Step
 from .clock import wall_seconds
 from .results import Absence, Measurement
 from .setting import Setting
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Entrant:
         self.setting = setting
         self.clock = clock
         self.history: list[Measurement] = []
+        logger.info("%s, %s at the gate", case, contender.name)
         self.fault = None if contender.missing else _outcome(contender)
 
     def enter(self, length: int) -> Heat | Absence:
@@ -59,12 +63,14 @@ class Entrant:
             peak_bytes=heat.peak_bytes,
             setup_seconds=heat.setup_seconds,
             work=self.contender.work(length) if self.contender.work else None,
+            backends=self.contender.backends(length) if self.contender.backends else None,
         )
         self.history.append(measurement)
         return measurement
 
     def _warm(self, length: int) -> Heat:
         config = self.setting.config
+        logger.info("%s, %s tokens, %s warms up", self.case, f"{length:,}", self.contender.name)
         step = self.contender.prepare(length)
         for _ in range(config.warmup):
             step()

@@ -54,10 +54,11 @@ def fault(attention: AttentionFunction, pattern: Pattern, trial: Trial) -> str |
     the three gradients against a float64 oracle, beside the error of plain attention in the same dtype.
     """
     mask = visible(pattern, trial.length, trial.length, trial.device)
-    return _wrong_pairs(attention, mask, trial) or _wrong_numbers(attention, pattern, mask, trial)
+    return wrong_pairs(attention, mask, trial) or _wrong_numbers(attention, pattern, mask, trial)
 
 
-def _wrong_pairs(attention: AttentionFunction, mask: Bool[Tensor, "*H N N"], trial: Trial) -> str | None:
+def wrong_pairs(attention: AttentionFunction, mask: Bool[Tensor, "*H Q N"], trial: Trial) -> str | None:
+    """The first of the pairs that `attention` sees or misses against `mask`, and their number; None where none is."""
     seen = visible_pairs(attention, trial)
     wrong = seen != mask
     if not wrong.any():
@@ -67,7 +68,7 @@ def _wrong_pairs(attention: AttentionFunction, mask: Bool[Tensor, "*H N N"], tri
     return f"{int(wrong.sum())} wrong pairs; first: head {head}, query {query} {verb} key {key}"
 
 
-def visible_pairs(attention: AttentionFunction, trial: Trial) -> Bool[Tensor, "H N N"]:
+def visible_pairs(attention: AttentionFunction, trial: Trial) -> Bool[Tensor, "H Q N"]:
     """Which keys each query gives weight to: zero scores, and slices of the identity as values, show it."""
     n, width = trial.length, trial.width
     q, k, *_ = trial.draw()
@@ -106,9 +107,9 @@ def _largest(x: Tensor) -> float:
 def last_rows_fault(found: Named, problem: list[Tensor], pattern: Pattern) -> str | None:
     """Why a result of any size is wrong, judged by its last rows; None where they are right.
 
-    `found` holds the whole output, or gradients, of causal attention; `problem` is q, k, v and the output's
-    gradient. The first and the last key head of the last sequence are computed again densely, for the last queries
-    only: no later query exists, so they decide the gradients of the last keys, too.
+    `found` holds the whole output, or gradients, of causal attention whose last query stands at the last key;
+    `problem` is q, k, v and the output's gradient. The first and the last key head of the last sequence are computed
+    again densely, for the last queries only: no later query exists, so they decide the gradients of the last keys, too.
     """
     for name, x in found.items():
         if not x.isfinite().all():
@@ -123,19 +124,19 @@ def last_rows_fault(found: Named, problem: list[Tensor], pattern: Pattern) -> st
 
 def _group_fault(found: Named, problem: list[Tensor], pattern: Pattern, group: int) -> str | None:
     q, k, v, dout = problem
-    n, each = q.shape[2], q.shape[1] // k.shape[1]
-    rows, own, keys = slice(max(0, n - LAST), n), slice(group * each, (group + 1) * each), slice(group, group + 1)
-    seen = [_seen(pattern.for_head(head), range(rows.start, n), n) for head in range(own.start, own.stop)]
+    count, keys, each = min(LAST, q.shape[2]), k.shape[2], q.shape[1] // k.shape[1]
+    last, own, shared = slice(-count, None), slice(group * each, (group + 1) * each), slice(group, group + 1)
+    seen = [_seen(pattern.for_head(head), range(keys - count, keys), keys) for head in range(own.start, own.stop)]
     mask = torch.stack(seen).to(q.device)
-    inputs, dout = [q[-1:, own, rows], k[-1:, keys], v[-1:, keys]], dout[-1:, own, rows]
+    inputs, dout = [q[-1:, own, last], k[-1:, shared], v[-1:, shared]], dout[-1:, own, last]
 
     def dense(dtype: torch.dtype) -> dict[str, Tensor]:
         whole = _with_gradients(partial(plain_attention, mask=mask), [x.to(dtype) for x in inputs], dout)
-        return {name: x[:, :, -(n - rows.start) :] for name, x in whole.items()}
+        return {name: x[:, :, last] for name, x in whole.items()}
 
     exact, plain = dense(torch.float64), dense(q.dtype)
     for name, x in found.items():
-        ours = x[-1:, own if name in ("output", "dq") else keys, rows].double()
+        ours = x[-1:, own if name in ("output", "dq") else shared, last].double()
         error, usual = ((y - exact[name]).norm() for y in (ours, plain[name]))
         limit = LAST_TOLERANCE * (usual + torch.finfo(q.dtype).eps / 2 * exact[name].norm())
         if not error <= limit:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from .headings import pattern_words, shape_words, size_words
 from .results import RIVALS, Measurement, Results
 from .sheet import Sheet, ratio, sheets
 
@@ -10,7 +11,9 @@ def markdown(results: Results) -> str:
     """What was measured on, and a table for each case with its notes."""
     machine = results.machine
     where = machine.gpu or f"{machine.cpu}, {machine.cores} cores"
-    lines = [f"{where}, PyTorch {machine.torch}, Triton {machine.triton}, {results.date}.{_ceilings(results)}"]
+    commit = f", commit {machine.commit}" if machine.commit else ""
+    versions = f"PyTorch {machine.torch}, Triton {machine.triton}{commit}"
+    lines = [f"{where}, {versions}, {results.date}.{_ceilings(results)}"]
     for sheet in sheets(results):
         lines += ["", f"### {_capitalised(sheet.title)}", "", *_table(sheet)]
         lines += ["", *(f"- {note}" for note in sheet.notes)] if sheet.notes else []
@@ -31,10 +34,10 @@ def _ours(results: Results) -> Iterator[Measurement]:
 
 def _summary_row(results: Results, m: Measurement) -> tuple[str, ...]:
     config, rival, share = results.config, results.best_rival(m), results.share_of_floor(m)
-    heads = f"{config.heads}:{config.key_heads}" if config.key_heads else f"{config.heads}"
-    window = "" if m.contender == "document" else f" {config.window}"
+    size = [size_words(config, m.case)] if config.batch > 1 else []
+    what = [pattern_words(config, m.contender), shape_words(config), *size, f"{m.length:,} tokens", m.case]
     return (
-        f"{m.contender}{window}, {heads} × {config.head_width}, {m.length:,} tokens, {m.case}",
+        ", ".join(what),
         _milliseconds(m),
         f"{1e-12 * m.work.operations / m.seconds:.3g}" if m.work else "",
         f"{100 * share:.0f} %" if share else "",

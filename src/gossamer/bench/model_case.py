@@ -1,7 +1,7 @@
 """A whole model: the training step of a GPT-2, dense and sparse."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -14,7 +14,9 @@ from ..models.gpt2 import GPT2
 from ..nn.sparse import SparseAttention
 from ..training.config import OptimizerConfig
 from ..training.optimizer import adamw
+from .backends import Backends, training_backends
 from .case import Case, Contender
+from .config import TITLES
 from .setting import Setting
 
 TRIAL_LENGTH = 200
@@ -31,9 +33,14 @@ def model_case(setting: Setting) -> Case:
     batch = setting.config.batch
     contenders = (
         Contender("gpt2 dense", lambda n: training_step(setting, n, batch=batch), judge),
-        Contender("gpt2 sparse", lambda n: training_step(setting, n, sparse, batch=batch), judge),
+        Contender(
+            "gpt2 sparse",
+            lambda n: training_step(setting, n, sparse, batch=batch),
+            judge,
+            backends=partial(model_backends, setting, sparse),
+        ),
     )
-    return Case("GPT-2 training step", setting.config.model.lengths, contenders)
+    return Case(TITLES["model"], setting.config.model.lengths, contenders)
 
 
 @dataclass(frozen=True)
@@ -64,16 +71,21 @@ def training_step(
 ) -> TrainingStep:
     """A step of a fresh model, dense without a `sparse` configuration."""
     torch.manual_seed(setting.config.seed)
-    model = GPT2(_config(setting, length, sparse)).to(setting.device)
+    model = _model(setting, length, sparse)
     return TrainingStep(model, model, adamw(model, OptimizerConfig()), _text(setting, length, batch), setting.dtype)
+
+
+def model_backends(setting: Setting, sparse: SparseAttentionConfig, length: int) -> Backends:
+    """What runs the attention of a sparse model's training step, whose key heads are its query heads."""
+    return training_backends(Setting(replace(setting.config, key_heads=None)), sparse.pattern(length), length)
 
 
 def model_fault(setting: Setting) -> str | None:
     """Whether the sparse model, told to see everything, has the loss and the gradients of the dense one."""
     n = TRIAL_LENGTH
     everything = SparseAttentionConfig(adaptive_window=False, window_size=n, global_token_ratio=1.0)
-    dense_model = GPT2(_config(setting, n, None)).to(setting.device)
-    sparse_model = GPT2(_config(setting, n, everything.for_heads(setting.config.heads))).to(setting.device)
+    dense_model = _model(setting, n, None)
+    sparse_model = _model(setting, n, everything.for_heads(setting.config.heads))
     sparse_model.load_state_dict(dense_model.state_dict())
     text = _text(setting, n, setting.config.batch)
     ours, theirs = (_loss_and_gradients(model, text) for model in (sparse_model, dense_model))
@@ -90,7 +102,7 @@ def precision_fault(setting: Setting, sparse: SparseAttentionConfig, length: int
     Its loss and each gradient may be twice as far from those in float64, and one rounding more.
     """
     torch.manual_seed(setting.config.seed)
-    model = GPT2(_config(setting, length, sparse)).to(setting.device)
+    model = _model(setting, length, sparse)
     text = _text(setting, length, 1)
     ours = _loss_and_gradients(model, text, setting.dtype)
     for attention in model.modules():
@@ -109,9 +121,9 @@ def _by_the_formula(attention: SparseAttention, x: Tensor, *_: object, **__: obj
     return attention.forward_dense(x)
 
 
-def _config(setting: Setting, length: int, sparse: SparseAttentionConfig | None) -> GPT2Config:
+def _model(setting: Setting, length: int, sparse: SparseAttentionConfig | None) -> GPT2:
     c = setting.config
-    return GPT2Config(
+    config = GPT2Config(
         vocab_size=c.model.vocabulary,
         context_size=length,
         n_layer=c.model.layers,
@@ -120,6 +132,8 @@ def _config(setting: Setting, length: int, sparse: SparseAttentionConfig | None)
         use_sparse_attention=sparse is not None,
         sparse_config=sparse,
     )
+    with setting.device:  # a GPU draws the weights at once
+        return GPT2(config)
 
 
 def _text(setting: Setting, length: int, batch: int) -> Text:

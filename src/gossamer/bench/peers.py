@@ -112,8 +112,8 @@ def flash_attention_4(size: int) -> AttentionFunction:
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Dense causal attention by whichever of its kernels PyTorch picks."""
-    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    """Dense causal attention by whichever of its kernels PyTorch picks; one query alone is the last and sees all."""
+    return scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def cudnn_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

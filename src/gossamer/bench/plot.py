@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .headings import setup
 from .results import DENSE, NAIVE, RIVALS, Measurement, Results
-from .sheet import setup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def _draw_bars(axes: Axes, results: Results, case: str) -> None:
     for row, m in enumerate(rows):
         if m.work and results.ceilings:
             axes.plot([1e3 * m.work.floor(results.ceilings)] * 2, [row - 0.4, row + 0.4], color="black")
-    axes.set_title(f"{case}, {rows[0].length:,} tokens ({setup(results.config)})", fontsize=9, loc="left")
+    axes.set_title(f"{case}, {rows[0].length:,} tokens ({setup(results, case)})", fontsize=9, loc="left")
     axes.set_xlim(0, 1.15 * max(times))
     axes.tick_params(labelsize=8)
 

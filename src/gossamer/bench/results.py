@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..machine import Machine
-from .config import BenchConfig, ModelBench
+from .backends import Backends
+from .config import TITLES, BenchConfig, ModelBench
 from .floor import Ceilings, Work
 
 DENSE = ("sdpa", "cudnn", "flash", "gpt2 dense")
@@ -18,6 +19,7 @@ RIVALS = {
     "window": ("local-attention", "flex", "fa4", *DENSE),
     "document": ("flex-document", *DENSE),
     "window+tokens": ("flex-window+tokens", *DENSE),
+    "window+strided": DENSE,
 }
 """Who else computes what each of ours computes; dense attention computes it, and more."""
 
@@ -44,6 +46,8 @@ class Measurement:
     """Wall time to make what it needs once for a length, such as a block mask; not part of `seconds`."""
     work: Work | None = None
     """The least that the job takes; None where that is not known."""
+    backends: Backends | None = None
+    """What ran it of this library; None for the others."""
 
     def __str__(self) -> str:
         return f"{self.case}, {self.length:,} tokens, {self.contender}: {1e3 * self.seconds:,.2f} ms"
@@ -200,13 +204,16 @@ class Results:
 
 
 def claimed(m: Measurement, table: dict[int, float]) -> float | None:
-    """What the design document claims for this row: it speaks of its own attention, at four lengths."""
-    return table.get(m.length) if m.contender == DOCUMENT else None
+    """What the design document claims for this row: it speaks of its own attention of whole texts, at four lengths."""
+    return table.get(m.length) if m.contender == DOCUMENT and m.case != TITLES["decode"] else None
 
 
 def _measurement(row: dict[str, Any]) -> Measurement:
-    fields = {name: row[name] for name in Measurement.__dataclass_fields__}
-    return Measurement(**fields | {"work": Work(**row["work"]) if row["work"] else None})
+    fields = {name: row[name] for name in Measurement.__dataclass_fields__ if name in row}  # older records lack some
+    trees: dict[str, Any] = {
+        name: tree(**row[name]) for name, tree in (("work", Work), ("backends", Backends)) if row.get(name)
+    }
+    return Measurement(**fields | trees)
 
 
 def _with_tuples(tree: dict[str, Any]) -> dict[str, Any]:

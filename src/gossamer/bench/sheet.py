@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from .config import BenchConfig
+from .headings import setup
 from .results import CLAIMED_MEMORY_SAVED, CLAIMED_SPEEDUP, NAIVE, Measurement, Results, claimed
 
 NOTHING = "–"
@@ -23,6 +23,7 @@ HEADINGS = (
     "saved of\nnaive",
     "document\nclaims",
     "setup",
+    "backend",
 )
 
 
@@ -47,19 +48,11 @@ def _sheet(results: Results, case: str) -> Sheet:
     ]
     used = [i for i, _ in enumerate(HEADINGS) if i < 3 or any(row[i] != NOTHING for rows in groups for row in rows)]
     return Sheet(
-        f"{case} ({setup(results.config)})",
+        f"{case} ({setup(results, case)})",
         tuple(HEADINGS[i] for i in used),
         tuple(tuple(tuple(row[i] for i in used) for row in rows) for rows in groups),
         tuple(_notes(results, case)),
     )
-
-
-def setup(config: BenchConfig) -> str:
-    """The problem and the machine's share in it, in one line."""
-    size = f"batch {config.batch}" if config.tokens is None else f"{config.tokens:,} tokens in all"
-    heads = f"{config.heads}:{config.key_heads}" if config.key_heads else f"{config.heads}"
-    where = f"CPU threads: {config.threads}" if config.device == "cpu" else config.device
-    return f"{size}, {heads} heads × {config.head_width}, window {config.window}, {config.precision}, {where}"
 
 
 def _cells(results: Results, m: Measurement) -> tuple[str, ...]:
@@ -78,6 +71,7 @@ def _cells(results: Results, m: Measurement) -> tuple[str, ...]:
         _share(results.memory_saved(m)),
         _share(claimed(m, CLAIMED_MEMORY_SAVED)),
         NOTHING if m.setup_seconds is None else duration(m.setup_seconds),
+        NOTHING if m.backends is None else str(m.backends),
     )
 
 

@@ -124,8 +124,7 @@ class GPT2(nn.Module):
         )
         if targets is None:
             return GPT2Output(self.logits(x), None, intermediates)
-        loss = linear_cross_entropy(x, self.wte.weight, targets, ignored=IGNORED_TARGET, known=self.config.known_tokens)
-        return GPT2Output(None, loss, intermediates)
+        return GPT2Output(None, self.loss(x, targets), intermediates)
 
     def features(
         self,
@@ -169,6 +168,10 @@ class GPT2(nn.Module):
             return logits
         padding = torch.arange(self.config.vocab_size, device=x.device) >= self.config.known_tokens
         return logits.masked_fill(padding, -math.inf)
+
+    def loss(self, x: Float[Tensor, "B N E"], targets: Int64[Tensor, "B N"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy of `targets` by the features `x`; few tokens have logits at a time."""
+        return linear_cross_entropy(x, self.wte.weight, targets, ignored=IGNORED_TARGET, known=self.config.known_tokens)
 
     def save(self, folder: str | Path) -> None:
         """Writes model.safetensors and config.json, which `GPT2.load` and transformers' GPT-2 read.

@@ -1,4 +1,4 @@
-"""What the sweeping kernels share: the order of the work, what a tile's rows see, and a ring that two tiles share."""
+"""What the sweeping kernels share: the order of the work, what a tile's rows see, and a ring that a team shares."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The backward pass over runs of any length, with nothing added up in memory: the same bits every time.
 
 One kernel owns queries and finishes their gradient, one owns keys and finishes theirs. Both are persistent: a warp
-brings tiles of the other side through a ring in shared memory, and two warpgroups with 64 rows each share every tile.
+brings tiles of the other side through a ring in shared memory, and a team of warpgroups with 64 rows each shares every
+tile.
 """
 
 from __future__ import annotations

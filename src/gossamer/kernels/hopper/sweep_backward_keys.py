@@ -1,6 +1,6 @@
-"""The gradients of keys and values over runs of queries: two warpgroups, 64 keys each, share every tile brought in.
+"""The gradients of keys and values over runs of queries: a team with 64 keys each shares every tile brought in.
 
-A work item is a pair of key tiles and all, or a part, of the queries that see them, in every head of the key's group;
+A work item is a team's key tiles and all, or a part, of the queries that see them, in every head of the key's group;
 dK and dV are finished in registers. Scores are computed transposed, S^T = K Q^T and dP^T = V dO^T, so that P^T and
 dS^T are operands in registers as well. Log-sum-exp and delta vary along their columns: each query's auxiliary row
 (see `sweep_backward_queries`) holds both, and one further step of the matrix instruction subtracts them.
@@ -196,9 +196,9 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VALUE_WIDTH, 16])
     done = 0
     for turn in range(turns_of(work)):
-        pair, part = _place(turn, work, shape, config)
-        low, first, last = _part_of(edges, pair, part, shape, config)
-        place = Place(pair.batch, pair.head, pair.key_head, pair.row + consumer * TILE)
+        item, part = _place(turn, work, shape, config)
+        low, first, last = _part_of(edges, item, part, shape, config)
+        place = Place(item.batch, item.head, item.key_head, item.row + consumer * TILE)
         reach = reach_of(edges, place.row, shape.keys, scores)
         begin = gl.minimum(gl.maximum((reach.first_begin - low) // TILE, first), last)
         end = gl.where(place.row < shape.keys, gl.cdiv(reach.last_end - low, TILE), 0)

@@ -1,6 +1,6 @@
-"""The gradient of queries over runs of keys of any length: two warpgroups share every tile that one warp brings in.
+"""The gradient of queries over runs of keys of any length: a team shares every tile that one warp brings in.
 
-A work item is a pair of query tiles: the same 64 queries of two heads that share a key head, else 128 neighbouring
+A work item is a query tile for each of the team: the same 64 queries of heads that share a key head, else neighbouring
 queries of one head. The kernel forms delta = rowsum(dO O) less the log-sum-exp's gradient, finishes dQ in registers,
 and leaves log-sum-exp and delta for the gradients of keys and values (see `sweep_backward_keys`).
 """
@@ -158,13 +158,13 @@ def _by_row(values, place, queries, layout: gl.constexpr):
 
 @gluon.jit
 def _interval(segment, team_row, row, queries, ROWS: gl.constexpr, layout: gl.constexpr):
-    """(what the pair sees, what these rows see) of a segment, on its way from memory."""
+    """(what the team sees, what these rows see) of a segment, on its way from memory."""
     return span_of(segment.edges, team_row, ROWS, queries), reach_of(segment.edges, row, queries, layout)
 
 
 @gluon.jit
 def _way(span, reach):
-    """(a pair's tiles, first and last + 1 of those that these rows see), counted back from the end of its span."""
+    """(a team's tiles, first and last + 1 of those that these rows see), counted back from the end of its span."""
     count = gl.cdiv(span[1] - span[0], TILE)
     first = gl.minimum((span[1] - reach.last_end) // TILE, count)
     return count, first, gl.maximum(gl.cdiv(span[1] - reach.first_begin, TILE), first)

@@ -1,8 +1,8 @@
-"""Attention forward over any runs of keys: two warpgroups of 64 queries share every K/V tile that one warp brings in.
+"""Attention forward over any runs of keys: a team with 64 queries each shares every K/V tile that one warp brings in.
 
-A work item is a pair of query tiles: the same 64 queries of two heads that share a key head, else 128 neighbouring
+A work item is a query tile for each of the team: the same 64 queries of heads that share a key head, else neighbouring
 queries of one head. A consumer begins the scores of one tile of keys and the product of the last tile's probabilities
-with its values together; the softmax of the former runs under the latter. Tiles count from the last key that the pair
+with its values together; the softmax of the former runs under the latter. Tiles count from the last key that the team
 sees, so that an aligned causal window has one triangle, and only a tile that some row sees partly is masked.
 
 A second segment (gathered columns beside a band) is further tiles of the same online softmax.
@@ -101,8 +101,8 @@ class Way(NamedTuple):
 
 
 @gluon.jit
-def _pair_tiles(run, row, shape, fewest: gl.constexpr, config: gl.constexpr):
-    """(end, tiles): a pair sees no key from `end` on, and what it sees lies in so many tiles before that."""
+def _team_tiles(run, row, shape, fewest: gl.constexpr, config: gl.constexpr):
+    """(end, tiles): a team sees no key from `end` on, and what it sees lies in so many tiles before that."""
     ROWS: gl.constexpr = config.team.rows
     begin, end = span_of(run.edges, row, ROWS, shape.queries)
     return end, gl.maximum(gl.cdiv(end - begin, config.keys), fewest)
@@ -111,7 +111,7 @@ def _pair_tiles(run, row, shape, fewest: gl.constexpr, config: gl.constexpr):
 @gluon.jit
 def _way(run, team_row, row, base, shape, fewest: gl.constexpr, layout: gl.constexpr, config: gl.constexpr):
     """(the way through a segment whose tiles begin at `base` of the ring, where they end); `fewest` is 0 or 1 tile."""
-    end, count = _pair_tiles(run, team_row, shape, fewest, config)
+    end, count = _team_tiles(run, team_row, shape, fewest, config)
     reach = reach_of(run.edges, row, shape.queries, layout)
     first = gl.minimum((end - reach.last_end) // config.keys, count - fewest)
     last = gl.maximum(gl.cdiv(end - reach.first_begin, config.keys), first + fewest)
@@ -307,7 +307,7 @@ def _producer(brought, config: gl.constexpr):
             tma.async_copy_global_to_shared(q_desc, [place.batch, place.head, place.row, 0], ready, q_tiles.index(c))
         place = query_place(turn, work, shape, 0, config)
         for s in gl.static_range(SEGMENTS):
-            end, count = _pair_tiles(runs[s], place.row, shape, 1 - s, config)
+            end, count = _team_tiles(runs[s], place.row, shape, 1 - s, config)
             _bring_keys(runs[s], ring, bars, place, end, done, done + count, config)
             done += count
 

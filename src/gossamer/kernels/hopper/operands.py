@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,12 @@ class Segment(NamedTuple):
     v: Tensor
     start: Tensor
     stop: Tensor
+
+
+def segments_of(tensors: Sequence[Tensor]) -> list[Segment]:
+    """The segments whose tensors stand one after the other."""
+    count = len(Segment._fields)
+    return [Segment(*tensors[at : at + count]) for at in range(0, len(tensors), count)]
 
 
 class SeenKeys(NamedTuple):

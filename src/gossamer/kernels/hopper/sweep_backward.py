@@ -7,16 +7,18 @@ brings tiles of the other side through a ring in shared memory, and two warpgrou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
-import torch
 from torch import Tensor
+from triton import reinterpret
+from triton.experimental.gluon import language as gl
 
 from ..devices import multiprocessors
 from .bands import rows
 from .configs import ROWS, SHARED_MEMORY, tile_width
 from .descriptors import tiles
-from .launch import heads_cached, launch
-from .operands import Results, SeenKeys, Segment
+from .launch import Launch, Operands, heads_cached, launch
+from .operands import Results, SeenKeys, Segment, segments_of
 from .ring import AUX
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import queries_kernel
@@ -35,24 +37,31 @@ def backward_queries(
     q: Tensor, segments: Sequence[Segment], results: Results, dq: Tensor, aux: Tensor, *, scale: float
 ) -> None:
     """Writes dq and, for `backward_keys`, aux (bfloat16 [B, H, Q, 16], dense): one softmax over one or two segments."""
+    given = results.out, results.grad_out, dq, aux, results.lse, results.grad_lse
+    launch(_prepared_queries, (q, *given, *chain(*segments)), scale)
+
+
+def _prepared_queries(operands: Operands, scale: float) -> Launch:
+    q, out, grad_out, dq, aux, lse, grad_lse, *rest = operands
+    segments = segments_of(rest)
     batch, heads, queries, width = q.shape
     repeats = heads // segments[0].k.shape[1]
     pair_heads = repeats % 2 == 0
-    wide, value_wide = tile_width(width), tile_width(results.out.shape[-1])
+    wide, value_wide = tile_width(width), tile_width(out.shape[-1])
     runs = [(tiles(x.k, ROWS, wide), tiles(x.v, ROWS, value_wide), x.start, x.stop) for x in segments]
     second = runs[1] if len(runs) == 2 else (None,) * 4
     units = batch * heads // (1 + pair_heads)
     blocks = _ceiling(queries, ROWS if pair_heads else 2 * ROWS)
     heads_at_once = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats
     at_once = min(units, heads_at_once // (1 + pair_heads))
-    described = (q, wide), (results.grad_out, value_wide), (results.out, value_wide), (dq, wide)
+    described = (q, wide), (grad_out, value_wide), (out, value_wide), (dq, wide)
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in described),
-        *(aux.view(torch.int32), *runs[0], *second, *rows(results.lse), *rows(results.grad_lse)),
+        *(reinterpret(aux, gl.int32), *runs[0], *second, *rows(lse), *rows(grad_lse)),
         *(scale, heads, repeats, queries, units, blocks, at_once),
     )
     slots = _slots(4 * (wide + value_wide), wide + value_wide)
-    launch(queries_kernel, units * blocks, q.device, arguments, (pair_heads, slots))
+    return Launch(queries_kernel, units * blocks, arguments, (pair_heads, slots))
 
 
 def backward_keys(
@@ -63,7 +72,11 @@ def backward_keys(
     dk and dv are like key and value, or float32 [parts, *key.shape] and [parts, *value.shape], dense: then the queries
     are cut into as many parts, and the gradients are the sums over them.
     """
-    key, value, first, last = keys
+    launch(_prepared_keys, (q, *keys, grad_out, aux, dk, dv), scale)
+
+
+def _prepared_keys(operands: Operands, scale: float) -> Launch:
+    q, key, value, first, last, grad_out, aux, dk, dv = operands
     batch, key_heads, count, width = key.shape
     repeats = q.shape[1] // key_heads
     wide, value_wide = tile_width(width), tile_width(value.shape[-1])
@@ -85,7 +98,7 @@ def backward_keys(
         *(*totals, first, last, scale, key_heads, repeats, count, parts, *widths, units, blocks, at_once),
     )
     slots = _slots(own, wide + value_wide + AUX.value)
-    launch(keys_kernel, units * blocks, q.device, arguments, (depth, slots))
+    return Launch(keys_kernel, units * blocks, arguments, (depth, slots))
 
 
 def splits(key: Tensor, q: Tensor) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from torch import Tensor
@@ -28,8 +29,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import Rows
 from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS, tile_width
 from .descriptors import tiles
-from .launch import heads_cached, launch
-from .operands import Segment
+from .launch import Launch, Operands, heads_cached, launch
+from .operands import Segment, segments_of
 from .ring import LN2, LOG2E, LOWEST, TILE, barriers, phase, slot, thread_sum, tile_of
 from .sweep import Bars, Run, Shape, Work, buffers, pass_over, query_place, reach_of, span_of, turns_of
 
@@ -313,6 +314,12 @@ def forward(
 
     The scale is positive; start and stop never fall from a query to the next.
     """
+    launch(_prepared, (q, out, lse, sinks, *chain(*segments)), scale)
+
+
+def _prepared(operands: Operands, scale: float) -> Launch:
+    q, out, lse, sinks, *rest = operands
+    segments = segments_of(rest)
     batch, heads, queries, _ = q.shape
     repeats = heads // segments[0].k.shape[1]
     widths = tile_width(q.shape[3]), tile_width(out.shape[3])
@@ -328,4 +335,4 @@ def forward(
         *(tiles(q, TILE.value, widths[0]), tiles(out, TILE.value, widths[1]), *runs[0], *runs[1], sinks),
         *(lse, lse.stride(0), lse.stride(1), scale * LOG2E.value, heads, repeats, queries, units, blocks, section),
     )
-    launch(_kernel, units * blocks, q.device, arguments, (config,))
+    return Launch(_kernel, units * blocks, arguments, (config,))

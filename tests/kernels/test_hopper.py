@@ -284,8 +284,9 @@ class Stream:
 
 def test_streams_are_joined_where_a_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     here, aside = Stream(), Stream()
+    current: list[Stream] = []
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: here)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_stream", current.append)
     monkeypatch.setattr(backend, "_streams", lambda *_: (aside,))
     done = []
 
@@ -295,6 +296,10 @@ def test_streams_are_joined_where_a_work_fails(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(MemoryError):
         backend._side_by_side([fails, lambda: done.append(1)], CPU)
     assert done == [1] and aside.waited == ["begun"] and here.waited == [aside]
+    assert current == [aside, here]
+    with pytest.raises(MemoryError):
+        backend._side_by_side([lambda: done.append(1), fails], CPU)
+    assert current[2:] == [aside, here] and here.waited == [aside, aside]
     here.waited.clear()
     backend._side_by_side([lambda: done.append(2), lambda: done.append(3)], CPU, apart=False)
     assert done == [1, 2, 3] and not here.waited

@@ -57,18 +57,32 @@ def launch(prepare: Prepare, operands: Operands, *settings: Hashable) -> None:
     `prepare` may look at how its operands lie in memory and not at what they hold; it passes them on as they are, as
     `Tiles`, or under another dtype. The first operand is a tensor on the current device.
     """
-    addresses = [None if x is None else x.data_ptr() for x in operands]
-    lie = [
-        None if x is None else (x.shape, x.stride(), x.dtype, address % ALIGNMENT)
-        for x, address in zip(operands, addresses, strict=True)
-    ]
-    device = operands[0].device
-    kind = (prepare, device, settings, *map(type, settings), *lie)
+    kind, addresses = _kind(prepare, operands, settings)
     ready = _KNOWN.get(kind)
     if ready is None or _watched():
         _through_triton(kind, prepare, operands, settings)
     else:
         ready.run(addresses)
+
+
+def known(prepare: Prepare, operands: Operands, *settings: Hashable) -> Ready | None:
+    """What `launch` would run without asking Triton, if anything."""
+    return _KNOWN.get(_kind(prepare, operands, settings)[0])
+
+
+def _kind(prepare: Prepare, operands: Operands, settings: tuple[Hashable, ...]) -> tuple[Hashable, list[int | None]]:
+    """(all that a launch follows from but for addresses, the addresses)."""
+    kind: list[Hashable] = [prepare, operands[0].device, *settings, *map(type, settings)]
+    addresses: list[int | None] = []
+    for x in operands:
+        if x is None:
+            kind.append(None)
+            addresses.append(None)
+        else:
+            address = x.data_ptr()
+            kind += x.shape, x.stride(), x.dtype, address % ALIGNMENT
+            addresses.append(address)
+    return tuple(kind), addresses
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,16 @@ class Ready:
         for place, operand in self.pointers:
             arguments[place] = addresses[operand]
         self.launcher(*arguments)
+
+    def run_aligned(self, addresses: Sequence[int | None]) -> bool:
+        """Launches where every address is as aligned as can be and nobody watches; else does nothing, and says so."""
+        together = 0
+        for address in addresses:
+            together |= address or 0
+        if together % ALIGNMENT or _watched():
+            return False
+        self.run(addresses)
+        return True
 
 
 _KNOWN: dict[Hashable, Ready] = {}

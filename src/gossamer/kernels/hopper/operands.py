@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -48,9 +47,8 @@ class Diagonal(NamedTuple):
     width: int
 
 
-@dataclass(frozen=True, eq=False)
-class Results:
-    """What the forward gave and what came back to it, [B, heads, Q, …] each, all addressable."""
+class Results(NamedTuple):
+    """What the forward gave and what came back to it, [B, heads, Q, …] each."""
 
     out: Tensor
     lse: Tensor

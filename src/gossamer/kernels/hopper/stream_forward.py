@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import NUMBERS, Band, Rows, of_queries, rows
 from .configs import CONSUMER_REGISTERS, PRODUCER_REGISTERS, ROWS, forward_config
 from .descriptors import tiles as tiles_of
-from .launch import Launch, Operands, launch
+from .launch import Launch, Operands, Ready, known, launch
 from .operands import Diagonal, Inputs
 from .ring import (
     LN2,
@@ -57,6 +57,13 @@ def forward(
 ) -> None:
     """Writes `out` and the natural `lse` of queries that see a diagonal's keys."""
     launch(_prepared, (*inputs, out, lse, sinks), diagonal, scale)
+
+
+def ready(
+    inputs: Inputs, out: Tensor, lse: Tensor, sinks: Tensor | None, *, diagonal: Diagonal, scale: float
+) -> Ready | None:
+    """What `forward` launched for tensors that lie like these, if it ever did."""
+    return known(_prepared, (*inputs, out, lse, sinks), diagonal, scale)
 
 
 def _prepared(operands: Operands, diagonal: Diagonal, scale: float) -> Launch:

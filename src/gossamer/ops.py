@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
 from .kernels import Again, Backend, Problem, Repeating, Saved, Softmax, choose
+from .kernels.devices import NO_CHANGE
 from .kernels.layout import beside, empty_beside
 from .patterns.base import Pattern
 from .patterns.parse import parse
@@ -25,7 +26,7 @@ from .plan import Plan, plan, shortened
 
 logger = logging.getLogger(__name__)
 
-NO_CHANGE = nullcontext()
+Result = TypeVar("Result")
 
 LIBRARY = torch.library.Library("gossamer", "FRAGMENT")
 
@@ -186,10 +187,11 @@ def _attend_again(
     if sinks is not None or seed is not None or lengths is not None:
         return _attend(q, k, v, sinks, seed, lengths, *settings)
     kind = (
-        settings, Pattern.definitions, q.device, q.dtype, q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(),
+        settings, Pattern.definitions, q.device, q.dtype, k.dtype, v.dtype,
+        q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(),
     )  # fmt: skip
     again = _AGAIN.get(kind, _unknown)
-    found = again and again(q, k, v)
+    found = None if again is None else again(q, k, v)
     if found is None:
         found = _attend(q, k, v, None, None, None, *settings)
         if again is _unknown:
@@ -268,7 +270,7 @@ def _wants_gradients(inputs: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:4])
 
 
-def _below_autograd(function: Callable[..., tuple[Tensor, ...]], *inputs: Any) -> tuple[Tensor, ...]:
+def _below_autograd(function: Callable[..., Result], *inputs: Any) -> Result:
     with torch._C._AutoDispatchBelowAutograd():
         return function(*inputs)
 

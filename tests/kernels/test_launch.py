@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -248,3 +250,22 @@ def test_a_repeated_forward_is_the_launch_alone(gpu: Driver) -> None:
     other = plan(COLUMNS, 300, 300, 2)
     assert HOPPER.again(q, k, v, other, softmax) is None
     assert isinstance(next(iter(launches._KNOWN.values())), Ready)
+
+
+def test_threads_that_begin_together_launch_the_same(gpu: Driver, prepare: Any) -> None:
+    """Cold caches, eight threads: each launch is of its own addresses, whoever asks Triton first."""
+    begin, given = threading.Barrier(8), [operands() for _ in range(8)]
+
+    def work(mine: tuple[Tensor, Tensor]) -> None:
+        begin.wait()
+        for _ in range(20):
+            launch(prepare, mine)
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in given]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    launched = Counter((each[10][0], each[19]) for each in gpu.given)
+    assert launched == {(x.data_ptr(), y.data_ptr()): 20 for x, y in given}
+    assert prepare.kernel.asked <= 8

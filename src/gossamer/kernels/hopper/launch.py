@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from triton import knobs
 from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST
@@ -158,7 +157,7 @@ def _ready(compiled: Any, programs: int, made: Launch, named: Operands) -> Ready
             arguments.append(None)
         else:
             arguments.append(argument)
-    return Ready(_launcher(run), arguments, tuple(tiles), tuple(pointers), torch.device(named[0].device).index)
+    return Ready(_launcher(run), arguments, tuple(tiles), tuple(pointers), named[0].device.index)
 
 
 def _index(tensor: Tensor, named: Operands) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gossamer import SparseAttention, SparseAttentionConfig, attend
+from gossamer import SparseAttention, SparseAttentionConfig, attend, ops
+from gossamer.kernels import Choice
 from gossamer.patterns import Causal, Pattern, PerHead, RandomBlocks, Strided, Tokens, Window, parse, presets
 from gossamer.plan import plan
 
@@ -251,3 +252,133 @@ def test_sinks_of_any_strides() -> None:
     logits, table = torch.randn(1), torch.randn(4, 3)
     for sinks in (logits.expand(4), table[:, 1]):
         assert torch.equal(attend(q, q, q, Causal(), sinks=sinks), attend(q, q, q, Causal(), sinks=sinks.clone()))
+
+
+class Marked(Tensor):
+    """A subclass that asks for nothing."""
+
+
+def through_operator(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> bool:
+    """Whether the dispatcher sees the operator in a call."""
+    seen = []
+    library = ops.torch.ops.gossamer
+
+    class Spy:
+        def __getattr__(self, name: str) -> object:
+            seen.append(name)
+            return getattr(library, name)
+
+    monkeypatch.setattr(ops, "torch", SpiedTorch(Spy()))
+    call()
+    return bool(seen)
+
+
+class SpiedTorch:
+    """torch, but for its operators."""
+
+    def __init__(self, gossamer: object):
+        self.ops = type("Ops", (), {"gossamer": gossamer})
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
+
+
+def calls() -> dict[str, tuple[bool, Callable[[], object]]]:
+    """Whether the operator has to be seen, and a call."""
+    q, k, v = (x.detach() for x in tensors())
+    negative = torch.complex(k, k).conj().imag
+    leaves = tensors()
+
+    def within(context: object) -> Callable[[], object]:
+        def call() -> object:
+            with context:
+                return attend(q, k, v, PATTERN)
+
+        return call
+
+    return {
+        "plain": (False, lambda: attend(q, k, v, PATTERN)),
+        "parameters": (False, lambda: attend(torch.nn.Parameter(q), k, v, PATTERN)),
+        "gradients": (False, lambda: attend(*leaves, PATTERN).sum().backward()),
+        "no gradients asked for": (False, within(torch.no_grad())),
+        "inference": (False, within(torch.inference_mode())),
+        "autocast": (False, within(torch.autocast("cpu", dtype=torch.bfloat16))),
+        "operations are counted": (True, within(FlopCounterMode(display=False))),
+        "a default device": (True, within(torch.device("cpu"))),
+        "a profiler": (True, within(torch.profiler.profile())),
+        "a subclass": (True, lambda: attend(q, k.as_subclass(Marked), v, PATTERN)),
+        "meta tensors": (True, lambda: attend(q.to("meta"), k.to("meta"), v.to("meta"), PATTERN)),
+        "negative views": (True, lambda: attend(q, negative, v, PATTERN)),
+        "second gradients": (
+            True,
+            lambda: torch.autograd.grad(attend(*leaves, PATTERN).sum(), leaves, create_graph=True),
+        ),
+        "tracing": (True, lambda: torch.jit.trace(outside, (q, k, v), check_trace=False)),
+        "a transform": (True, lambda: torch.func.functionalize(outside)(q, k, v)),
+    }
+
+
+@pytest.mark.parametrize("name", calls())
+@pytest.mark.filterwarnings("ignore")
+def test_the_operator_is_left_out_where_nobody_would_see_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    expected, call = calls()[name]
+    assert through_operator(monkeypatch, call) == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"dropout": 0.3}, {"sinks": torch.ones(4)}], ids=str)
+def test_without_the_operator_it_is_the_same(monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
+    found = []
+    for unobserved in (True, False):
+        monkeypatch.setattr(ops, "_unobserved", lambda _, answer=unobserved: answer)
+        torch.manual_seed(0)
+        inputs = tensors(dtype=torch.float32)
+        options = {name: x.float() if isinstance(x, Tensor) else x for name, x in options.items()}
+        out, lse = attend(*inputs, PATTERN, return_lse=True, **options)
+        with torch.no_grad():
+            again = attend(*inputs, PATTERN, **({} if "dropout" in options else options))
+        found.append((out, lse, again, *torch.autograd.grad((out * lse[..., None]).sum(), inputs)))
+    for direct, through in zip(*found, strict=True):
+        assert torch.equal(direct, through) and direct.stride() == through.stride()
+
+
+class Repeating:
+    """A backend that says how a call is repeated: here by minus ones, so that it can be told from a first call."""
+
+    name = "repeating"
+    refuses = staticmethod(lambda problem: None)
+
+    def __init__(self) -> None:
+        self.aligned = True
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        return q.new_zeros(*q.shape[:-1], v.shape[-1]), q.new_zeros(q.shape[:-1])
+
+    def again(self, *_: object) -> Callable:
+        return lambda q, k, v: tuple(x - 1 for x in self.forward(q, k, v)) if self.aligned else None
+
+
+def test_a_backend_may_repeat_calls_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = Repeating()
+    monkeypatch.setattr(ops, "choose", lambda *_: Choice(backend, {}))
+    monkeypatch.setattr(ops, "_AGAIN", {})
+    monkeypatch.setattr(ops, "MOST_AGAIN", 8)
+    ops._choice.cache_clear()
+    q, k, v = (x.detach() for x in tensors())
+
+    def repeated(*given: Tensor, **options: object) -> bool:
+        return bool((attend(*given, PATTERN, **options) == -1).all())
+
+    assert [repeated(q, k, v) for _ in range(3)] == [False, True, True]
+    apart = q.transpose(1, 2).contiguous().transpose(1, 2)
+    others = (apart, k, v), (q, k.float().to(k), torch.cat([v, v], -1)), (q[:1], k[:1], v[:1])
+    assert [repeated(*given) for given in others for _ in range(2)] == [False, True] * 3
+    for options in ({"scale": 0.5}, {"softcap": 1.0}):
+        assert [repeated(q, k, v, **options) for _ in range(2)] == [False, True]
+    for options in ({"sinks": torch.zeros(4, dtype=q.dtype)}, {"lengths": torch.tensor([3, 4])}, {"dropout": 0.5}):
+        assert not any(repeated(q, k, v, **options) for _ in range(2))
+    backend.aligned = False
+    assert not repeated(q, k, v)
+    for length in range(3, 20):
+        attend(q[:, :, :length], k[:, :, :length], v[:, :, :length], PATTERN)
+        assert len(ops._AGAIN) <= 8
+    ops._choice.cache_clear()

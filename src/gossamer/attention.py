@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .kernels import Choice, Softmax, choose
-from .ops import problem_of
+from .ops import attend_eagerly, problem_of
 from .patterns.base import Pattern
 from .patterns.parse import checked_text
 from .plan import Plan
@@ -73,7 +73,7 @@ def attend(
     text = pattern.spec if torch.compiler.is_compiling() else checked_text(pattern)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     seed = torch.randint(2**62, (1,), device=q.device) if dropout > 0 else None
-    out, lse = torch.ops.gossamer.attend.default(
+    out, lse = attend_eagerly(
         q, k, v, sinks, seed, lengths, text, scale, float(softcap or 0.0), float(dropout), backend
     )
     return (out, lse) if return_lse else out
@@ -139,6 +139,8 @@ def _check_kinds(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths:
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the dtype that autocast asks for on their device, as scaled_dot_product_attention does."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):  # meta tensors know no autocast
         return tensors

@@ -7,15 +7,18 @@ Whatever runs here runs before each kernel, so all that can be remembered from c
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
-from .kernels import Backend, Problem, Saved, Softmax, choose
+from .kernels import Again, Backend, Problem, Repeating, Saved, Softmax, choose
+from .kernels.devices import NO_CHANGE
 from .kernels.layout import beside, empty_beside
 from .patterns.base import Pattern
 from .patterns.parse import parse
@@ -23,7 +26,7 @@ from .plan import Plan, plan, shortened
 
 logger = logging.getLogger(__name__)
 
-NO_CHANGE = nullcontext()
+Result = TypeVar("Result")
 
 LIBRARY = torch.library.Library("gossamer", "FRAGMENT")
 
@@ -45,19 +48,19 @@ torch.library.define(
 )
 
 
-@torch.library.impl("gossamer::attend", "default")
+@torch.library.impl(LIBRARY, "attend", "CompositeExplicitAutograd")
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
     pattern: str, scale: float, softcap: float, dropout: float, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     softmax = Softmax(scale, softcap, dropout, seed, lengths)
     made, chosen = _choice(_Call.of(q, k, v, sinks, pattern, softmax), backend)
-    with _own_dtypes(q.device.type):
+    with _own_dtypes(q.device):
         out, lse = chosen.forward(q, k, v, _dense(sinks), made, softmax)
     return beside(out, q), lse
 
 
-@torch.library.impl("gossamer::attend_backward", "default")
+@torch.library.impl(LIBRARY, "attend_backward", "CompositeExplicitAutograd")
 def _attend_backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
@@ -69,7 +72,7 @@ def _attend_backward(
     saved = Saved(q, k, v, out, lse, _dense(sinks))
     if grad_lse is not None:  # a query that sees nothing has no log-sum-exp to change, whatever comes back to it
         grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0.0)
-    with _own_dtypes(q.device.type):
+    with _own_dtypes(q.device):
         dq, dk, dv, dsinks = chosen.backward(saved, grad_out, grad_lse, made, softmax)
     return beside(dq, q), beside(dk, k), beside(dv, v), q.new_empty(0) if dsinks is None else dsinks
 
@@ -79,9 +82,11 @@ def _dense(sinks: Tensor | None) -> Tensor | None:
     return None if sinks is None else sinks.contiguous()
 
 
-def _own_dtypes(device: str) -> AbstractContextManager[object]:
+def _own_dtypes(device: torch.device) -> AbstractContextManager[object]:
     """No autocast in here: what a kernel computes in float32 stays so."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else NO_CHANGE
+    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device.type):
+        return NO_CHANGE
+    return torch.autocast(device.type, enabled=False)
 
 
 class _Call(NamedTuple):
@@ -161,12 +166,79 @@ def _attend_backward_shapes(
     return dq, dk, dv, dsinks
 
 
+def attend_eagerly(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """What the operator gives, without the operator where nobody could tell."""
+    if not _unobserved(inputs[:6]):
+        return torch.ops.gossamer.attend.default(*inputs)
+    return _Attend.apply(*inputs) if _wants_gradients(inputs) else _below_autograd(_attend_again, *inputs)
+
+
+MOST_AGAIN = 256
+"""Kinds of calls whose shortest way is kept; beyond it all are forgotten."""
+
+_AGAIN: dict[Hashable, Again | None] = {}
+
+
+def _attend_again(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What `_attend` gives, and the shorter way where the backend keeps one for this kind of call."""
+    if sinks is not None or seed is not None or lengths is not None:
+        return _attend(q, k, v, sinks, seed, lengths, *settings)
+    kind = (
+        settings, Pattern.definitions, q.device, q.dtype, k.dtype, v.dtype,
+        q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(),
+    )  # fmt: skip
+    again = _AGAIN.get(kind, _unknown)
+    found = None if again is None else again(q, k, v)
+    if found is None:
+        found = _attend(q, k, v, None, None, None, *settings)
+        if again is _unknown:
+            _keep(kind, q, k, v, *settings)
+    return found
+
+
+def _unknown(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """The way of a kind of call that was not made before."""
+
+
+def _keep(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> None:
+    pattern, scale, softcap, dropout, backend = settings
+    softmax = Softmax(scale, softcap, dropout)
+    made, chosen = _choice(_Call.of(q, k, v, None, pattern, softmax), backend)
+    if len(_AGAIN) >= MOST_AGAIN:
+        _AGAIN.clear()
+    _AGAIN[kind] = chosen.again(q, k, v, made, softmax) if isinstance(chosen, Repeating) else None
+
+
+def _unobserved(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether nobody wants to see the operator: no compiler, tracer, profiler, mode, transform or unusual tensor."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_tracing()
+        or torch.autograd._profiler_enabled()
+    ):
+        return False
+    for x in tensors:
+        if x is None:
+            continue
+        # a subclass may want to see the operator; the others hold other numbers than their memory, or none
+        if type(x) not in (Tensor, Parameter) or x.is_meta or x.is_neg() or x._is_zerotensor():
+            return False
+    return True
+
+
 class _Attend(torch.autograd.Function):
     """The forward operator below autograd, with the backward operator as its gradient."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        out, lse = _below_autograd(*inputs)
+        plainly = _unobserved(inputs[:6])
+        out, lse = _below_autograd(_attend_again if plainly else torch.ops.gossamer.attend.default, *inputs)
         q, k, v, sinks, seed, lengths, *ctx.settings = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, out, lse, sinks, seed, lengths)
@@ -177,22 +249,30 @@ class _Attend(torch.autograd.Function):
         grad_out, grad_lse = gradients
         q, k, v, out, lse, sinks, seed, lengths = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        dq, dk, dv, dsinks = torch.ops.gossamer.attend_backward(
-            grad_out, grad_lse, q, k, v, out, lse, sinks, seed, lengths, *ctx.settings
-        )
+        given = grad_out, grad_lse, q, k, v, out, lse, sinks, seed, lengths
+        if torch.is_grad_enabled() or not _unobserved(given):
+            gradients = torch.ops.gossamer.attend_backward.default(*given, *ctx.settings)
+        else:
+            gradients = _below_autograd(_attend_backward, *given, *ctx.settings)
+        dq, dk, dv, dsinks = gradients
         return dq, dk, dv, None if sinks is None else dsinks, None, None, *(None for _ in ctx.settings)
 
 
 # `torch.library.register_autograd` does the same, but reads the schema again at every call: 30 microseconds.
 @torch.library.impl(LIBRARY, "attend", "Autograd")
 def _attend_above_autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
-    wanted = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:4])
-    return _Attend.apply(*inputs) if wanted else _below_autograd(*inputs)
+    if _wants_gradients(inputs):
+        return _Attend.apply(*inputs)
+    return _below_autograd(torch.ops.gossamer.attend.default, *inputs)
 
 
-def _below_autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
+def _wants_gradients(inputs: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:4])
+
+
+def _below_autograd(function: Callable[..., Result], *inputs: Any) -> Result:
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.gossamer.attend.default(*inputs)
+        return function(*inputs)
 
 
 def _refuse_second_gradients(ctx: Any, *_: Tensor | None) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gossamer.kernels.devices import made_current
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.problem import Problem, Saved, Softmax
 from gossamer.kernels.spans import without_span
@@ -25,7 +26,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gossamer.kernels.hopper import backend, descriptors, group
 from gossamer.kernels.hopper.operands import Diagonal
-from gossamer.kernels.hopper.passes import passes
+from gossamer.kernels.hopper.passes import only_band, passes
 
 REGULAR = {name: p for name, p in PATTERNS.items() if without_span(plan(p, 136, 136, HEADS[name])) is None}
 JOINT = Causal() & (Window(20) | Sinks(3) | Tokens([40, 60]))
@@ -212,6 +213,30 @@ def test_bands_are_diagonals_of_some_width(pattern: Pattern, queries: int, diago
 
 
 @pytest.mark.parametrize(
+    ("pattern", "alone"),
+    [
+        (Causal() & Window(256), True),
+        (JOINT, False),
+        (PerHead([(Causal(), 1), (Window(4), 1)]), False),
+        (Causal() & Window(8) & Strided(2), False),
+        (Causal() & ~Causal(), False),
+    ],
+    ids=str,
+)
+def test_a_band_that_is_all_of_a_plan_is_known(pattern: Pattern, alone: bool) -> None:
+    assert (only_band(plan(pattern, 100, 100, 2), CPU) is not None) == alone
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_the_device_is_changed_only_where_another_is_current(monkeypatch: pytest.MonkeyPatch, current: int) -> None:
+    changed: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device", lambda x: contextlib.nullcontext(changed.append(x)))
+    with made_current(torch.device("cuda", 1)):
+        assert changed == ([] if current == 1 else [torch.device("cuda", 1)])
+
+
+@pytest.mark.parametrize(
     ("changed", "reason"),
     [
         ({}, None),
@@ -288,8 +313,9 @@ class Stream:
 
 def test_streams_are_joined_where_a_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     here, aside = Stream(), Stream()
+    current: list[Stream] = []
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: here)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_stream", current.append)
     monkeypatch.setattr(backend, "_streams", lambda *_: (aside,))
     done = []
 
@@ -299,6 +325,10 @@ def test_streams_are_joined_where_a_work_fails(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(MemoryError):
         backend._side_by_side([fails, lambda: done.append(1)], CPU)
     assert done == [1] and aside.waited == ["begun"] and here.waited == [aside]
+    assert current == [aside, here]
+    with pytest.raises(MemoryError):
+        backend._side_by_side([lambda: done.append(1), fails], CPU)
+    assert current[2:] == [aside, here] and here.waited == [aside, aside]
     here.waited.clear()
     backend._side_by_side([lambda: done.append(2), lambda: done.append(3)], CPU, apart=False)
     assert done == [1, 2, 3] and not here.waited

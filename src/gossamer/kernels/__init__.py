@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from .dense import DENSE
 from .hopper.backend import HOPPER
-from .problem import Backend, Problem, Saved, Softmax, Unsupported
+from .problem import Again, Backend, Problem, Repeating, Saved, Softmax, Unsupported
 from .tiled import TILED
 from .triton import DECODE, TRITON
 
-__all__ = ["BACKENDS", "Backend", "Choice", "Problem", "Saved", "Softmax", "Unsupported", "choose", "pick"]
+__all__ = [
+    "BACKENDS", "Again", "Backend", "Choice", "Problem", "Repeating", "Saved", "Softmax", "Unsupported",
+    "choose", "pick",
+]  # fmt: skip
 
 BACKENDS: tuple[Backend, ...] = (DENSE, HOPPER, DECODE, TRITON, TILED)
 """Dense attention stands first because it takes only what a sparse kernel could not do with less."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
+
+NO_CHANGE = nullcontext()
 
 
 @lru_cache(maxsize=64)
@@ -13,6 +16,12 @@ def capability(device: torch.device) -> tuple[int, int] | None:
     if device.type != "cuda" or torch.version.hip is not None:
         return None
     return torch.cuda.get_device_capability(device)
+
+
+def made_current(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which the device is the current one; the driver is asked to change it only where it is not."""
+    here = device.index is not None and torch.cuda.current_device() == device.index
+    return NO_CHANGE if here else torch.cuda.device(device)
 
 
 @lru_cache(maxsize=64)

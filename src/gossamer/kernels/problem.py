@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -79,6 +80,19 @@ class Saved:
     out: Tensor
     lse: Tensor
     sinks: Tensor | None
+
+
+Again = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
+"""The forward of q, k and v; None where they do not start at an address as good as that of the first."""
+
+
+@runtime_checkable
+class Repeating(Protocol):
+    """A backend that can leave out, for a second call of a kind, all that the first one settled."""
+
+    def again(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, softmax: Softmax) -> Again | None:
+        """The forward of a plain call that was made, for tensors of the same shapes, strides, dtypes and device."""
+        ...
 
 
 class Unsupported(ValueError):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ...plan import Plan
-from ..devices import capability
-from ..head_runs import head_runs
+from ..devices import capability, made_current
 from ..layout import empty_beside
-from ..problem import Problem, Saved, Softmax
+from ..problem import Again, Problem, Saved, Softmax
 from ..sinks import sink_gradient
 from ..spans import without_span
+from .operands import Inputs, Results
 
 FEWEST_QUERIES = 64
 """A warpgroup's tile. Fewer queries leave it empty, and the GPU with too few tiles."""
@@ -61,49 +62,50 @@ class Hopper:
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax
     ) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp), as `Backend` says."""
-        from .group import Group
-
-        out = empty_beside(q, v.shape[-1])
-        lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
-        works: list[Callable[[], None]] = []
-        for run in head_runs(plan, q.shape[1] // k.shape[1]):
-            group, own = Group(run, plan, q, k, v, softmax.scale), None if sinks is None else sinks[run.queries]
-            works.append(partial(group.forward, own, out[:, run.queries], lse[:, run.queries]))
-        with torch.cuda.device(q.device):
+        out, lse = empty_beside(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
+        works = _works().forward(plan, Inputs(q, k, v), sinks, out, lse, scale=softmax.scale)
+        with made_current(q.device):
             _side_by_side(works, q.device)
         return out, lse
+
+    def again(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, softmax: Softmax) -> Again | None:
+        """The launch alone, where the call was one launch of q, k and v as they are; as `Repeating` says."""
+        ready = _works().ready(plan, q, k, v, scale=softmax.scale)
+        if ready is None:
+            return None
+        device, width, rows = q.device, v.shape[-1], q.shape[:-1]
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
+            out, lse = empty_beside(q, width), q.new_empty(rows, dtype=torch.float32)
+            addresses = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr(), None
+            with made_current(device):
+                return (out, lse) if ready.run_aligned(addresses) else None
+
+        return run
 
     def backward(
         self, saved: Saved, grad_out: Tensor, grad_lse: Tensor | None, plan: Plan, softmax: Softmax
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """(dq, dk, dv, gradient of the sinks), as `Backend` says."""
-        from .descriptors import addressable
-        from .group import Group
-        from .operands import Results
-
-        q, k, v = saved.q, saved.k, saved.v
-        dq, dk, dv = (empty_beside(x, x.shape[-1]) for x in (q, k, v))
-        runs = list(head_runs(plan, q.shape[1] // k.shape[1]))
-        works: list[Callable[[], None]] = []
-        for run in runs:
-            group = Group(run, plan, q, k, v, softmax.scale)
-            queries = run.queries
-            results = Results(
-                saved.out[:, queries],
-                saved.lse[:, queries],
-                addressable(grad_out[:, queries]),
-                None if grad_lse is None else grad_lse[:, queries].contiguous(),
-            )
-            works.append(
-                partial(group.backward, results, dq[:, queries], dk[:, run.keys], dv[:, run.keys], fresh=run.fresh)
-            )
-        with torch.cuda.device(q.device):
-            _side_by_side(works, q.device, apart=all(run.fresh for run in runs))
+        q = saved.q
+        dq, dk, dv = (empty_beside(x, x.shape[-1]) for x in (q, saved.k, saved.v))
+        results = Results(saved.out, saved.lse, grad_out, grad_lse)
+        works, apart = _works().backward(plan, saved, results, dq, dk, dv, scale=softmax.scale)
+        with made_current(q.device):
+            _side_by_side(works, q.device, apart)
         dsinks = sink_gradient(saved, grad_out, grad_lse)
         return dq, dk, dv, dsinks
 
 
 HOPPER = Hopper()
+
+
+@lru_cache(maxsize=1)
+def _works() -> ModuleType:
+    """Imported at the first call alone: where the backend refuses, Triton may be missing."""
+    from . import works
+
+    return works
 
 
 @lru_cache(maxsize=1)
@@ -128,12 +130,20 @@ def _side_by_side(works: list[Callable[[], None]], device: torch.device, apart: 
     try:
         for work, stream in zip(works[1:], streams, strict=True):
             stream.wait_event(begun)
-            with torch.cuda.stream(stream):
-                work()
+            _on(stream, here, work)
         works[0]()
     finally:  # also where a work fails: what the others still write to may not be freed before
         for stream in streams:
             here.wait_stream(stream)
+
+
+def _on(stream: torch.cuda.Stream, here: torch.cuda.Stream, work: Callable[[], None]) -> None:
+    """The work on a stream of the current device; `torch.cuda.stream` would ask again where it stands."""
+    torch.cuda.set_stream(stream)
+    try:
+        work()
+    finally:
+        torch.cuda.set_stream(here)
 
 
 @lru_cache(maxsize=64)

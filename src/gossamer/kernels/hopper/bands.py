@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor
+from triton import reinterpret
+from triton.experimental.gluon import language as gl
+from triton.runtime.jit import TensorWrapper
 
 from .configs import ROWS, halo_of
 
@@ -28,7 +31,7 @@ class Band(NamedTuple):
 class Rows(NamedTuple):
     """One value a query: [B, H, Q] with strides for the first two axes, the last being dense; or nothing."""
 
-    pointer: Tensor | None
+    pointer: Tensor | TensorWrapper | None
     batch: int
     head: int
 
@@ -57,3 +60,8 @@ def _band(q: Tensor, k: Tensor, shift: int, width: int, owned: int, extra: int) 
 def rows(x: Tensor | None) -> Rows:
     """One value a query, as kernels take it."""
     return Rows(None, 0, 0) if x is None else Rows(x, x.stride(0), x.stride(1))
+
+
+def words(x: Tensor) -> Rows:
+    """Rows of an even number of 16 bits each, as kernels that write two at once take them."""
+    return Rows(reinterpret(x, gl.int32), x.stride(0) // 2, x.stride(1) // 2)

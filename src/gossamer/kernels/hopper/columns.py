@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import Launch, Operands, launch
+
 Pair = tuple[Tensor, Tensor]
 """What belongs to the keys, and what belongs to the values."""
 
@@ -28,11 +30,16 @@ def gathered(k: Tensor, v: Tensor, keys: Tensor) -> Pair:
     """The rows of k and v at `keys`, int64 [C], in their order."""
     (batch, heads, _, width), value_width, count = k.shape, v.shape[3], keys.shape[0]
     some = k.new_empty(batch, heads, count, width), v.new_empty(batch, heads, count, value_width)
-    rows = _rows(width, value_width)
-    _gather[(batch * heads * _tiles(count, rows),)](
-        k, v, *some, keys, *_strides(k), *_strides(v), heads, count, width, value_width, rows
-    )
+    launch(_prepared_gather, (k, v, *some, keys))
     return some
+
+
+def _prepared_gather(operands: Operands) -> Launch:
+    k, v, *_, keys = operands
+    (batch, heads, _, width), value_width, count = k.shape, v.shape[3], keys.shape[0]
+    rows = _rows(width, value_width)
+    arguments = *operands, *_strides(k), *_strides(v), heads, count
+    return Launch(_gather, batch * heads * _tiles(count, rows), arguments, (width, value_width, rows), None)
 
 
 def write_sums(parts: Pair, dk: Tensor, dv: Tensor, keys: Tensor | None, outside: Tensor | None) -> None:
@@ -41,23 +48,22 @@ def write_sums(parts: Pair, dk: Tensor, dv: Tensor, keys: Tensor | None, outside
     Parts are float32 [parts, B, G, C, width] and dense, and are added one after the other. Keys are int64 [C] and
     distinct, or all as they stand; `outside` is bool [K], or None where all keys are among them.
     """
-    _put_sums(parts, dk, dv, keys, outside, adds=False)
+    launch(_prepared_put, (*parts, dk, dv, keys, outside), False)
 
 
 def add_sums(parts: Pair, dk: Tensor, dv: Tensor, keys: Tensor | None) -> None:
     """Adds those sums to the rows of dk and dv at `keys`, in float32 and rounded once; no other row is touched."""
-    _put_sums(parts, dk, dv, keys, None, adds=True)
+    launch(_prepared_put, (*parts, dk, dv, keys, None), True)
 
 
-def _put_sums(parts: Pair, dk: Tensor, dv: Tensor, keys: Tensor | None, outside: Tensor | None, *, adds: bool) -> None:
-    number, batch, heads, columns, width = parts[0].shape
+def _prepared_put(operands: Operands, adds: bool) -> Launch:
+    part, _, dk, dv, _, outside = operands
+    number, batch, heads, columns, width = part.shape
     count, value_width = dk.shape[2], dv.shape[3]
     rows = _rows(width, value_width)
     blocks = 2 * _tiles(columns, rows) + (0 if outside is None else _tiles(count, rows * CLEARED.value))
-    _put[(batch * heads * blocks,)](
-        *parts, dk, dv, keys, outside, *_strides(dk), *_strides(dv), batch, heads, columns, count, number,
-        width, value_width, rows, adds,
-    )  # fmt: skip
+    arguments = *operands, *_strides(dk), *_strides(dv), batch, heads, columns, count, number
+    return Launch(_put, batch * heads * blocks, arguments, (width, value_width, rows, adds), None)
 
 
 def _rows(width: int, value_width: int) -> int:

@@ -23,8 +23,8 @@ class Group:
     """The heads of one run, with the keys and values that they use."""
 
     def __init__(self, run: HeadRun, plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float):
-        self.q = addressable(q[:, run.queries])
-        self.k, self.v = addressable(k[:, run.keys]), addressable(v[:, run.keys])
+        self.q = addressable(run.of_queries(q))
+        self.k, self.v = addressable(run.of_keys(k)), addressable(run.of_keys(v))
         self.repeats, self.scale = run.repeats, scale
         self.passes = passes(run.group, plan, q.device)
         self.gathered: dict[Span, tuple[Tensor, Tensor]] = {}

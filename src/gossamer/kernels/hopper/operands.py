@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -41,6 +41,20 @@ class Segment(NamedTuple):
     diagonal: Diagonal | None = None
 
 
+SEGMENT_TENSORS = 4
+
+
+def tensors_of(segments: Sequence[Segment]) -> list[Tensor]:
+    """The tensors of all segments, one after the other."""
+    return [x for each in segments for x in each[:SEGMENT_TENSORS]]
+
+
+def segments_of(tensors: Sequence[Tensor], diagonal: Diagonal | None) -> list[Segment]:
+    """The segments whose tensors stand one after the other; the first may be a plain band."""
+    one, *others = (tensors[at : at + SEGMENT_TENSORS] for at in range(0, len(tensors), SEGMENT_TENSORS))
+    return [Segment(*one, diagonal), *(Segment(*each) for each in others)]
+
+
 class SeenKeys(NamedTuple):
     """Keys and values [B, G, C, D] of which key j is seen by queries `first[j] … last[j] - 1`, int32 [C] each.
 
@@ -54,9 +68,8 @@ class SeenKeys(NamedTuple):
     diagonal: Diagonal | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Results:
-    """What the forward gave and what came back to it, [B, heads, Q, …] each, all addressable."""
+class Results(NamedTuple):
+    """What the forward gave and what came back to it, [B, heads, Q, …] each."""
 
     out: Tensor
     lse: Tensor

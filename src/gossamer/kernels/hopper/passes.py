@@ -34,6 +34,15 @@ def passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, ..
     return kept(_passes(group, plan, device), device)
 
 
+@lru_cache(maxsize=256)
+def only_band(plan: Plan, device: torch.device) -> Diagonal | None:
+    """The plain band that is all of the plan, or None where there is more."""
+    if len(plan.groups) != 1:
+        return None
+    diagonals = [diagonal for each in _passes(plan.groups[0], plan, device) for diagonal in each.diagonals]
+    return diagonals[0] if len(diagonals) == 1 else None
+
+
 @lru_cache(maxsize=64)
 def _passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, ...]:
     found = spans(group, plan, device)

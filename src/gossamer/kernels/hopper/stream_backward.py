@@ -10,7 +10,6 @@ them in the accumulator.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -22,10 +21,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .bands import NUMBERS, Band, Rows, of_keys, of_queries, rows
+from .bands import NUMBERS, Band, Rows, of_keys, of_queries, rows, words
 from .configs import KEY_BUFFERS, PAIR_REGISTERS, PAIR_WARPS, ROWS, gradient_config
 from .descriptors import tiles as tiles_of
-from .launch import launch
+from .launch import Launch, Operands, launch
 from .operands import Diagonal, Inputs, Results
 from .ring import (
     AUX,
@@ -66,24 +65,31 @@ def backward_queries(
     inputs: Inputs, results: Results, dq: Tensor, aux: Tensor, *, diagonal: Diagonal, scale: float
 ) -> None:
     """Writes `dq`, and in `aux` [B, H, Q, 16] what `backward_keys` needs of the log-sum-exp and of delta."""
-    q, k, v = inputs
-    band = of_queries(q, k, *diagonal)
-    described = (tiles_of(x, ROWS, WIDTH.value) for x in (q, k, v, results.out, results.grad_out, dq))
-    given = (*rows(results.lse), *rows(results.grad_lse), *rows(aux.view(torch.int32)))
+    given = results.out, results.grad_out, dq, results.lse, results.grad_lse, aux
+    launch(_prepared_queries, (*inputs, *given), diagonal, scale)
+
+
+def _prepared_queries(operands: Operands, diagonal: Diagonal, scale: float) -> Launch:
+    *tiled, lse, grad_lse, aux = operands
+    band = of_queries(*tiled[:2], *diagonal)
+    described = (tiles_of(x, ROWS, WIDTH.value) for x in tiled)
+    given = (*rows(lse), *rows(grad_lse), *words(aux))
     config = gradient_config(diagonal.width)
-    launch(_queries_kernel, band.total, q.device, (*described, *given, *band, scale), (config,))
+    return Launch(_queries_kernel, band.total, (*described, *given, *band, scale), (config,))
 
 
 def backward_keys(
     inputs: Inputs, grad_out: Tensor, aux: Tensor, dk: Tensor, dv: Tensor, *, diagonal: Diagonal, scale: float
 ) -> None:
     """Writes `dk` and `dv`, from the `aux` that `backward_queries` wrote."""
-    q, k, v = inputs
-    band = of_keys(q, k, *diagonal)
+    launch(_prepared_keys, (*inputs, grad_out, aux, dk, dv), diagonal, scale)
+
+
+def _prepared_keys(operands: Operands, diagonal: Diagonal, scale: float) -> Launch:
+    band = of_keys(*operands[:2], *diagonal)
     columns = (WIDTH.value,) * 4 + (AUX.value,) + (WIDTH.value,) * 2
-    described = (tiles_of(x, ROWS, width) for x, width in zip((q, k, v, grad_out, aux, dk, dv), columns, strict=True))
-    config = gradient_config(diagonal.width)
-    launch(_keys_kernel, band.total, q.device, (*described, *band, scale), (config,))
+    described = (tiles_of(x, ROWS, width) for x, width in zip(operands, columns, strict=True))
+    return Launch(_keys_kernel, band.total, (*described, *band, scale), (gradient_config(diagonal.width),))
 
 
 @gluon.jit

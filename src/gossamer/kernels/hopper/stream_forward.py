@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import NUMBERS, Band, Rows, of_queries, rows
 from .configs import PAIR_REGISTERS, PAIR_WARPS, ROWS, forward_config
 from .descriptors import tiles as tiles_of
-from .launch import launch
+from .launch import Launch, Operands, Ready, known, launch
 from .operands import Diagonal, Inputs
 from .ring import (
     LN2,
@@ -56,12 +56,23 @@ def forward(
     inputs: Inputs, out: Tensor, lse: Tensor, sinks: Tensor | None, *, diagonal: Diagonal, scale: float
 ) -> None:
     """Writes `out` and the natural `lse` of queries that see a diagonal's keys."""
-    q, k, v = inputs
+    launch(_prepared, (*inputs, out, lse, sinks), diagonal, scale)
+
+
+def ready(
+    inputs: Inputs, out: Tensor, lse: Tensor, sinks: Tensor | None, *, diagonal: Diagonal, scale: float
+) -> Ready | None:
+    """What `forward` launched for tensors that lie like these, if it ever did."""
+    return known(_prepared, (*inputs, out, lse, sinks), diagonal, scale)
+
+
+def _prepared(operands: Operands, diagonal: Diagonal, scale: float) -> Launch:
+    q, k, v, out, lse, sinks = operands
     config = forward_config(diagonal.width, q.shape[3], v.shape[3])
     band = of_queries(q, k, *diagonal)
     widths = (config.width, config.width, config.value_width, config.value_width)
     described = (tiles_of(x, ROWS, columns) for x, columns in zip((q, k, v, out), widths, strict=True))
-    launch(_forward, band.total, q.device, (*described, *rows(lse), sinks, *band, scale), (config,))
+    return Launch(_forward, band.total, (*described, *rows(lse), sinks, *band, scale), (config,))
 
 
 @gluon.jit

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+from triton import reinterpret
+from triton.experimental.gluon import language as gl
 
 from ..devices import multiprocessors
 from .bands import rows
 from .configs import ROWS, SHARED_MEMORY, SweepConfig, Team, team_of, tile_width
 from .descriptors import tiles
-from .launch import heads_cached, launch
-from .operands import Results, SeenKeys, Segment
+from .launch import Launch, Operands, heads_cached, launch
+from .operands import SEGMENT_TENSORS, Diagonal, Results, SeenKeys, Segment, segments_of, tensors_of
 from .ring import AUX
 from .sweep import edges_of, runs_of
 from .sweep_backward_keys import keys_kernel
@@ -40,22 +41,29 @@ def backward_queries(
     q: Tensor, segments: Sequence[Segment], results: Results, dq: Tensor, aux: Tensor, *, scale: float
 ) -> None:
     """Writes dq and, for `backward_keys`, aux (bfloat16 [B, H, Q, 16], dense): one softmax over one or two segments."""
+    given = results.out, results.grad_out, dq, aux, results.lse, results.grad_lse
+    launch(_prepared_queries, (q, *given, *tensors_of(segments)), segments[0].diagonal, scale)
+
+
+def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: float) -> Launch:
+    q, out, grad_out, dq, aux, lse, grad_lse, *rest = operands
+    segments = segments_of(rest, diagonal)
     batch, heads, queries, width = q.shape
     repeats = heads // segments[0].k.shape[1]
-    wide, value_wide = tile_width(width), tile_width(results.out.shape[-1])
+    wide, value_wide = tile_width(width), tile_width(out.shape[-1])
     team = team_of(CONSUMERS[max(wide, value_wide)], repeats)
     units, blocks = batch * heads // team.heads_together, _ceiling(queries, team.rows)
     heads_at_once = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats
     at_once = min(units, heads_at_once // team.heads_together)
-    sources = (q, wide), (results.grad_out, value_wide), (results.out, value_wide), (dq, wide)
+    sources = (q, wide), (grad_out, value_wide), (out, value_wide), (dq, wide)
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
-        *(aux.view(torch.int32), *runs_of(segments, ROWS, wide, value_wide)),
-        *(*rows(results.lse), *rows(results.grad_lse), scale, heads, repeats, queries, units, blocks, at_once),
+        *(reinterpret(aux, gl.int32), *runs_of(segments, ROWS, wide, value_wide)),
+        *(*rows(lse), *rows(grad_lse), scale, heads, repeats, queries, units, blocks, at_once),
     )
     own = 2 * team.consumers * (wide + value_wide)
     config = SweepConfig(team, _slots(own, wide + value_wide), segments=len(segments))
-    launch(queries_kernel, units * blocks, q.device, arguments, (config,), team.consumers)
+    return Launch(queries_kernel, units * blocks, arguments, (config,), team.consumers)
 
 
 def backward_keys(
@@ -66,7 +74,11 @@ def backward_keys(
     dk and dv are like key and value, or float32 [parts, *key.shape] and [parts, *value.shape], dense: then the queries
     are cut into as many parts, and the gradients are the sums over them.
     """
-    key, value, first, last, diagonal = keys
+    launch(_prepared_keys, (q, *keys[:SEGMENT_TENSORS], grad_out, aux, dk, dv), keys.diagonal, scale)
+
+
+def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) -> Launch:
+    q, key, value, first, last, grad_out, aux, dk, dv = operands
     batch, key_heads, count, width = key.shape
     repeats = q.shape[1] // key_heads
     wide, value_wide = tile_width(width), tile_width(value.shape[-1])
@@ -90,7 +102,7 @@ def backward_keys(
         *(scale, key_heads, repeats, count, parts, units, blocks, at_once),
     )
     config = SweepConfig(team, _slots(own, wide + value_wide + AUX.value), depth=depth)
-    launch(keys_kernel, units * blocks, q.device, arguments, (config,), team.consumers)
+    return Launch(keys_kernel, units * blocks, arguments, (config,), team.consumers)
 
 
 def splits(key: Tensor, q: Tensor) -> int:

@@ -28,8 +28,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import Rows
 from .configs import Team, team_of, tile_width
 from .descriptors import tiles
-from .launch import heads_cached, launch
-from .operands import Segment
+from .launch import Launch, Operands, heads_cached, launch
+from .operands import Diagonal, Segment, segments_of, tensors_of
 from .ring import LN2, LOG2E, LOWEST, TILE, phase, slot, thread_sum, tile_of
 from .sweep import (
     NUMBERS,
@@ -354,6 +354,12 @@ def forward(
 
     The scale is positive; start and stop never fall from a query to the next.
     """
+    launch(_prepared, (q, out, lse, sinks, *tensors_of(segments)), segments[0].diagonal, scale)
+
+
+def _prepared(operands: Operands, diagonal: Diagonal | None, scale: float) -> Launch:
+    q, out, lse, sinks, *rest = operands
+    segments = segments_of(rest, diagonal)
     batch, heads, queries, _ = q.shape
     repeats = heads // segments[0].k.shape[1]
     widths = tile_width(q.shape[3]), tile_width(out.shape[3])
@@ -366,4 +372,4 @@ def forward(
         *(*runs_of(segments, config.keys, *widths), sinks),
         *(lse, lse.stride(0), lse.stride(1), scale * LOG2E.value, heads, repeats, queries, units, blocks, section),
     )
-    launch(_kernel, units * blocks, q.device, arguments, (config,), config.team.consumers)
+    return Launch(_kernel, units * blocks, arguments, (config,), config.team.consumers)

@@ -149,12 +149,13 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None) -> None:
+    dtype, device = q.dtype, q.device
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != 4:
+        if x.ndim != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; give [batch, heads, length, width]")
-        if x.dtype != q.dtype or x.device != q.device:
+        if x.dtype != dtype or x.device != device:
             raise ValueError(
-                f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}; "
+                f"{name} is {x.dtype} on {x.device}, but q is {dtype} on {device}; "
                 f"convert with {name}.to(q.device, q.dtype)"
             )
     (batch, heads, _, width), (k_batch, key_heads, keys, k_width), (*v_axes, _) = q.shape, k.shape, v.shape

@@ -267,7 +267,9 @@ def _attend_above_autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 
 def _wants_gradients(inputs: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:4])
+    q, k, v, sinks = inputs[:4]
+    wanted = q.requires_grad or k.requires_grad or v.requires_grad or (sinks is not None and sinks.requires_grad)
+    return wanted and torch.is_grad_enabled()
 
 
 def _below_autograd(function: Callable[..., Result], *inputs: Any) -> Result:

@@ -346,6 +346,39 @@ def test_a_gpu_that_is_not_the_current_one(backend: str) -> None:
     assert torch.cuda.current_device() == 0
 
 
+@pytest.mark.parametrize("name", ["band", "long band", "band and columns", "heads apart"])
+def test_launches_without_triton_do_what_its_own_do(name: str) -> None:
+    """Each reads the tensors of its own call, on the current stream; who watches launches gets Triton's own."""
+    runtime = pytest.importorskip("triton").knobs.runtime
+    calls = [
+        [torch.randn(2, HEADS, LENGTH, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True) for _ in range(3)]
+        for _ in range(3)
+    ]
+
+    def results() -> list[Tensor]:
+        found: list[Tensor] = []
+        for inputs in calls:
+            out, lse = attend(*inputs, PATTERNS[name], return_lse=True)
+            found += out, lse, *torch.autograd.grad(out.float().square().sum() + lse.sum(), inputs)
+            with torch.no_grad():
+                found.append(attend(*inputs, PATTERNS[name]))
+        torch.cuda.synchronize()
+        return found
+
+    watched: list[object] = []
+    runtime.launch_enter_hook.add(watched.append)
+    try:
+        right = results()
+    finally:
+        runtime.launch_enter_hook.remove(watched.append)
+    assert watched
+    launched = len(watched)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        others = results(), results()
+    assert len(watched) == launched
+    assert all(torch.equal(a, b) for found in others for a, b in zip(found, right, strict=True))
+
+
 @pytest.mark.parametrize("name", ["band", "long band"])
 def test_an_empty_batch_is_an_empty_result(name: str) -> None:
     q = torch.randn(0, HEADS, LENGTH, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)

@@ -24,4 +24,5 @@ def beside(found: Tensor, x: Tensor) -> Tensor:
 
 
 def _heads_inside(x: Tensor) -> bool:
-    return x.stride(1) < x.stride(2)
+    strides = x.stride()
+    return strides[1] < strides[2]

@@ -73,10 +73,11 @@ class Hopper:
         ready = _works().ready(plan, q, k, v, scale=softmax.scale)
         if ready is None:
             return None
-        device, width, rows = q.device, v.shape[-1], q.shape[:-1]
+        example, device = empty_beside(q, v.shape[-1]), q.device
+        shape, strides, rows = example.shape, example.stride(), q.shape[:-1]
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
-            out, lse = empty_beside(q, width), q.new_empty(rows, dtype=torch.float32)
+            out, lse = q.new_empty_strided(shape, strides), q.new_empty(rows, dtype=torch.float32)
             addresses = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr(), None
             with made_current(device):
                 return (out, lse) if ready.run_aligned(addresses) else None

@@ -20,8 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaLauncher, wrap_handle_tensordesc
 from triton.runtime.driver import driver
 
-from gossamer.kernels.hopper import launch as launches
 from gossamer.kernels.hopper import columns, stream_backward, stream_forward, sweep_backward, sweep_forward
+from gossamer.kernels.hopper import launch as launches
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.hopper.descriptors import tiles
 from gossamer.kernels.hopper.launch import Launch, Operands, Ready, known, launch

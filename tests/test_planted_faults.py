@@ -1,7 +1,7 @@
 """The checks look: each fault, planted once, makes the check of the sound code fail.
 
-They are planted in the tiled backend, which runs everywhere; the same checks run on every kernel of the GPU
-(tests/gpu), and through Triton's interpreter (tests/kernels).
+They are planted in the tiled backend, which runs everywhere; those of kernels are planted in their source, on a GPU
+(tests/gpu) and in Triton's interpreter (tests/kernels).
 """
 
 from __future__ import annotations

@@ -59,6 +59,11 @@ def _cases() -> dict[str, Case]:
 CASES = _cases()
 
 
+def bound(case: Case) -> float:
+    """The largest error that the interpreter may make."""
+    return 2e-3 if case.setting.dtype == torch.float16 else 3e-6
+
+
 def error(case: Case, layout: str = "contiguous") -> float:
     """The largest error of out and log-sum-exp against the definition in float64."""
     from gossamer.kernels.triton.decode import decode

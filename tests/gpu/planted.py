@@ -1,0 +1,123 @@
+"""Plants one fault in the kernels, runs its check on the GPU, and prints what the check says.
+
+A program of its own for each fault: one that breaks the GPU's context breaks nothing else. With `nothing` planted, it
+runs every check.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from gossamer.patterns import Causal, Window
+from tests.checks import Setting, check_empty_rows, check_error, check_no_leak, check_support, draw
+from tests.planting import Fault, planted
+
+SETTING = {"heads": 2, "queries": 328, "width": 64, "device": "cuda", "dtype": torch.bfloat16, "backend": "hopper"}
+LOCAL = Causal() & Window(100)
+STREAMED, SWEPT = Setting(**SETTING), Setting(**SETTING, key_heads=1)
+"""Kernels that stream a band take no shared key heads; those that sweep over it do."""
+
+
+def check_far_memory() -> None:
+    """The portable kernels read and write behind number 2³¹."""
+    from tests.gpu.test_kernels import test_strides_of_more_than_two_to_the_31_numbers as check
+
+    check("triton")
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    "streamed, support": partial(check_support, LOCAL, STREAMED),
+    "streamed, error": lambda: check_error(draw(LOCAL, STREAMED)),
+    "swept, support": partial(check_support, LOCAL, SWEPT),
+    "swept, error": lambda: check_error(draw(Causal(), SWEPT)),
+    "swept, no leak": partial(check_no_leak, Causal(), SWEPT, [63, 200]),
+    "swept, empty rows": partial(check_empty_rows, ~Causal() & Window(70), SWEPT),
+    "far memory": check_far_memory,
+}
+
+FAULTS: dict[str, Fault] = {
+    "a sweep ends one key late": Fault(
+        "hopper.sweep",
+        "row + (edges.shift + 1)",
+        "row + (edges.shift + 2)",
+        "swept, no leak",
+    ),
+    "a sweep begins one key late": Fault(
+        "hopper.sweep",
+        "(edges.shift - edges.breadth + 1)",
+        "(edges.shift - edges.breadth + 2)",
+        "swept, support",
+    ),
+    "a sweep's gradients mask no tile": Fault(
+        "hopper.sweep",
+        "p = gl.where(inside, p, 0.0)",
+        "p = gl.where(inside, p, p)",
+        "swept, support",
+    ),
+    "a sweep's output is not rescaled for a new maximum": Fault(
+        "hopper.sweep_forward",
+        "acc = _scaled(acc, factor)",
+        "acc = _scaled(acc, 0 * factor + 1)",
+        "swept, error",
+    ),
+    "the log-sum-exp of an empty row is finite": Fault(
+        "hopper.sweep_forward",
+        "gl.log2(sums)",
+        "gl.log2(gl.maximum(sums, 1e-30))",
+        "swept, empty rows",
+    ),
+    "a shared key's gradient is its last head's": Fault(
+        "hopper.sweep_backward_keys",
+        "pass_over(bars, done, done + begin - first, config)",
+        "pass_over(bars, done, done + begin - first, config); dk = gl.zeros((TILE, WIDTH), gl.float32, dk_layout)",
+        "swept, error",
+    ),
+    "the auxiliary rows lack the log-sum-exp": Fault(
+        "hopper.sweep_backward_queries",
+        "(aux, lse / scale, delta,",
+        "(aux, 0 * lse, delta,",
+        "swept, error",
+    ),
+    "a streamed band stands one key off": Fault(
+        "hopper.ring",
+        "return gl.expand_dims(rows, 1) -",
+        "return gl.expand_dims(rows + 1, 1) -",
+        "streamed, support",
+    ),
+    "a streamed band's two edges are one": Fault(
+        "hopper.ring",
+        "cvt.rn.bf16x2.f32 t, $3, $2; not.b32 n, $4; and.b32 $0, t, $4;",
+        "cvt.rn.bf16x2.f32 t, $3, $2; not.b32 n, $4; mov.b32 $0, t;",
+        "streamed, error",
+    ),
+    "an offset has 32 bits": Fault(
+        "triton.tiles",
+        "(start_of(x, batch, head) + index.to(tl.int64) * x.row) * x.unit",
+        "(start_of(x, batch, head).to(tl.int32) + index * x.row) * x.unit",
+        "far memory",
+    ),
+}
+NOTHING = "nothing"
+
+
+def failure(check: str, fault: Fault | None) -> str:
+    """What the check says of the kernels with the fault, or nothing where it holds."""
+    torch.manual_seed(0)
+    with planted(fault):
+        try:
+            CHECKS[check]()
+        except (AssertionError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "illegal memory access" not in str(error):
+                raise
+            return f"{check}: {type(error).__name__}: {error}"
+    return ""
+
+
+if __name__ == "__main__":
+    name = sys.argv[1]
+    runs = [(check, None) for check in CHECKS] if name == NOTHING else [(FAULTS[name].check, FAULTS[name])]
+    print(*filter(None, (failure(*run) for run in runs)), sep="\n", flush=True)

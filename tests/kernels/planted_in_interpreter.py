@@ -1,0 +1,263 @@
+"""Plants each fault in kernels that Triton's interpreter runs, and prints what their checks say as JSON.
+
+A program of its own, because Triton decides when it is imported whether it compiles or interprets.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from gossamer.patterns import Causal, Documents, Tokens, Window
+from tests.checks import Setting, check_empty_rows, check_error, check_no_leak, check_support, check_views, draw
+from tests.kernels import columns_in_interpreter, decode_in_interpreter
+from tests.kernels.interpreter import repair_interpreter
+from tests.kernels.triton_in_interpreter import check_dropout_as_tiled
+from tests.patterns_list import PATTERNS
+from tests.planting import Fault, planted
+
+SMALL = Setting(heads=1, queries=40, dtype=torch.float32, backend="triton")
+LOCAL = Causal() & Window(20)
+SHARED = replace(SMALL, heads=2, key_heads=1)
+DECODED = (
+    "causal, one query",
+    "causal window, one query",
+    "causal window, three queries",
+    "documents, one query",
+    "sixteen queries",
+)
+
+
+def check_decoding(name: str) -> None:
+    """The error of the listed case is within its bound."""
+    case = decode_in_interpreter.CASES[name]
+    assert decode_in_interpreter.error(case) < decode_in_interpreter.bound(case)
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    "support": partial(check_support, LOCAL, replace(SMALL, width=64)),
+    "no leak": partial(check_no_leak, Causal(), SMALL, [20]),
+    "error": lambda: check_error(draw(Causal(), replace(SMALL, queries=70))),
+    "error, sinks": lambda: check_error(draw(LOCAL, replace(SMALL, heads=2, sinks=True))),
+    "error, shared keys": lambda: check_error(draw(LOCAL, SHARED)),
+    "error, heads apart": lambda: check_error(draw(PATTERNS["uneven heads"], replace(SMALL, heads=6, key_heads=1))),
+    "error, many passes": lambda: check_error(draw(LOCAL | Tokens([3, 35]).T, SMALL)),
+    "error, few keys": lambda: check_error(draw(Tokens([3, 50]), replace(SHARED, heads=4, queries=130))),
+    "empty rows": partial(check_empty_rows, Documents([3, 20]), SMALL),
+    "views": partial(check_views, LOCAL, replace(SMALL, heads=2, queries=20)),
+    "dropout": partial(check_dropout_as_tiled, LOCAL, SHARED),
+    "dropout, fewer keys": partial(check_dropout_as_tiled, LOCAL, replace(SMALL, keys=30)),
+    **{f"decoding, {name}": partial(check_decoding, name) for name in DECODED},
+    "gathered": columns_in_interpreter.CHECKS["gathered: sorted"],
+    "written": columns_in_interpreter.CHECKS["written: sorted"],
+    "added": columns_in_interpreter.CHECKS["added: sorted"],
+}
+
+FAULTS: dict[str, Fault] = {
+    "the forward's window is one key too wide": Fault(
+        "triton.forward",
+        "inside(at[None, :], start[:, None], length[:, None])",
+        "inside(at[None, :], start[:, None] - 1, length[:, None] + 1)",
+        "support",
+    ),
+    "the forward's window is one key too narrow": Fault(
+        "triton.forward",
+        "inside(at[None, :], start[:, None], length[:, None])",
+        "inside(at[None, :], start[:, None] + 1, length[:, None] - 1)",
+        "support",
+    ),
+    "the backward masks no tile": Fault(
+        "triton.backward",
+        "if is_cut(first, bounds, QUERIES):",
+        "if False:",
+        "support",
+    ),
+    "the last tile of a run counts as whole": Fault(
+        "triton.tiles",
+        "(first < bounds[2]) | (first + SIZE > bounds[3])",
+        "first < bounds[2]",
+        "no leak",
+    ),
+    "the output is not rescaled for a new maximum": Fault(
+        "triton.forward",
+        "mean * shrink[:, None]",
+        "mean",
+        "error",
+    ),
+    "the sum is not rescaled for a new maximum": Fault(
+        "triton.forward",
+        "total * shrink + tl.sum(weight, 1)",
+        "total + tl.sum(weight, 1)",
+        "error",
+    ),
+    "every head has the first head's sink": Fault(
+        "triton.forward",
+        "sinks + head",
+        "sinks",
+        "error, sinks",
+    ),
+    "a second pass takes natural logarithms for those of base 2": Fault(
+        "triton.forward",
+        "exists) * LOG2E",
+        "exists)",
+        "error, many passes",
+    ),
+    "the log-sum-exp of an empty row is finite": Fault(
+        "triton.forward",
+        "peak + tl.log2(total)",
+        "tl.maximum(peak, -1e30) + tl.log2(tl.maximum(total, 1e-30))",
+        "empty rows",
+    ),
+    "an empty row is NaN": Fault(
+        "triton.forward",
+        "mean / tl.where(total == 0.0, 1.0, total)[:, None]",
+        "mean / total[:, None]",
+        "empty rows",
+    ),
+    "a shared key's gradient is its last head's": Fault(
+        "triton.backward",
+        "for step in tl.range(0, tiles",
+        "for step in tl.range(tiles * (heads.repeats - 1), tiles",
+        "error, shared keys",
+    ),
+    "a later run of heads overwrites the keys' gradient": Fault(
+        "triton.launches",
+        "splits=1, adds=not fresh)",
+        "splits=1, adds=False)",
+        "error, heads apart",
+    ),
+    "the first part of a split sum is dropped": Fault(
+        "triton.launches",
+        "self.heads.batch)).sum(0)",
+        "self.heads.batch))[1:].sum(0)",
+        "error, few keys",
+    ),
+    "the output's gradient is read with wrong strides": Fault(
+        "triton.launches",
+        "(self.q, self.k, self.v)), Vector.of(come.lse), Matrix.of(come.grad_out)",
+        "(self.q, self.k, self.v)), Vector.of(come.lse), Matrix.of(come.grad_out)._replace(row=2)",
+        "views",
+    ),
+    "the gradient of the log-sum-exp has the wrong sign": Fault(
+        "triton.backward",
+        "delta -= load_vector(grad_lse",
+        "delta += load_vector(grad_lse",
+        "error",
+    ),
+    "the queries' gradient drops other pairs": Fault(
+        "triton.backward",
+        "drawn[:, None], key[None, :]",
+        "drawn[:, None], key[None, :] + 1",
+        "dropout",
+    ),
+    "the keys' gradient drops other pairs": Fault(
+        "triton.backward",
+        "drawn_for(dropout, batch, query_head,",
+        "drawn_for(dropout, batch, head,",
+        "dropout",
+    ),
+    "dropped pairs are counted from query 0": Fault(
+        "triton.tiles",
+        "(query + dropout.offset)",
+        "query",
+        "dropout, fewer keys",
+    ),
+    "decoding takes one key too many": Fault(
+        "triton.decode",
+        "tl.maximum(lowest - high, 0)",
+        "tl.maximum(lowest - high - 1, 0)",
+        "decoding, causal window, one query",
+    ),
+    "decoding masks one key too few": Fault(
+        "triton.decode",
+        "(distance <= high)",
+        "(distance <= high + 1)",
+        "decoding, causal window, three queries",
+    ),
+    "decoding knows the capacity and no length": Fault(
+        "triton.decode",
+        "length = tl.minimum(tl.load(lengths + batch), keys).to(tl.int32)",
+        "length = keys",
+        "decoding, causal window, one query",
+    ),
+    "decoding takes the first sequence's length": Fault(
+        "triton.decode",
+        "tl.load(lengths + batch)",
+        "tl.load(lengths)",
+        "decoding, causal window, one query",
+    ),
+    "decoding does not rescale for a new maximum": Fault(
+        "triton.decode",
+        "acc * fading[:, None]",
+        "acc",
+        "decoding, sixteen queries",
+    ),
+    "decoding loses the first split": Fault(
+        "triton.decode",
+        "parts = tl.where(written, lses,",
+        "parts = tl.where(written & (number > 0), lses,",
+        "decoding, causal, one query",
+    ),
+    "decoding gives an empty row a finite log-sum-exp": Fault(
+        "triton.decode",
+        'tl.store(lse + row, tl.where(total > 0, peak + tl.log2(divisor), float("-inf"))',
+        "tl.store(lse + row, (peak + tl.log2(divisor))",
+        "decoding, documents, one query",
+    ),
+    "rows are gathered as they stand": Fault(
+        "hopper.columns",
+        "head * k_head + key * k_row",
+        "head * k_head + place.to(tl.int64) * k_row",
+        "gathered",
+    ),
+    "sums are written at the next key": Fault(
+        "hopper.columns",
+        "head * dk_head + key * dk_row",
+        "head * dk_head + (key + 1) * dk_row",
+        "written",
+    ),
+    "a row that is outside is not cleared": Fault(
+        "hopper.columns",
+        "inside & tl.load(outside + each)",
+        "inside & (each > 1) & tl.load(outside + each)",
+        "written",
+    ),
+    "the first part of a sum is dropped": Fault(
+        "hopper.columns",
+        "for part in range(0, count):",
+        "for part in range(1, count):",
+        "written",
+    ),
+    "sums overwrite what they belong to": Fault(
+        "hopper.columns",
+        "if ADDS:",
+        "if False:",
+        "added",
+    ),
+}
+
+
+def failure(check: str, fault: Fault | None = None) -> str:
+    """What the check says with the fault, or nothing where it holds."""
+    torch.manual_seed(0)
+    with planted(fault):
+        try:
+            CHECKS[check]()
+        except AssertionError:
+            return traceback.format_exc()
+    return ""
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    repair_interpreter()
+    with np.errstate(all="ignore"):  # a fault may divide by zero
+        sound = {check: failure(check) for check in CHECKS}
+        faulty = {name: failure(fault.check, fault) for name, fault in FAULTS.items()}
+    print(json.dumps({"sound": sound, "faulty": faulty}))

@@ -131,7 +131,7 @@ def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         "stream_backward.backward_keys": kernels.stream_keys,
         "sweep_backward.backward_queries": kernels.sweep_queries,
         "sweep_backward.backward_keys": kernels.sweep_keys,
-        "sweep_backward.splits": lambda key, q: 3,
+        "sweep_backward.splits": lambda key, value, q: 3,
         "columns.gathered": columns_in_torch.gathered,
         "columns.write_sums": columns_in_torch.write_sums,
         "columns.add_sums": columns_in_torch.add_sums,

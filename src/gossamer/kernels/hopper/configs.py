@@ -22,18 +22,18 @@ class Team:
     """The consumer warpgroups of a program, each with a tile of 64 rows, who share every tile that is brought in."""
 
     consumers: int
-    heads: bool = False
+    by_heads: bool = False
     """Whether they take the same rows of as many heads that share a key head, not neighbouring rows of one."""
 
     @property
     def rows(self) -> int:
         """Rows of one head that the team takes together."""
-        return ROWS if self.heads else ROWS * self.consumers
+        return ROWS if self.by_heads else ROWS * self.consumers
 
     @property
     def heads_together(self) -> int:
         """How many heads the team works on at a time."""
-        return self.consumers if self.heads else 1
+        return self.consumers if self.by_heads else 1
 
     @property
     def warps(self) -> tuple[int, ...]:
@@ -48,7 +48,7 @@ class Team:
 
 def team_of(consumers: int, repeats: int) -> Team:
     """So many consumers, who work on as many heads together where `repeats` heads of a key head divide among them."""
-    return Team(consumers, heads=repeats % consumers == 0)
+    return Team(consumers, by_heads=repeats % consumers == 0)
 
 
 PAIR_WARPS, PAIR_REGISTERS = gl.constexpr(Team(2).warps), gl.constexpr(Team(2).registers)

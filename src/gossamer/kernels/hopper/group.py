@@ -115,7 +115,7 @@ class Group:
     def _some_keys_backward(self, span: Span, q: Tensor, grad_out: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the span's keys in their order, float32 [parts, …]: what each part of the queries gives."""
         k, v = self._keys_of(span)
-        parts = sweep_backward.splits(k, q)
+        parts = sweep_backward.splits(k, v, q)
         dk, dv = (x.new_empty(parts, *x.shape, dtype=torch.float32) for x in (k, v))
         sweep_backward.backward_keys(q, SeenKeys(k, v, *span.seen_by), grad_out, aux, dk, dv, scale=self.scale)
         return dk, dv
@@ -138,7 +138,7 @@ class Group:
         return self.gathered[span]
 
     def _streamed(self, diagonals: tuple[Diagonal | None, ...], value_width: int, fits: Fits) -> Diagonal | None:
-        """The band that a streaming kernel takes: alone, without shared key heads, and narrow enough."""
+        """The band that a streaming kernel takes: alone, without shared key heads, narrow enough to gain by it."""
         diagonal = diagonals[0] if len(diagonals) == 1 and self.repeats == 1 else None
         return diagonal if diagonal and fits(diagonal.width, self.q.shape[-1], value_width) else None
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma
 
 TILE = gl.constexpr(64)
 """Queries of a query tile and keys of a key tile: the rows of one warpgroup's matrix instruction."""
@@ -130,6 +130,16 @@ def after(place, band, steps: gl.constexpr):
 def rows_at(rows, place):
     """Pointer to the first value of the place's head."""
     return rows.pointer + place.batch.to(gl.int64) * rows.batch + place.head.to(gl.int64) * rows.head
+
+
+@gluon.jit
+def settle():
+    """Waits for all that a warpgroup has stored, before it ends and its registers go to others.
+
+    ptxas 12.8 does not wait for plain stores and loads there, which may still have to use the registers.
+    """
+    tma.store_wait(0)
+    fence_async_shared()
 
 
 @gluon.jit

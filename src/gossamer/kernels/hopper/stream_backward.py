@@ -41,6 +41,7 @@ from .ring import (
     release,
     rows_at,
     run_of,
+    settle,
     slot,
     split,
     tile_of,
@@ -264,7 +265,7 @@ def _queries_consumer(dq_desc, given, buffers, signals, band, run, scale, config
         fence_async_shared()
         tma.async_copy_shared_to_global(dq_desc, [at.batch, at.head, at.tile * TILE, 0], dq_s.index(own))
         at = then
-    tma.store_wait(0)
+    settle()
 
 
 @gluon.jit(
@@ -460,7 +461,7 @@ def _keys_consumer(descs, buffers, signals, band, run, scale, config: gl.constex
         tma.async_copy_shared_to_global(dk_desc, [at.batch, at.head, at.tile * TILE, 0], k_s.index(mine))
         tma.async_copy_shared_to_global(dv_desc, [at.batch, at.head, at.tile * TILE, 0], v_s.index(mine))
         at = then
-    tma.store_wait(0)
+    settle()
 
 
 @gluon.jit(do_not_specialize=NUMBERS)

@@ -38,6 +38,7 @@ from .ring import (
     release,
     rows_at,
     run_of,
+    settle,
     slot,
     split,
     thread_sum,
@@ -288,7 +289,7 @@ def _consumer(o_desc, lse, sinks, buffers, signals, band, run, scale, config: gl
             tma.store_wait(0)
             mbarrier.arrive(o_free.index(0), count=1)
         at = then
-    tma.store_wait(0)
+    settle()
 
 
 @gluon.jit(do_not_specialize=[*NUMBERS, "lse", "lse_batch", "lse_head", "sinks"])

@@ -148,7 +148,7 @@ def unit_and_block(turn, work):
 def query_place(turn, work, shape, consumer: gl.constexpr, config: gl.constexpr):
     """A consumer's query tile of an item; late queries come first, which see the most where the past grows."""
     CONSUMERS: gl.constexpr = config.team.consumers
-    HEADS: gl.constexpr = config.team.heads
+    HEADS: gl.constexpr = config.team.by_heads
     unit, block = unit_and_block(turn, work)
     block = work.blocks - 1 - block
     if HEADS:
@@ -162,7 +162,7 @@ def query_place(turn, work, shape, consumer: gl.constexpr, config: gl.constexpr)
 @gluon.jit
 def team_row_of(place, consumer: gl.constexpr, config: gl.constexpr):
     """The first row that the team of a consumer's tile works on."""
-    HEADS: gl.constexpr = config.team.heads
+    HEADS: gl.constexpr = config.team.by_heads
     return place.row if HEADS else place.row - consumer * TILE
 
 
@@ -224,7 +224,7 @@ def seen(p, reach, column, layout: gl.constexpr):
 
 @gluon.jit
 def pass_over(bars, start, stop, config: gl.constexpr):
-    """Hands tiles back unread, once they have come: else one warpgroup could be a lap ahead of the other."""
+    """Hands tiles back unread, once they have come: else one warpgroup could be a lap ahead of another."""
     for n in range(0, stop - start):  # Triton 3.6 drops a carried variable that is only the bound of another loop
         i = start + n
         mbarrier.wait(full(bars, i, config), phase(i, config.slots))
@@ -263,7 +263,8 @@ def renewed(words):
     """The same words, as the compiler cannot know: for operands in registers that a loop only reads.
 
     ptxas 12.8 may give the registers of such an operand of a matrix instruction away before the loop's next round,
-    unless the loop itself may define it. The grid has one row, and nobody tells ptxas that this branch is never taken.
+    unless the loop itself may define it. `launch` gives the grid one row, and nobody tells ptxas that this branch is
+    never taken.
     """
     if gl.program_id(1) != 0:
         words = gl.inline_asm_elementwise("not.b32 $0, $1;", "=r,r", [words], dtype=gl.int32, is_pure=False, pack=1)
@@ -276,7 +277,7 @@ def edges_of(start: Tensor, stop: Tensor, diagonal: Diagonal | None, columns: in
 
 
 def runs_of(segments: Sequence[Segment], rows: int, width: int, value_width: int) -> tuple[object, ...]:
-    """What kernels take as one run or two: of the second, which is never a plain band beside another, tables alone."""
+    """What kernels take as one run or two; of the second, tables alone, also where it is a plain band."""
     one, *others = segments
     first = edges_of(one.start, one.stop, one.diagonal, one.k.shape[2])
     runs = [(tiles(x.k, rows, width), tiles(x.v, rows, value_width)) for x in segments]

@@ -51,7 +51,7 @@ def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: floa
     batch, heads, queries, width = q.shape
     repeats = heads // segments[0].k.shape[1]
     wide, value_wide = tile_width(width), tile_width(out.shape[-1])
-    team = team_of(CONSUMERS[max(wide, value_wide)], repeats)
+    team = team_of(_consumers(wide, value_wide), repeats)
     units, blocks = batch * heads // team.heads_together, _ceiling(queries, team.rows)
     heads_at_once = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats
     at_once = min(units, heads_at_once // team.heads_together)
@@ -84,7 +84,7 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
     wide, value_wide = tile_width(width), tile_width(value.shape[-1])
     in_parts = dk.dim() == 5
     parts = dk.shape[0] if in_parts else 1
-    team = Team(CONSUMERS[max(wide, value_wide)])
+    team = Team(_consumers(wide, value_wide))
     units, blocks = batch * key_heads * parts, _ceiling(count, team.rows)
     depth = 2 if max(wide, value_wide) == ROWS else 1  # narrow tiles leave room for the next item's keys and values
     own = team.consumers * depth * (wide + value_wide) + 2 * AUX.value
@@ -105,12 +105,17 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
     return Launch(keys_kernel, units * blocks, arguments, (config,), team.consumers)
 
 
-def splits(key: Tensor, q: Tensor) -> int:
+def splits(key: Tensor, value: Tensor, q: Tensor) -> int:
     """Into how many parts `backward_keys` should cut the queries, so that few keys and many queries fill the GPU."""
     batch, key_heads, keys, _ = key.shape
-    items = batch * key_heads * _ceiling(keys, Team(CONSUMERS[tile_width(key.shape[3])]).rows)
+    team = Team(_consumers(tile_width(key.shape[3]), tile_width(value.shape[3])))
+    items = batch * key_heads * _ceiling(keys, team.rows)
     swept = _ceiling(q.shape[2], ROWS) * (q.shape[1] // key_heads)
     return max(1, min(_ceiling(TURNS * multiprocessors(key.device), items), swept // SHORTEST_PART))
+
+
+def _consumers(width: int, value_width: int) -> int:
+    return CONSUMERS[max(width, value_width)]
 
 
 def _slots(own: int, ring: int) -> int:

@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .ring import AUX, LOG2E, TILE, opaque, phase, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, opaque, phase, settle, slot, tile_of, times_transposed
 from .sweep import (
     NUMBERS,
     Edges,
@@ -218,7 +218,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         mbarrier.arrive(own_empty(bars, here, config), count=1)
         _store(totals[1], dv, place, part, work, shape, consumer)
         _store(totals[0], dk * scale, place, part, work, shape, consumer)
-    tma.store_wait(0)
+    settle()
 
 
 @gluon.jit(do_not_specialize=[*NUMBERS, "key_heads", "keys", "parts"])

@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import Rows
-from .ring import AUX, LOG2E, TILE, in_three, phase, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, in_three, phase, settle, slot, tile_of, times_transposed
 from .sweep import (
     NUMBERS,
     Edges,
@@ -225,7 +225,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
             dq_descriptor, [place.batch, place.head, place.row, 0], dq_tiles.index(consumer)
         )
         place = then
-    tma.store_wait(0)
+    settle()
 
 
 STRIDES = ("lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head")

@@ -30,7 +30,7 @@ from .configs import Team, team_of, tile_width
 from .descriptors import tiles
 from .launch import Launch, Operands, heads_cached, launch
 from .operands import Diagonal, Segment, segments_of, tensors_of
-from .ring import LN2, LOG2E, LOWEST, TILE, phase, slot, thread_sum, tile_of
+from .ring import LN2, LOG2E, LOWEST, TILE, phase, settle, slot, thread_sum, tile_of
 from .sweep import (
     NUMBERS,
     Edges,
@@ -274,7 +274,7 @@ def _consumer(given, config: gl.constexpr, c: gl.constexpr):
             sums += gl.exp2(sink - highest)
         _write(out_desc, out_tiles.index(c), lse, place, acc, highest, sums, shape, layout)
         base = after
-    tma.store_wait(0)
+    settle()
 
 
 @gluon.jit

@@ -142,7 +142,7 @@ def test_a_rehearsal_leaves_its_files_and_keeps_what_an_earlier_one_measured(scr
     assert [(p["measured"] is None, p["kept"]) for p in record["promises"]] == [(True, False), (False, False)]
     page = (tmp_path / "h200_attention.md").read_text()
     assert "## Promises" in page and "## Groups" in page and "## Launch" in page
-    assert "4:2 heads × 16" in page and "fa4 skipped: runs on CUDA only" in page and "| 128 | window | " in page
+    assert "4:2 heads × 16" in page and "fa4 skipped: runs on CUDA only" in page and "| 512 | window | " in page
     assert page.count("Left out of this run: document, fa4.") == 1
     assert (tmp_path / "h200_attention.png").read_bytes().startswith(b"\x89PNG")
     assert "## Launch" in capsys.readouterr().out

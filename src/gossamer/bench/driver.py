@@ -1,6 +1,7 @@
 """The one driver of every benchmark: gate, warm up, measure memory, then time the contenders in turns."""
 
 import logging
+import random
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -65,11 +66,15 @@ def measure(case: Case, setting: Setting, on_outcome: OnOutcome) -> Iterator[Out
 
 
 def _race(entrants: list[Entrant], length: int, clock: Clock) -> list[Outcome]:
-    """One length: the contenders take turns, so that a machine that slows down slows all of them."""
+    """One length: the contenders take turns, so that a machine that slows down slows all of them.
+
+    Each turn has an order of its own, the same in every run: a GPU clocks lower after a hungry contender, and nobody
+    shall always come after it.
+    """
     entries = [(entrant, entrant.enter(length)) for entrant in entrants]
     heats = [entry for _, entry in entries if isinstance(entry, Heat)]
     for turn in range(max((heat.repeats for heat in heats), default=0)):
-        for heat in heats:
+        for heat in random.Random(turn).sample(heats, len(heats)):
             if turn < heat.repeats:
                 heat.times.append(clock(heat.step))
     return [e.finish(length, entry) if isinstance(entry, Heat) else entry for e, entry in entries]

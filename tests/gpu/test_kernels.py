@@ -360,7 +360,8 @@ def test_launches_without_triton_do_what_its_own_do(name: str) -> None:
         found: list[Tensor] = []
         for inputs in calls:
             out, lse = attend(*inputs, PATTERNS[name], return_lse=True)
-            found += out, lse, *torch.autograd.grad(out.float().square().sum() + lse.sum(), inputs)
+            gradients = torch.autograd.grad(out.float().square().sum() + lse.sum(), inputs)
+            found += out.detach(), lse.detach(), *gradients  # no graph may live on: other streams follow
             with torch.no_grad():
                 found.append(attend(*inputs, PATTERNS[name]))
         torch.cuda.synchronize()

@@ -28,6 +28,9 @@ CACHED = 24 << 20
 MOST_KNOWN = 1024
 """Kinds of launches kept, about a kilobyte each; beyond it all are forgotten, and Triton is asked again."""
 
+MOST_ADDRESSES = 16
+"""Descriptors kept for an operand of a kind of launch; beyond it all are forgotten."""
+
 STREAM = 3
 """Where the driver's launcher takes the stream: after the grid."""
 
@@ -92,20 +95,19 @@ class Ready:
 
     launcher: Callable[..., None]
     arguments: list[Any]
-    tiles: tuple[tuple[int, int, tuple[Any, ...]], ...]
-    """Where a descriptor goes, whose address it begins with, and all else that it is made of."""
+    tiles: tuple[tuple[int, int, tuple[Any, ...], dict[int | None, Any]], ...]
+    """Where a descriptor goes, whose address it begins with, all else that it is made of, and those that were made."""
     pointers: tuple[tuple[int, int], ...]
     """Where an address goes, and whose."""
     device: int
 
     def run(self, addresses: Sequence[int | None]) -> None:
         """Launches on the current stream."""
-        active = driver.active
-        described = active.utils.fill_tma_descriptor
         arguments = self.arguments.copy()
-        arguments[STREAM] = active.get_current_stream(self.device)
-        for place, operand, rest in self.tiles:
-            arguments[place] = described(addresses[operand], *rest)
+        arguments[STREAM] = driver.active.get_current_stream(self.device)
+        for place, operand, rest, known in self.tiles:
+            address = addresses[operand]
+            arguments[place] = known.get(address) or _described(address, rest, known)
         for place, operand in self.pointers:
             arguments[place] = addresses[operand]
         self.launcher(*arguments)
@@ -119,6 +121,14 @@ class Ready:
             return False
         self.run(addresses)
         return True
+
+
+def _described(address: int | None, rest: tuple[Any, ...], known: dict[int | None, Any]) -> Any:
+    """A new descriptor, kept: allocators give the same addresses again and again."""
+    if len(known) >= MOST_ADDRESSES:
+        known.clear()
+    known[address] = made = driver.active.utils.fill_tma_descriptor(address, *rest)
+    return made
 
 
 _KNOWN: dict[Hashable, Ready] = {}
@@ -154,7 +164,8 @@ def _ready(compiled: Any, programs: int, made: Launch, named: Operands) -> Ready
     tiles, pointers = [], []
     for argument in (*made.arguments, *made.constants):
         if isinstance(argument, Tiles):
-            tiles.append((len(arguments), _index(argument.base, named), _description(argument, next(descriptions))))
+            rest = _description(argument, next(descriptions))
+            tiles.append((len(arguments), _index(argument.base, named), rest, {}))
             arguments += [None, *argument.shape, *argument.strides]
         elif isinstance(argument, Tensor | TensorWrapper):
             tensor = argument.base if isinstance(argument, TensorWrapper) else argument

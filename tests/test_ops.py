@@ -376,6 +376,13 @@ def test_a_backend_may_repeat_calls_of_one_kind(monkeypatch: pytest.MonkeyPatch)
         assert [repeated(q, k, v, **options) for _ in range(2)] == [False, True]
     for options in ({"sinks": torch.zeros(4, dtype=q.dtype)}, {"lengths": torch.tensor([3, 4])}, {"dropout": 0.5}):
         assert not any(repeated(q, k, v, **options) for _ in range(2))
+    leaf = q.detach().requires_grad_()
+    with torch.no_grad():
+        assert repeated(leaf, k, v) and not attend(leaf, k, v, PATTERN).requires_grad
+    assert attend(leaf, k, v, PATTERN).requires_grad
+    for wrong in ((q, k.double(), v), (q, k[:, :, 1:], v), (q[0], k, v), (q[0, 0, 0, 0], k, v)):
+        with pytest.raises(ValueError):
+            attend(*wrong, PATTERN)
     backend.aligned = False
     assert not repeated(q, k, v)
     for length in range(3, 20):

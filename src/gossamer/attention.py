@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .kernels import Choice, Softmax, choose
-from .ops import attend_eagerly, problem_of
+from .ops import attend_eagerly, problem_of, repeated
 from .patterns.base import Pattern
 from .patterns.parse import checked_text
 from .plan import Plan
@@ -67,10 +67,14 @@ def attend(
         Unsupported: No backend accepts the problem; the message gives each one's reason.
     """
     _check_kinds(q, k, v, sinks, lengths)
-    q, k, v = _autocast(q, k, v)
-    _check_tensors(q, k, v, sinks, lengths)
     _check_settings(pattern, scale, dropout, softcap)
     text = pattern.spec if torch.compiler.is_compiling() else checked_text(pattern)
+    if sinks is None and lengths is None and not dropout:
+        found = repeated(q, k, v, text, scale, softcap, backend)
+        if found is not None:
+            return found if return_lse else found[0]
+    q, k, v = _autocast(q, k, v)
+    _check_tensors(q, k, v, sinks, lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     seed = torch.randint(2**62, (1,), device=q.device) if dropout > 0 else None
     out, lse = attend_eagerly(

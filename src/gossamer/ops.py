@@ -166,6 +166,22 @@ def _attend_backward_shapes(
     return dq, dk, dv, dsinks
 
 
+def repeated(
+    q: Tensor, k: Tensor, v: Tensor, pattern: str, scale: float | None, softcap: float | None, backend: str | None
+) -> tuple[Tensor, Tensor] | None:
+    """What a call without sinks, dropout and lengths gives, by the way that one like it has left; None without.
+
+    A call like it has passed every check, and nothing else of it can be wrong.
+    """
+    if not _unobserved((q, k, v)) or _wants_gradients((q, k, v, None)) or torch._C._is_any_autocast_enabled():
+        return None
+    if q.dim() != 4 or not q.shape[-1]:
+        return None
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    again = _AGAIN.get(_kind(q, k, v, (pattern, scale, float(softcap or 0.0), 0.0, backend)))
+    return None if again is None else again(q, k, v)
+
+
 def attend_eagerly(*inputs: Any) -> tuple[Tensor, Tensor]:
     """What the operator gives, without the operator where nobody could tell."""
     if not _unobserved(inputs[:6]):
@@ -186,10 +202,7 @@ def _attend_again(
     """What `_attend` gives, and the shorter way where the backend keeps one for this kind of call."""
     if sinks is not None or seed is not None or lengths is not None:
         return _attend(q, k, v, sinks, seed, lengths, *settings)
-    kind = (
-        settings, Pattern.definitions, q.device, q.dtype, k.dtype, v.dtype,
-        q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(),
-    )  # fmt: skip
+    kind = _kind(q, k, v, settings)
     again = _AGAIN.get(kind, _unknown)
     found = None if again is None else again(q, k, v)
     if found is None:
@@ -197,6 +210,14 @@ def _attend_again(
         if again is _unknown:
             _keep(kind, q, k, v, *settings)
     return found
+
+
+def _kind(q: Tensor, k: Tensor, v: Tensor, settings: tuple[Any, ...]) -> Hashable:
+    """All of a call without sinks, seed and lengths but the numbers in its tensors, and where they lie."""
+    return (
+        settings, Pattern.definitions, q.device, k.device, v.device, q.dtype, k.dtype, v.dtype,
+        q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(),
+    )  # fmt: skip
 
 
 def _unknown(q: Tensor, k: Tensor, v: Tensor) -> None:

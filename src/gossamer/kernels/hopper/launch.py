@@ -136,8 +136,8 @@ _KNOWN: dict[Hashable, Ready] = {}
 
 def _watched() -> bool:
     """Whether somebody, a profiler for example, asked Triton to be told of launches."""
-    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    return any(getattr(hook, "calls", hook) for hook in hooks)
+    before, after = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
 
 
 def _through_triton(kind: Hashable, prepare: Prepare, operands: Operands, settings: tuple[Hashable, ...]) -> None:

@@ -380,7 +380,7 @@ def test_a_backend_may_repeat_calls_of_one_kind(monkeypatch: pytest.MonkeyPatch)
     with torch.no_grad():
         assert repeated(leaf, k, v) and not attend(leaf, k, v, PATTERN).requires_grad
     assert attend(leaf, k, v, PATTERN).requires_grad
-    for wrong in ((q, k.double(), v), (q, k[:, :, 1:], v), (q[0], k, v), (q[0, 0, 0, 0], k, v)):
+    for wrong in ((q, k.half(), v), (q, k[:, :, 1:], v), (q[0], k, v), (q[0, 0, 0, 0], k, v)):
         with pytest.raises(ValueError):
             attend(*wrong, PATTERN)
     backend.aligned = False

@@ -70,7 +70,7 @@ def attend(
     _check_settings(pattern, scale, dropout, softcap)
     text = pattern.spec if torch.compiler.is_compiling() else checked_text(pattern)
     if sinks is None and lengths is None and not dropout:
-        found = repeated(q, k, v, text, scale, softcap, backend)
+        found = repeated(q, k, v, text, scale=scale, softcap=softcap, backend=backend)
         if found is not None:
             return found if return_lse else found[0]
     q, k, v = _autocast(q, k, v)

@@ -167,7 +167,7 @@ def _attend_backward_shapes(
 
 
 def repeated(
-    q: Tensor, k: Tensor, v: Tensor, pattern: str, scale: float | None, softcap: float | None, backend: str | None
+    q: Tensor, k: Tensor, v: Tensor, pattern: str, *, scale: float | None, softcap: float | None, backend: str | None
 ) -> tuple[Tensor, Tensor] | None:
     """What a call without sinks, dropout and lengths gives, by the way that one like it has left; None without.
 

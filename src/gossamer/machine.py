@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-@cache
+@lru_cache(maxsize=1)
 def commit_of(folder: Path) -> str | None:
     """The commit checked out in a folder of a repository, with "dirty" where the folder differs; None anywhere else."""
     try:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from .descriptors import tiles
@@ -76,6 +77,15 @@ class Reach(NamedTuple):
     last_end: gl.tensor
     begin: gl.tensor
     end: gl.tensor
+
+
+@builtin
+def as_a_team(consume, given, produce, brought, config, _semantic=None, _generator=None) -> None:
+    """Runs `produce(brought, config)` in one warp, and `consume(given, config, i)` in the i-th of the team's others."""
+    team = config.value.team
+    parts = [(consume, (given, config, gl.constexpr(i))) for i in range(team.consumers)]
+    parts.append((produce, (brought, config)))
+    gl.warp_specialize(parts, team.warps, team.registers, _semantic=_semantic, _generator=_generator)
 
 
 @gluon.jit

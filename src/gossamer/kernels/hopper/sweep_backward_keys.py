@@ -26,6 +26,7 @@ from .sweep import (
     Edges,
     Place,
     Work,
+    as_a_team,
     barriers_of,
     buffers,
     empty,
@@ -248,20 +249,4 @@ def keys_kernel(
     edges = Edges(begin, end, shift, breadth, columns)
     given = (edges, (k_tiles, v_tiles), picks, scale, totals, work, shape, ring, bars)
     brought = (edges, (k, v, k_tiles, v_tiles), (q, grad_out, aux), work, shape, ring, bars)
-    if CONSUMERS == 2:
-        gl.warp_specialize(
-            [(_consumer, (given, config, 0)), (_consumer, (given, config, 1)), (_producer, (brought, config))],
-            config.team.warps,
-            config.team.registers,
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (_consumer, (given, config, 0)),
-                (_consumer, (given, config, 1)),
-                (_consumer, (given, config, 2)),
-                (_producer, (brought, config)),
-            ],
-            config.team.warps,
-            config.team.registers,
-        )
+    as_a_team(_consumer, given, _producer, brought, config)

@@ -25,6 +25,7 @@ from .sweep import (
     Run,
     Shape,
     Work,
+    as_a_team,
     barriers_of,
     buffers,
     empty,
@@ -253,20 +254,4 @@ def queries_kernel(
     results = (dq, buffers(dq, CONSUMERS), aux)
     given = (segments, own, lse, grad_lse, scale, results, work, shape, ring, bars)
     brought = (segments, ((q, grad_out, out), own), work, shape, ring, bars)
-    if CONSUMERS == 2:
-        gl.warp_specialize(
-            [(_consumer, (given, config, 0)), (_consumer, (given, config, 1)), (_producer, (brought, config))],
-            config.team.warps,
-            config.team.registers,
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (_consumer, (given, config, 0)),
-                (_consumer, (given, config, 1)),
-                (_consumer, (given, config, 2)),
-                (_producer, (brought, config)),
-            ],
-            config.team.warps,
-            config.team.registers,
-        )
+    as_a_team(_consumer, given, _producer, brought, config)

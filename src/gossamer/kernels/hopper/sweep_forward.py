@@ -37,6 +37,7 @@ from .sweep import (
     Run,
     Shape,
     Work,
+    as_a_team,
     barriers_of,
     buffers,
     empty,
@@ -328,23 +329,7 @@ def _kernel(
     own = (q_tiles, out_tiles)
     given = (runs, own, out, rows, sinks, ring, bars, work, shape, scale)
     brought = (runs, q, q_tiles, ring, bars, work, shape)
-    if CONSUMERS == 2:
-        gl.warp_specialize(
-            [(_consumer, (given, config, 0)), (_consumer, (given, config, 1)), (_producer, (brought, config))],
-            config.team.warps,
-            config.team.registers,
-        )
-    else:
-        gl.warp_specialize(
-            [
-                (_consumer, (given, config, 0)),
-                (_consumer, (given, config, 1)),
-                (_consumer, (given, config, 2)),
-                (_producer, (brought, config)),
-            ],
-            config.team.warps,
-            config.team.registers,
-        )
+    as_a_team(_consumer, given, _producer, brought, config)
 
 
 def forward(

@@ -57,7 +57,7 @@ PAIR_WARPS, PAIR_REGISTERS = gl.constexpr(Team(2).warps), gl.constexpr(Team(2).r
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """One compiled gradient over runs of any length."""
+    """One compiled kernel over runs of any length."""
 
     team: Team
     slots: int

@@ -11,7 +11,6 @@ A second segment (gathered columns beside a band) is further tiles of the same o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import Rows
-from .configs import Team, team_of, tile_width
+from .configs import ROWS, SweepConfig, team_of, tile_width
 from .descriptors import tiles
 from .launch import Launch, Operands, heads_cached, launch
 from .operands import Diagonal, Segment, segments_of, tensors_of
@@ -53,37 +52,13 @@ from .sweep import (
     turns_of,
 )
 
-
-@dataclass(frozen=True)
-class Config:
-    """One compiled kernel: keys of a tile, tiles in the ring, the width of V's tiles."""
-
-    keys: int
-    slots: int
-    value_width: int
-    team: Team
-    segments: int
-    """Runs of keys that join in one softmax: one or two."""
-
-    @property
-    def own(self) -> int:
-        """Places for query tiles."""
-        return self.team.consumers
-
-
 CONFIGS = {
-    (64, 64): {"keys": 64, "slots": 8, "consumers": 3},
-    (64, 128): {"keys": 64, "slots": 6, "consumers": 2},
-    (128, 64): {"keys": 64, "slots": 6, "consumers": 2},
-    (128, 128): {"keys": 64, "slots": 5, "consumers": 2},
+    (64, 64): {"consumers": 3, "slots": 8},
+    (64, 128): {"consumers": 2, "slots": 6},
+    (128, 64): {"consumers": 2, "slots": 6},
+    (128, 128): {"consumers": 2, "slots": 5},
 }
-"""By the widths of K's and of V's tiles."""
-
-
-def config_for(width: int, value_width: int, repeats: int, segments: int) -> Config:
-    """How heads with tiles of these widths are run, `repeats` of them to a key head."""
-    keys, slots, consumers = CONFIGS[width, value_width].values()
-    return Config(keys, slots, value_width, team_of(consumers, repeats), segments)
+"""By the widths of K's and of V's tiles: consumers of a team, tiles in the ring."""
 
 
 class Way(NamedTuple):
@@ -104,9 +79,9 @@ class Way(NamedTuple):
 @gluon.jit
 def _team_tiles(run, row, shape, fewest: gl.constexpr, config: gl.constexpr):
     """(end, tiles): a team sees no key from `end` on, and what it sees lies in so many tiles before that."""
-    ROWS: gl.constexpr = config.team.rows
-    begin, end = span_of(run.edges, row, ROWS, shape.queries)
-    return end, gl.maximum(gl.cdiv(end - begin, config.keys), fewest)
+    TEAM_ROWS: gl.constexpr = config.team.rows
+    begin, end = span_of(run.edges, row, TEAM_ROWS, shape.queries)
+    return end, gl.maximum(gl.cdiv(end - begin, TILE), fewest)
 
 
 @gluon.jit
@@ -114,9 +89,9 @@ def _way(run, team_row, row, base, shape, fewest: gl.constexpr, layout: gl.const
     """(the way through a segment whose tiles begin at `base` of the ring, where they end); `fewest` is 0 or 1 tile."""
     end, count = _team_tiles(run, team_row, shape, fewest, config)
     reach = reach_of(run.edges, row, shape.queries, layout)
-    first = gl.minimum((end - reach.last_end) // config.keys, count - fewest)
-    last = gl.maximum(gl.cdiv(end - reach.first_begin, config.keys), first + fewest)
-    origin = end + (base - 1) * config.keys
+    first = gl.minimum((end - reach.last_end) // TILE, count - fewest)
+    last = gl.maximum(gl.cdiv(end - reach.first_begin, TILE), first + fewest)
+    origin = end + (base - 1) * TILE
     way = Way(base + first, base + last, origin, reach.last_begin, reach.first_end, reach.begin, reach.end)
     return way, base + count
 
@@ -151,9 +126,8 @@ def _visible(scores, key, way):
 @gluon.jit
 def _scores(q, k_tiles, i, layout: gl.constexpr, config: gl.constexpr):
     """q @ k^T, begun, with the ring's tile i."""
-    KEYS: gl.constexpr = config.keys
     k = tile_of(k_tiles, i, config.slots).permute((1, 0))
-    return warpgroup_mma(q, k, gl.zeros((TILE, KEYS), gl.float32, layout), use_acc=False, is_async=True)
+    return warpgroup_mma(q, k, gl.zeros((TILE, TILE), gl.float32, layout), use_acc=False, is_async=True)
 
 
 @gluon.jit
@@ -170,8 +144,8 @@ def _probabilities(scores, i, way, highest, scale, config: gl.constexpr):
     Each branch holds all of it: past the branches, the compiler would move it below the wait for the product with
     values, and nothing would run under that product.
     """
-    key = way.origin - i * config.keys
-    if (key < way.all_begin) | (key + config.keys > way.all_end):
+    key = way.origin - i * TILE
+    if (key < way.all_begin) | (key + TILE > way.all_end):
         p, highest = _softmax(_visible(scores, key, way), highest, scale)
     else:
         p, highest = _softmax(scores, highest, scale)
@@ -189,7 +163,7 @@ def _attend(q, ring, bars, one, two, highest, scale, layout: gl.constexpr, joint
     """(accumulator, maxima, sums held by threads, last tile) of one query tile along one way, or two."""
     k_tiles, v_tiles = ring
     SLOTS: gl.constexpr = config.slots
-    WIDTH: gl.constexpr = config.value_width
+    WIDTH: gl.constexpr = v_tiles.shape[4]
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
     steps = one.last - one.first
@@ -249,8 +223,7 @@ def _consumer(given, config: gl.constexpr, c: gl.constexpr):
     """One query tile of every item."""
     runs, own, out_desc, lse, sinks, ring, bars, work, shape, scale = given
     q_tiles, out_tiles = own
-    KEYS: gl.constexpr = config.keys
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     joint: gl.constexpr = config.segments == 2
     base = 0
     for turn in range(turns_of(work)):
@@ -284,7 +257,7 @@ def _bring_keys(run, ring, bars, place, end, start, stop, config: gl.constexpr):
     size: gl.constexpr = run.k.block_type.nbytes + run.v.block_type.nbytes
     SLOTS: gl.constexpr = config.slots
     for i in range(start, stop):
-        at = [place.batch, place.key_head, end - (i - start + 1) * config.keys, 0]
+        at = [place.batch, place.key_head, end - (i - start + 1) * TILE, 0]
         ready = full(bars, i, config)
         mbarrier.wait(empty(bars, i, config), phase(i, SLOTS) ^ 1)
         mbarrier.expect(ready, size)
@@ -348,13 +321,14 @@ def _prepared(operands: Operands, diagonal: Diagonal | None, scale: float) -> La
     batch, heads, queries, _ = q.shape
     repeats = heads // segments[0].k.shape[1]
     widths = tile_width(q.shape[3]), tile_width(out.shape[3])
-    config = config_for(*widths, repeats, len(segments))
+    consumers, slots = CONFIGS[widths].values()
+    config = SweepConfig(team_of(consumers, repeats), slots, len(segments))
     together = config.team.heads_together
     units, blocks = batch * heads // together, -(-queries // config.team.rows)
     section = min(units, heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats // together)
     arguments = (
-        *(tiles(q, TILE.value, widths[0]), tiles(out, TILE.value, widths[1])),
-        *(*runs_of(segments, config.keys, *widths), sinks),
+        *(tiles(q, ROWS, widths[0]), tiles(out, ROWS, widths[1])),
+        *(*runs_of(segments, ROWS, *widths), sinks),
         *(lse, lse.stride(0), lse.stride(1), scale * LOG2E.value, heads, repeats, queries, units, blocks, section),
     )
     return Launch(_kernel, units * blocks, arguments, (config,), config.team.consumers)

@@ -80,7 +80,7 @@ class Reach(NamedTuple):
 
 
 @builtin
-def as_a_team(consume, given, produce, brought, config, _semantic=None, _generator=None) -> None:
+def as_a_team(consume, given, produce, brought, config, *, _semantic=None, _generator=None) -> None:
     """Runs `produce(brought, config)` in one warp, and `consume(given, config, i)` in the i-th of the team's others."""
     team = config.value.team
     parts = [(consume, (given, config, gl.constexpr(i))) for i in range(team.consumers)]

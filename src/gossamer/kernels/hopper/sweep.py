@@ -81,7 +81,10 @@ class Reach(NamedTuple):
 
 @builtin
 def as_a_team(consume, given, produce, brought, config, *, _semantic=None, _generator=None) -> None:
-    """Runs `produce(brought, config)` in one warp, and `consume(given, config, i)` in the i-th of the team's others."""
+    """Runs `produce(brought, config)` in one warp, and `consume(given, config, i)` in the i-th of the team's others.
+
+    Python runs it while Triton compiles: a jitted function cannot make a list whose length it is told.
+    """
     team = config.value.team
     parts = [(consume, (given, config, gl.constexpr(i))) for i in range(team.consumers)]
     parts.append((produce, (brought, config)))

@@ -69,11 +69,11 @@ def attend(
     _check_kinds(q, k, v, sinks, lengths)
     _check_settings(pattern, scale, dropout, softcap)
     text = pattern.spec if torch.compiler.is_compiling() else checked_text(pattern)
+    q, k, v = _autocast(q, k, v)
     if sinks is None and lengths is None and not dropout:
         found = repeated(q, k, v, text, scale=scale, softcap=softcap, backend=backend)
         if found is not None:
             return found if return_lse else found[0]
-    q, k, v = _autocast(q, k, v)
     _check_tensors(q, k, v, sinks, lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     seed = torch.randint(2**62, (1,), device=q.device) if dropout > 0 else None

@@ -173,7 +173,7 @@ def repeated(
 
     A call like it has passed every check, and nothing else of it can be wrong.
     """
-    if not _unobserved((q, k, v)) or _wants_gradients((q, k, v, None)) or torch._C._is_any_autocast_enabled():
+    if not _unobserved((q, k, v)) or _wants_gradients((q, k, v, None)):
         return None
     if q.dim() != 4 or not q.shape[-1]:
         return None

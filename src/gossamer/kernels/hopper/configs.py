@@ -46,9 +46,13 @@ class Team:
         return (CONSUMER_REGISTERS[self.consumers],) * (self.consumers - 1) + (PRODUCER_REGISTERS,)
 
 
-def team_of(consumers: int, repeats: int) -> Team:
-    """So many consumers, who work on as many heads together where `repeats` heads of a key head divide among them."""
-    return Team(consumers, by_heads=repeats % consumers == 0)
+def team_of(width: int, value_width: int, repeats: int | None = None) -> Team:
+    """The team for tiles of these widths: narrow ones leave registers for a third consumer.
+
+    It works on several heads together where `repeats` heads that share a key head divide among it.
+    """
+    consumers = 3 if max(width, value_width) <= 64 else 2
+    return Team(consumers, by_heads=repeats is not None and repeats % consumers == 0)
 
 
 PAIR_WARPS, PAIR_REGISTERS = gl.constexpr(Team(2).warps), gl.constexpr(Team(2).registers)

@@ -15,7 +15,7 @@ from triton.experimental.gluon import language as gl
 
 from ..devices import multiprocessors
 from .bands import rows
-from .configs import ROWS, SHARED_MEMORY, SweepConfig, Team, team_of, tile_width
+from .configs import ROWS, SHARED_MEMORY, SweepConfig, team_of, tile_width
 from .descriptors import tiles
 from .launch import Launch, Operands, heads_cached, launch
 from .operands import SEGMENT_TENSORS, Diagonal, Results, SeenKeys, Segment, segments_of, tensors_of
@@ -23,9 +23,6 @@ from .ring import AUX
 from .sweep import edges_of, runs_of
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import queries_kernel
-
-CONSUMERS = {64: 3, 128: 2}
-"""Warpgroups of a team by the wider of the two tile widths: narrow tiles leave registers for a third."""
 
 MOST_SLOTS = 6
 """Tiles in the ring beyond which nothing is gained."""
@@ -51,7 +48,7 @@ def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: floa
     batch, heads, queries, width = q.shape
     repeats = heads // segments[0].k.shape[1]
     wide, value_wide = tile_width(width), tile_width(out.shape[-1])
-    team = team_of(_consumers(wide, value_wide), repeats)
+    team = team_of(wide, value_wide, repeats)
     units, blocks = batch * heads // team.heads_together, _ceiling(queries, team.rows)
     heads_at_once = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats
     at_once = min(units, heads_at_once // team.heads_together)
@@ -84,7 +81,7 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
     wide, value_wide = tile_width(width), tile_width(value.shape[-1])
     in_parts = dk.dim() == 5
     parts = dk.shape[0] if in_parts else 1
-    team = Team(_consumers(wide, value_wide))
+    team = team_of(wide, value_wide)
     units, blocks = batch * key_heads * parts, _ceiling(count, team.rows)
     depth = 2 if max(wide, value_wide) == ROWS else 1  # narrow tiles leave room for the next item's keys and values
     own = team.consumers * depth * (wide + value_wide) + 2 * AUX.value
@@ -108,14 +105,10 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
 def splits(key: Tensor, value: Tensor, q: Tensor) -> int:
     """Into how many parts `backward_keys` should cut the queries, so that few keys and many queries fill the GPU."""
     batch, key_heads, keys, _ = key.shape
-    team = Team(_consumers(tile_width(key.shape[3]), tile_width(value.shape[3])))
+    team = team_of(tile_width(key.shape[3]), tile_width(value.shape[3]))
     items = batch * key_heads * _ceiling(keys, team.rows)
     swept = _ceiling(q.shape[2], ROWS) * (q.shape[1] // key_heads)
     return max(1, min(_ceiling(TURNS * multiprocessors(key.device), items), swept // SHORTEST_PART))
-
-
-def _consumers(width: int, value_width: int) -> int:
-    return CONSUMERS[max(width, value_width)]
 
 
 def _slots(own: int, ring: int) -> int:

@@ -52,17 +52,12 @@ from .sweep import (
     turns_of,
 )
 
-CONFIGS = {
-    (64, 64): {"consumers": 3, "slots": 8},
-    (64, 128): {"consumers": 2, "slots": 6},
-    (128, 64): {"consumers": 2, "slots": 6},
-    (128, 128): {"consumers": 2, "slots": 5},
-}
-"""By the widths of K's and of V's tiles: consumers of a team, tiles in the ring."""
+SLOTS = {(64, 64): 8, (64, 128): 6, (128, 64): 6, (128, 128): 5}
+"""Tiles in the ring, by the widths of K's and of V's tiles."""
 
 
 class Way(NamedTuple):
-    """A query tile's way through a segment: tiles `first … last - 1` of the ring; tile i begins at `origin - i keys`.
+    """A query tile's way through a segment: tiles `first … last - 1` of the ring; tile i begins at `origin - 64 i`.
 
     All its rows see the keys from `all_begin` to `all_end`; row by row they see `begin … end - 1`.
     """
@@ -112,7 +107,7 @@ def _along(passed, one, two):
 
 @gluon.jit
 def _visible(scores, key, way):
-    """Scores [64, keys] of the keys from `key` on that each row sees, minus infinity elsewhere.
+    """Scores [64, 64] of the keys from `key` on that each row sees, minus infinity elsewhere.
 
     A thread holds columns 8 i + 2 (lane % 4) + {0, 1}: the bounds take the lane's part and masks compare constants.
     """
@@ -321,8 +316,7 @@ def _prepared(operands: Operands, diagonal: Diagonal | None, scale: float) -> La
     batch, heads, queries, _ = q.shape
     repeats = heads // segments[0].k.shape[1]
     widths = tile_width(q.shape[3]), tile_width(out.shape[3])
-    consumers, slots = CONFIGS[widths].values()
-    config = SweepConfig(team_of(consumers, repeats), slots, len(segments))
+    config = SweepConfig(team_of(*widths, repeats), SLOTS[widths], len(segments))
     together = config.team.heads_together
     units, blocks = batch * heads // together, -(-queries // config.team.rows)
     section = min(units, heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats // together)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from unittest import mock
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels import columns_in_torch
-from tests.kernels.interpreter import repair_interpreter
+from tests.kernels.interpreter import failure, repair_interpreter
 
 CANARY, ROOM = 17.0, 64
 BATCH, HEADS, USED = 2, 6, slice(1, 4)
@@ -147,16 +145,6 @@ CHECKS = {
     **{f"written: {name}": partial(check_written, case) for name, case in CASES.items()},
     **{f"added: {name}": partial(check_added, case) for name, case in CASES.items()},
 }
-
-
-def failure(check: Callable[[], None]) -> str:
-    """What the check says, or nothing where it holds."""
-    torch.manual_seed(0)
-    try:
-        check()
-    except Exception:
-        return traceback.format_exc()
-    return ""
 
 
 if __name__ == "__main__":

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from tests.kernels.columns_in_interpreter import CHECKS
+from tests.kernels.interpreter import interpreted
 
 pytest.importorskip("triton")
 
 
 @pytest.fixture(scope="module")
 def failures() -> dict[str, str]:
-    command = [sys.executable, "-m", "tests.kernels.columns_in_interpreter"]
-    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "Warning" not in run.stderr, run.stderr
-    return json.loads(run.stdout)
+    found, complaints = interpreted("columns_in_interpreter")
+    assert "Warning" not in complaints, complaints
+    return found
 
 
 @pytest.mark.parametrize("name", CHECKS)

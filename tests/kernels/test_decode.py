@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -15,6 +10,7 @@ from gossamer.kernels.triton.decode_table import at_capacity, padded, programs, 
 from gossamer.patterns import Blocks, Causal, Dilated, Documents, Pattern, PerHead, RandomBlocks, Strided, Window
 from gossamer.plan import plan
 from tests.kernels.decode_in_interpreter import CASES, bound
+from tests.kernels.interpreter import interpreted
 
 pytest.importorskip("triton")
 
@@ -23,10 +19,8 @@ PATTERN = Causal() & (Window(512) | Strided(100))
 
 @pytest.fixture(scope="module")
 def errors() -> dict[str, float]:
-    command = [sys.executable, "-m", "tests.kernels.decode_in_interpreter"]
-    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    found, _ = interpreted("decode_in_interpreter")
+    return found
 
 
 @pytest.mark.parametrize("name", [*CASES, "transposed"])

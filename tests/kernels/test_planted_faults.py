@@ -5,14 +5,10 @@ Here they run in Triton's interpreter. What it cannot run is planted on a GPU (t
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from tests.gpu.planted import FAULTS as ON_A_GPU
+from tests.kernels.interpreter import interpreted
 from tests.kernels.planted_in_interpreter import CHECKS, FAULTS
 from tests.planting import Fault
 
@@ -21,10 +17,8 @@ pytest.importorskip("triton")
 
 @pytest.fixture(scope="module")
 def failures() -> dict[str, dict[str, str]]:
-    command = [sys.executable, "-m", "tests.kernels.planted_in_interpreter"]
-    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    found, _ = interpreted("planted_in_interpreter")
+    return found
 
 
 @pytest.mark.parametrize("name", CHECKS)

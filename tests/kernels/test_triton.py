@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
@@ -15,6 +11,7 @@ from gossamer.kernels import Problem
 from gossamer.kernels.triton import TRITON
 from gossamer.patterns import Causal, Dilated, Pattern, RandomBlocks, Window
 from gossamer.plan import plan
+from tests.kernels.interpreter import interpreted
 from tests.kernels.triton_in_interpreter import CASES
 
 
@@ -22,11 +19,9 @@ from tests.kernels.triton_in_interpreter import CASES
 def failures() -> dict[str, str]:
     if find_spec("triton") is None:
         pytest.skip("needs Triton")
-    command = [sys.executable, "-m", "tests.kernels.triton_in_interpreter"]
-    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "Warning" not in run.stderr, run.stderr
-    return json.loads(run.stdout)
+    found, complaints = interpreted("triton_in_interpreter")
+    assert "Warning" not in complaints, complaints
+    return found
 
 
 @pytest.mark.parametrize("name", CASES)

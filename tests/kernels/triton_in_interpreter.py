@@ -7,7 +7,6 @@ float16 only: the interpreter multiplies bfloat16 tiles as if they were integers
 from __future__ import annotations
 
 import json
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ from gossamer.ops import problem_of
 from gossamer.patterns import Causal, Pattern, Strided, Tokens, Window
 from gossamer.plan import plan
 from tests.checks import Setting, check_empty_rows, check_error, check_support, check_views, draw
-from tests.kernels.interpreter import repair_interpreter
+from tests.kernels.interpreter import failure, repair_interpreter
 from tests.patterns_list import HEADS, LENGTH, PATTERNS
 
 USUAL = Setting(queries=LENGTH, dtype=torch.float32, key_heads=1)
@@ -79,15 +78,6 @@ def _cases() -> dict[str, Callable[[], None]]:
 
 
 CASES = _cases()
-
-
-def failure(check: Callable[[], None]) -> str:
-    """What the check says, or nothing where it holds."""
-    try:
-        check()
-    except Exception:
-        return traceback.format_exc()
-    return ""
 
 
 if __name__ == "__main__":

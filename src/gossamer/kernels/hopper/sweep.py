@@ -12,17 +12,20 @@ from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from .descriptors import tiles
+from .division import Divisor, divisor, quotient
 from .operands import Diagonal, Segment
 from .ring import TILE, phase, slot
 
 
 class Work(NamedTuple):
-    """`units` (heads, or what else lies side by side), each of `blocks` items that stand heaviest first."""
+    """`items` in all: every unit (a head, or what else lies side by side) has `blocks`, which stand heaviest first."""
 
-    units: gl.tensor
+    items: gl.tensor
     blocks: gl.tensor
-    section: gl.tensor
+    section: Divisor
     """Units of which the L2 cache holds everything that their items sweep over."""
+    stretch: Divisor
+    """Items of a section."""
 
 
 class Place(NamedTuple):
@@ -37,8 +40,8 @@ class Place(NamedTuple):
 class Shape(NamedTuple):
     """Counts of the query tensor, from which a query tile's place follows."""
 
-    heads: gl.tensor
-    repeats: gl.tensor
+    heads: Divisor
+    repeats: Divisor
     """Query heads of a key head."""
     queries: gl.tensor
 
@@ -64,7 +67,9 @@ class Run(NamedTuple):
     edges: Edges
 
 
-NUMBERS = ("shift", "breadth", "columns", "units", "blocks", "section", "scale")
+WORK = ("items", "blocks", "section", "section_reciprocal", "stretch", "stretch_reciprocal")
+HEADS = ("heads", "heads_reciprocal", "repeats", "repeats_reciprocal")
+NUMBERS = ("shift", "breadth", "columns", *WORK, "scale")
 """Arguments of every sweeping kernel that none is compiled anew for."""
 
 
@@ -135,9 +140,9 @@ def empty(bars, i, config: gl.constexpr):
 @gluon.jit
 def turns_of(work):
     """How many items this program takes."""
-    programs, items = gl.num_programs(0), work.units * work.blocks
-    rounds = items // programs
-    return rounds + (_item(rounds) < items).to(gl.int32)
+    programs = gl.num_programs(0)
+    rounds = work.items // programs
+    return rounds + (_item(rounds) < work.items).to(gl.int32)
 
 
 @gluon.jit
@@ -151,10 +156,10 @@ def _item(turn):
 def unit_and_block(turn, work):
     """This program's item of a turn: a section's units lie side by side, each at the same block."""
     item = _item(turn)
-    first = item // (work.section * work.blocks) * work.section
-    size = gl.minimum(work.section, work.units - first)
-    rest = item - first * work.blocks
-    return first + rest % size, rest // size
+    section = quotient(item, work.stretch)
+    item -= section * work.stretch.value
+    block = quotient(item, work.section)
+    return section * work.section.value + item - block * work.section.value, block
 
 
 @gluon.jit
@@ -168,8 +173,9 @@ def query_place(turn, work, shape, consumer: gl.constexpr, config: gl.constexpr)
         head, row = unit * CONSUMERS + consumer, block * TILE
     else:
         head, row = unit, (block * CONSUMERS + consumer) * TILE
-    batch, head = head // shape.heads, head % shape.heads
-    return Place(batch, head, head // shape.repeats, row)
+    batch = quotient(head, shape.heads)
+    head -= batch * shape.heads.value
+    return Place(batch, head, quotient(head, shape.repeats), row)
 
 
 @gluon.jit
@@ -221,17 +227,19 @@ def reach_of(edges, row, count, layout: gl.constexpr):
 
 
 @gluon.jit
-def seen(p, reach, column, layout: gl.constexpr):
-    """p [64, 64] where its row sees its column, counted from `column`, else 0.
+def seen(p, reach, column, hidden: gl.constexpr, layout: gl.constexpr):
+    """p [64, 64] where its row sees its column, counted from `column`, else `hidden`.
 
     A thread holds columns 8 i + 2 (lane % 4) + {0, 1}: the bounds take the lane's part and masks compare constants.
+    Most tiles that are seen partly are so at one side alone.
     """
-    if (column < reach.last_begin) | (column + TILE > reach.first_end):
-        columns = gl.arange(0, TILE, gl.SliceLayout(0, layout))
-        lane = column + gl.expand_dims(columns & 6, 0)
-        rest = gl.expand_dims(columns & ~6, 0)
-        inside = (rest >= gl.expand_dims(reach.begin, 1) - lane) & (rest < gl.expand_dims(reach.end, 1) - lane)
-        p = gl.where(inside, p, 0.0)
+    columns = gl.arange(0, TILE, gl.SliceLayout(0, layout))
+    lane = column + gl.expand_dims(columns & 6, 0)
+    rest = gl.expand_dims(columns & ~6, 0)
+    if column < reach.last_begin:
+        p = gl.where(rest >= gl.expand_dims(reach.begin, 1) - lane, p, hidden)
+    if column + TILE > reach.first_end:
+        p = gl.where(rest < gl.expand_dims(reach.end, 1) - lane, p, hidden)
     return p
 
 
@@ -282,6 +290,12 @@ def renewed(words):
     if gl.program_id(1) != 0:
         words = gl.inline_asm_elementwise("not.b32 $0, $1;", "=r,r", [words], dtype=gl.int32, is_pure=False, pack=1)
     return words
+
+
+def work_of(units: int, blocks: int, cached: int) -> tuple[int, ...]:
+    """What kernels take as their work; of so many units the L2 cache holds all that their items sweep over."""
+    section = next(size for size in range(min(units, cached), 0, -1) if units % size == 0)
+    return units * blocks, blocks, *divisor(section), *divisor(section * blocks)
 
 
 def edges_of(start: Tensor, stop: Tensor, diagonal: Diagonal | None, columns: int) -> tuple[object, ...]:

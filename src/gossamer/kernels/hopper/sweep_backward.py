@@ -17,10 +17,11 @@ from ..devices import multiprocessors
 from .bands import rows
 from .configs import ROWS, SHARED_MEMORY, SweepConfig, team_of, tile_width
 from .descriptors import tiles
+from .division import divisor
 from .launch import Launch, Operands, heads_cached, launch
 from .operands import SEGMENT_TENSORS, Diagonal, Results, SeenKeys, Segment, segments_of, tensors_of
 from .ring import AUX
-from .sweep import edges_of, runs_of
+from .sweep import edges_of, runs_of, work_of
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import queries_kernel
 
@@ -51,12 +52,13 @@ def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: floa
     team = team_of(wide, value_wide, repeats)
     units, blocks = batch * heads // team.heads_together, _ceiling(queries, team.rows)
     heads_at_once = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats
-    at_once = min(units, heads_at_once // team.heads_together)
+    cached = heads_at_once // team.heads_together
     sources = (q, wide), (grad_out, value_wide), (out, value_wide), (dq, wide)
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
         *(reinterpret(aux, gl.int32), *runs_of(segments, ROWS, wide, value_wide)),
-        *(*rows(lse), *rows(grad_lse), scale, heads, repeats, queries, units, blocks, at_once),
+        *(*rows(lse), *rows(grad_lse), scale, *divisor(heads), *divisor(repeats), queries),
+        *work_of(units, blocks, cached),
     )
     own = 2 * team.consumers * (wide + value_wide)
     config = SweepConfig(team, _slots(own, wide + value_wide), segments=len(segments))
@@ -82,7 +84,8 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
     in_parts = dk.dim() == 5
     parts = dk.shape[0] if in_parts else 1
     team = team_of(wide, value_wide)
-    units, blocks = batch * key_heads * parts, _ceiling(count, team.rows)
+    matrices = batch * key_heads
+    units, blocks = matrices * parts, _ceiling(count, team.rows)
     depth = 2 if max(wide, value_wide) == ROWS else 1  # narrow tiles leave room for the next item's keys and values
     own = team.consumers * depth * (wide + value_wide) + 2 * AUX.value
     if in_parts:
@@ -92,11 +95,11 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
         own += team.consumers * (wide if wide == value_wide else wide + value_wide)
     sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUX.value))
     # Parts are for few keys: there, even loads matter more than what the cache holds.
-    at_once = units if in_parts else min(units, max(1, heads_cached(q, grad_out, aux) // repeats))
+    cached = units if in_parts else max(1, heads_cached(q, grad_out, aux) // repeats)
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
         *(*totals, *edges_of(first, last, diagonal, q.shape[2])),
-        *(scale, key_heads, repeats, count, parts, units, blocks, at_once),
+        *(scale, *divisor(key_heads), repeats, count, *divisor(parts), matrices, *work_of(units, blocks, cached)),
     )
     config = SweepConfig(team, _slots(own, wide + value_wide + AUX.value), depth=depth)
     return Launch(keys_kernel, units * blocks, arguments, (config,), team.consumers)

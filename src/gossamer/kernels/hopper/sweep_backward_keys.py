@@ -20,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .division import Divisor, quotient
 from .ring import AUX, LOG2E, TILE, opaque, phase, settle, slot, tile_of, times_transposed
 from .sweep import (
     NUMBERS,
@@ -45,12 +46,14 @@ from .sweep import (
 class Shape(NamedTuple):
     """Numbers of the problem that places follow from."""
 
-    key_heads: gl.tensor
+    key_heads: Divisor
     repeats: gl.tensor
     """Query heads of a key head."""
     keys: gl.tensor
-    parts: gl.tensor
+    parts: Divisor
     """Parts that the queries are cut into, each an item of its own."""
+    matrices: gl.tensor
+    """Key heads of all batches."""
 
 
 class Totals(NamedTuple):
@@ -66,8 +69,10 @@ def _place(turn, work, shape, config: gl.constexpr):
     """(the first tile of an item, its part of the queries); early keys come first, which are seen the most."""
     ROWS: gl.constexpr = config.team.rows
     unit, block = unit_and_block(turn, work)
-    matrix, part = unit // shape.parts, unit % shape.parts
-    batch, key_head = matrix // shape.key_heads, matrix % shape.key_heads
+    matrix = quotient(unit, shape.parts)
+    part = unit - matrix * shape.parts.value
+    batch = quotient(matrix, shape.key_heads)
+    key_head = matrix - batch * shape.key_heads.value
     return Place(batch, key_head * shape.repeats, key_head, block * ROWS), part
 
 
@@ -77,7 +82,7 @@ def _part_of(edges, place, part, shape, config: gl.constexpr):
     ROWS: gl.constexpr = config.team.rows
     low, high = span_of(edges, place.row, ROWS, shape.keys)
     count = gl.cdiv(high - low, TILE)
-    return low, count * part // shape.parts, count * (part + 1) // shape.parts
+    return low, quotient(count * part, shape.parts), quotient(count * (part + 1), shape.parts)
 
 
 @gluon.jit
@@ -159,7 +164,7 @@ def _add_queries(
         s = _less(k, q, aux, picks[0], scores)
         dp = _less(v, grad_out, aux, picks[1], scores)
         s = warpgroup_mma_wait(2, deps=(s,))
-        p = seen(gl.exp2(s * scale), reach, row + n * TILE, scores)
+        p = seen(gl.exp2(s * scale), reach, row + n * TILE, 0.0, scores)
         dv = warpgroup_mma(gl.convert_layout(p.to(q.dtype), dv_operand), grad_out, dv, is_async=True)
         dp = warpgroup_mma_wait(1, deps=(dp,))
         ds = (p * dp).to(q.dtype)
@@ -170,7 +175,7 @@ def _add_queries(
 
 
 @gluon.jit
-def _store(totals, x, place, part, work, shape, consumer: gl.constexpr):
+def _store(totals, x, place, part, shape, consumer: gl.constexpr):
     """A gradient's tile, in the tensor's type or as one of the parts that are to be added."""
     if totals.width is None:
         tma.store_wait(0)
@@ -182,7 +187,7 @@ def _store(totals, x, place, part, work, shape, consumer: gl.constexpr):
         rows = gl.expand_dims(place.row + gl.arange(0, TILE, gl.SliceLayout(1, x.type.layout)), 1)
         columns = gl.arange(0, x.shape[1], gl.SliceLayout(0, x.type.layout))
         lane, constant = gl.expand_dims(columns & 6, 0), gl.expand_dims(columns & ~6, 0)
-        matrix = part * (work.units // shape.parts) + place.batch * shape.key_heads + place.key_head
+        matrix = part * shape.matrices + place.batch * shape.key_heads.value + place.key_head
         first = totals.target + (matrix.to(gl.int64) * shape.keys + rows) * totals.width + lane
         gl.store(first + constant, x, mask=(rows < shape.keys) & (constant < totals.width - lane))
 
@@ -217,15 +222,16 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
             pass_over(bars, done + end - first, done + last - first, config)
             done += last - first
         mbarrier.arrive(own_empty(bars, here, config), count=1)
-        _store(totals[1], dv, place, part, work, shape, consumer)
-        _store(totals[0], dk * scale, place, part, work, shape, consumer)
+        _store(totals[1], dv, place, part, shape, consumer)
+        _store(totals[0], dk * scale, place, part, shape, consumer)
     settle()
 
 
-@gluon.jit(do_not_specialize=[*NUMBERS, "key_heads", "keys", "parts"])
+@gluon.jit(do_not_specialize=[*NUMBERS, "key_heads", "key_heads_reciprocal", "keys", "parts", "parts_reciprocal", "matrices"])
 def keys_kernel(
     k, v, q, grad_out, aux, dk, dv, width, value_width, begin, end, shift, breadth, columns,
-    scale, key_heads, repeats, keys, parts, units, blocks, section,
+    scale, key_heads, key_heads_reciprocal, repeats, keys, parts, parts_reciprocal, matrices,
+    items, blocks, section, section_reciprocal, stretch, stretch_reciprocal,
     config: gl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values, in their own type or, where widths are given, as float32 parts of a sum."""
@@ -245,7 +251,9 @@ def keys_kernel(
     SLOTS: gl.constexpr = config.slots
     ring = (buffers(q, SLOTS), buffers(grad_out, SLOTS), buffers(aux, SLOTS))
     bars = barriers_of(config)
-    work, shape = Work(units, blocks, section), Shape(key_heads, repeats, keys, parts)
+    work = Work(items, blocks, Divisor(section, section_reciprocal), Divisor(stretch, stretch_reciprocal))
+    key_heads, parts = Divisor(key_heads, key_heads_reciprocal), Divisor(parts, parts_reciprocal)
+    shape = Shape(key_heads, repeats, keys, parts, matrices)
     edges = Edges(begin, end, shift, breadth, columns)
     given = (edges, (k_tiles, v_tiles), picks, scale, totals, work, shape, ring, bars)
     brought = (edges, (k, v, k_tiles, v_tiles), (q, grad_out, aux), work, shape, ring, bars)

@@ -18,8 +18,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .bands import Rows
+from .division import Divisor
 from .ring import AUX, LOG2E, TILE, in_three, phase, settle, slot, tile_of, times_transposed
 from .sweep import (
+    HEADS,
     NUMBERS,
     Edges,
     Run,
@@ -111,7 +113,7 @@ def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop
         s = times_transposed(operand_of(q, k.dtype, own), k, scores)
         dp = times_transposed(operand_of(grad_out, v.dtype, own), v, scores)
         s = warpgroup_mma_wait(1, deps=(s,))
-        p = seen(gl.exp2(s * scale - lse), reach, column - n * TILE, scores)
+        p = seen(gl.exp2(s * scale - lse), reach, column - n * TILE, 0.0, scores)
         dp = warpgroup_mma_wait(0, deps=(dp,))
         ds = (p * (dp - delta)).to(k.dtype)
         dq = warpgroup_mma(gl.convert_layout(ds, operand), k, dq, is_async=True)
@@ -145,7 +147,7 @@ def _store_auxiliary(aux, lse, delta, place, shape):
     words = gl.where(column == 1, gl.expand_dims(a2 | (b0 << 16), 1), words)
     words = gl.where(column == 2, gl.expand_dims(b1 | (b2 << 16), 1), words)
     row = gl.expand_dims(place.row + gl.arange(0, TILE, by_row), 1)
-    first = (place.batch * shape.heads + place.head).to(gl.int64) * shape.queries
+    first = (place.batch * shape.heads.value + place.head).to(gl.int64) * shape.queries
     gl.store(aux + (first + row) * WORDS + column, words, mask=(row < shape.queries) & (column < WORDS))
 
 
@@ -232,11 +234,12 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
 STRIDES = ("lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head")
 
 
-@gluon.jit(do_not_specialize=[*NUMBERS, *STRIDES, "heads", "queries"])
+@gluon.jit(do_not_specialize=[*NUMBERS, *HEADS, *STRIDES, "queries"])
 def queries_kernel(
     q, grad_out, out, dq, aux, k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2,
     lse, lse_batch, lse_head, grad_lse, grad_lse_batch, grad_lse_head,
-    scale, heads, repeats, queries, units, blocks, section,
+    scale, heads, heads_reciprocal, repeats, repeats_reciprocal, queries,
+    items, blocks, section, section_reciprocal, stretch, stretch_reciprocal,
     config: gl.constexpr,
 ):  # fmt: skip
     """Gradients of queries and their auxiliary rows, over one segment or two."""
@@ -249,7 +252,8 @@ def queries_kernel(
     segments = (Run(k, v, edges),)
     if k2 is not None:
         segments = (Run(k, v, edges), Run(k2, v2, Edges(start2, stop2, 0, 0, 0)))
-    work, shape = Work(units, blocks, section), Shape(heads, repeats, queries)
+    work = Work(items, blocks, Divisor(section, section_reciprocal), Divisor(stretch, stretch_reciprocal))
+    shape = Shape(Divisor(heads, heads_reciprocal), Divisor(repeats, repeats_reciprocal), queries)
     lse, grad_lse = Rows(lse, lse_batch, lse_head), Rows(grad_lse, grad_lse_batch, grad_lse_head)
     results = (dq, buffers(dq, CONSUMERS), aux)
     given = (segments, own, lse, grad_lse, scale, results, work, shape, ring, bars)

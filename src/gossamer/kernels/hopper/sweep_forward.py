@@ -27,12 +27,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import Rows
 from .configs import ROWS, SweepConfig, team_of, tile_width
 from .descriptors import tiles
+from .division import Divisor, divisor
 from .launch import Launch, Operands, heads_cached, launch
 from .operands import Diagonal, Segment, segments_of, tensors_of
-from .ring import LN2, LOG2E, LOWEST, TILE, phase, settle, slot, thread_sum, tile_of
+from .ring import LN2, LOG2E, LOWEST, TILE, phase, row_max, settle, slot, thread_sum, tile_of
 from .sweep import (
+    HEADS,
     NUMBERS,
     Edges,
+    Reach,
     Run,
     Shape,
     Work,
@@ -47,9 +50,11 @@ from .sweep import (
     query_place,
     reach_of,
     runs_of,
+    seen,
     span_of,
     team_row_of,
     turns_of,
+    work_of,
 )
 
 SLOTS = {(64, 64): 8, (64, 128): 6, (128, 64): 6, (128, 128): 5}
@@ -57,18 +62,12 @@ SLOTS = {(64, 64): 8, (64, 128): 6, (128, 64): 6, (128, 128): 5}
 
 
 class Way(NamedTuple):
-    """A query tile's way through a segment: tiles `first … last - 1` of the ring; tile i begins at `origin - 64 i`.
-
-    All its rows see the keys from `all_begin` to `all_end`; row by row they see `begin … end - 1`.
-    """
+    """A query tile's way through a segment: tiles `first … last - 1` of the ring; tile i begins at `origin - 64 i`."""
 
     first: gl.tensor
     last: gl.tensor
     origin: gl.tensor
-    all_begin: gl.tensor
-    all_end: gl.tensor
-    begin: gl.tensor
-    end: gl.tensor
+    reach: Reach
 
 
 @gluon.jit
@@ -87,35 +86,22 @@ def _way(run, team_row, row, base, shape, fewest: gl.constexpr, layout: gl.const
     first = gl.minimum((end - reach.last_end) // TILE, count - fewest)
     last = gl.maximum(gl.cdiv(end - reach.first_begin, TILE), first + fewest)
     origin = end + (base - 1) * TILE
-    way = Way(base + first, base + last, origin, reach.last_begin, reach.first_end, reach.begin, reach.end)
-    return way, base + count
+    return Way(base + first, base + last, origin, reach), base + count
 
 
 @gluon.jit
 def _along(passed, one, two):
     """The second way once the first is `passed`."""
-    return Way(
-        gl.where(passed, two.first, one.first),
-        gl.where(passed, two.last, one.last),
-        gl.where(passed, two.origin, one.origin),
-        gl.where(passed, two.all_begin, one.all_begin),
-        gl.where(passed, two.all_end, one.all_end),
-        gl.where(passed, two.begin, one.begin),
-        gl.where(passed, two.end, one.end),
+    reach = Reach(
+        gl.where(passed, two.reach.first_begin, one.reach.first_begin),
+        gl.where(passed, two.reach.last_begin, one.reach.last_begin),
+        gl.where(passed, two.reach.first_end, one.reach.first_end),
+        gl.where(passed, two.reach.last_end, one.reach.last_end),
+        gl.where(passed, two.reach.begin, one.reach.begin),
+        gl.where(passed, two.reach.end, one.reach.end),
     )
-
-
-@gluon.jit
-def _visible(scores, key, way):
-    """Scores [64, 64] of the keys from `key` on that each row sees, minus infinity elsewhere.
-
-    A thread holds columns 8 i + 2 (lane % 4) + {0, 1}: the bounds take the lane's part and masks compare constants.
-    """
-    columns = gl.arange(0, scores.shape[1], gl.SliceLayout(0, scores.type.layout))
-    lane = key + gl.expand_dims(columns & 6, 0)
-    rest = gl.expand_dims(columns & ~6, 0)
-    seen = (rest >= gl.expand_dims(way.begin, 1) - lane) & (rest < gl.expand_dims(way.end, 1) - lane)
-    return gl.where(seen, scores, float("-inf"))
+    first, last = gl.where(passed, two.first, one.first), gl.where(passed, two.last, one.last)
+    return Way(first, last, gl.where(passed, two.origin, one.origin), reach)
 
 
 @gluon.jit
@@ -126,25 +112,11 @@ def _scores(q, k_tiles, i, layout: gl.constexpr, config: gl.constexpr):
 
 
 @gluon.jit
-def _softmax(scores, highest, scale):
-    """(probabilities, new maxima in units of log2)."""
-    highest = gl.maximum(highest, gl.max(scores, 1) * scale)
+def _softmax(scores, i, way, highest, scale, layout: gl.constexpr):
+    """(probabilities, new maxima in units of log2) of the ring's tile i."""
+    scores = seen(scores, way.reach, way.origin - i * TILE, float("-inf"), layout)
+    highest = gl.maximum(highest, gl.convert_layout(row_max(scores), gl.SliceLayout(1, layout)) * scale)
     return gl.exp2(scores * scale - gl.expand_dims(highest, 1)), highest
-
-
-@gluon.jit
-def _probabilities(scores, i, way, highest, scale, config: gl.constexpr):
-    """The softmax of the ring's tile i, masked where some row sees the tile partly.
-
-    Each branch holds all of it: past the branches, the compiler would move it below the wait for the product with
-    values, and nothing would run under that product.
-    """
-    key = way.origin - i * TILE
-    if (key < way.all_begin) | (key + TILE > way.all_end):
-        p, highest = _softmax(_visible(scores, key, way), highest, scale)
-    else:
-        p, highest = _softmax(scores, highest, scale)
-    return p, highest
 
 
 @gluon.jit
@@ -154,50 +126,69 @@ def _scaled(x, factor):
 
 
 @gluon.jit
-def _attend(q, ring, bars, one, two, highest, scale, layout: gl.constexpr, joint: gl.constexpr, config: gl.constexpr):
-    """(accumulator, maxima, sums held by threads, last tile) of one query tile along one way, or two."""
+def _await_next(i, turn, two, wanted, bars, config: gl.constexpr):
+    """The ring's tile after tile i of a query tile's way, which turns to its second segment at `turn`; once it is there.
+
+    Where no tile is `wanted`, it waits for none.
+    """
+    i += 1
+    if config.segments == 2:
+        if wanted & (i == turn):
+            pass_over(bars, i, two.first, config)
+            i = two.first
+    mbarrier.wait(full(bars, i, config), phase(i, config.slots), pred=wanted)
+    return i
+
+
+@gluon.jit
+def _attend(q, q_read, ring, bars, one, two, highest, scale, layout: gl.constexpr, config: gl.constexpr):
+    """(accumulator, maxima, sums held by threads, last tile) of one query tile along one way, or two.
+
+    The barrier `q_read` hears that q is in registers once that costs nothing: under the first scores.
+    """
     k_tiles, v_tiles = ring
     SLOTS: gl.constexpr = config.slots
     WIDTH: gl.constexpr = v_tiles.shape[4]
+    joint: gl.constexpr = config.segments == 2
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
-    steps = one.last - one.first
+    turn, steps = one.last, one.last - one.first
     if joint:
-        # The last tile before the turn is held until the first one after it: both have to be in the ring at once.
-        turn = gl.maximum(one.last, two.first - (SLOTS - 2))
+        # The two tiles before the turn are held until the first one after it is there: the ring has to hold all three.
+        turn = gl.maximum(one.last, two.first - (SLOTS - 3))
         steps = turn - one.first + two.last - two.first
-    i = one.first
-    mbarrier.wait(full(bars, i, config), phase(i, SLOTS))
-    scores = warpgroup_mma_wait(0, deps=(_scores(q, k_tiles, i, layout, config),))
-    wide, highest = _probabilities(scores, i, one, highest, scale, config)
+    before = one.first
+    mbarrier.wait(full(bars, before, config), phase(before, SLOTS))
+    scores = _scores(q, k_tiles, before, layout, config)
+    mbarrier.arrive(q_read, count=1)
+    scores = warpgroup_mma_wait(0, deps=(scores,))
+    wide, highest = _softmax(scores, before, one, highest, scale, layout)
     sums = thread_sum(wide)
     p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
     acc = gl.zeros((TILE, WIDTH), gl.float32, acc_layout)
-    for _ in range(1, steps):
-        before = i
-        i += 1
-        way = one
-        if joint:
-            if i == turn:
-                pass_over(bars, i, two.first, config)
-                i = two.first
-            way = _along(i >= two.first, one, two)
-        mbarrier.wait(full(bars, i, config), phase(i, SLOTS))
+    i = _await_next(before, turn, two, steps > 1, bars, config)
+    for step in range(1, steps):
         scores = _scores(q, k_tiles, i, layout, config)
         acc = warpgroup_mma(p, tile_of(v_tiles, before, SLOTS), acc, is_async=True)
+        way = one
+        if joint:
+            way = _along(i >= two.first, one, two)
         scores = warpgroup_mma_wait(1, deps=(scores,))
-        wide, new_highest = _probabilities(scores, i, way, highest, scale, config)
+        wide, new_highest = _softmax(scores, i, way, highest, scale, layout)
         factor = gl.exp2(highest - new_highest)
         highest = new_highest
         sums = _scaled(sums, factor) + thread_sum(wide)
+        # Between the softmax and the wait for the product under which it runs, or else ptxas moves it below that wait.
+        then = _await_next(i, turn, two, step + 1 < steps, bars, config)
         acc = warpgroup_mma_wait(0, deps=(acc,))
         mbarrier.arrive(empty(bars, before, config), count=1)
         acc = _scaled(acc, factor)
         p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
-    acc = warpgroup_mma(p, tile_of(v_tiles, i, SLOTS), acc, is_async=True)
+        before, i = i, then
+    acc = warpgroup_mma(p, tile_of(v_tiles, before, SLOTS), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=(acc,))
-    mbarrier.arrive(empty(bars, i, config), count=1)
-    return acc, highest, sums, i
+    mbarrier.arrive(empty(bars, before, config), count=1)
+    return acc, highest, sums, before
 
 
 @gluon.jit
@@ -234,9 +225,9 @@ def _consumer(given, config: gl.constexpr, c: gl.constexpr):
             highest = gl.maximum(highest, sink)
         mbarrier.wait(own_full(bars, c, config), turn & 1)
         q = q_tiles.index(c).reshape((TILE, q_tiles.shape[4])).load(gl.DotOperandLayout(0, layout, 2))
-        mbarrier.arrive(own_empty(bars, c, config), count=1)
         pass_over(bars, base, one.first, config)
-        acc, highest, sums, i = _attend(q, ring, bars, one, two, highest, scale, layout, joint, config)
+        q_read = own_empty(bars, c, config)
+        acc, highest, sums, i = _attend(q, q_read, ring, bars, one, two, highest, scale, layout, config)
         pass_over(bars, i + 1, after, config)
         sums = gl.convert_layout(gl.sum(sums, 1), gl.SliceLayout(1, layout))
         if sinks is not None:
@@ -281,17 +272,20 @@ def _producer(brought, config: gl.constexpr):
             done += count
 
 
-@gluon.jit(do_not_specialize=[*NUMBERS, "lse_batch", "lse_head", "heads", "repeats", "queries"])
+@gluon.jit(do_not_specialize=[*NUMBERS, *HEADS, "lse_batch", "lse_head", "queries"])
 def _kernel(
     q, out, k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2, sinks, lse,
-    lse_batch, lse_head, scale, heads, repeats, queries, units, blocks, section, config: gl.constexpr,
+    lse_batch, lse_head, scale, heads, heads_reciprocal, repeats, repeats_reciprocal, queries,
+    items, blocks, section, section_reciprocal, stretch, stretch_reciprocal, config: gl.constexpr,
 ):  # fmt: skip
     SLOTS: gl.constexpr = config.slots
     CONSUMERS: gl.constexpr = config.team.consumers
     q_tiles, out_tiles = buffers(q, CONSUMERS), buffers(out, CONSUMERS)
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
     bars = barriers_of(config)
-    work, shape, rows = Work(units, blocks, section), Shape(heads, repeats, queries), Rows(lse, lse_batch, lse_head)
+    work = Work(items, blocks, Divisor(section, section_reciprocal), Divisor(stretch, stretch_reciprocal))
+    shape = Shape(Divisor(heads, heads_reciprocal), Divisor(repeats, repeats_reciprocal), queries)
+    rows = Rows(lse, lse_batch, lse_head)
     one, two = Edges(start, stop, shift, breadth, columns), Edges(start2, stop2, 0, 0, 0)
     runs = (Run(k, v, one),) if k2 is None else (Run(k, v, one), Run(k2, v2, two))
     own = (q_tiles, out_tiles)
@@ -319,10 +313,11 @@ def _prepared(operands: Operands, diagonal: Diagonal | None, scale: float) -> La
     config = SweepConfig(team_of(*widths, repeats), SLOTS[widths], len(segments))
     together = config.team.heads_together
     units, blocks = batch * heads // together, -(-queries // config.team.rows)
-    section = min(units, heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats // together)
+    cached = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats // together
     arguments = (
         *(tiles(q, ROWS, widths[0]), tiles(out, ROWS, widths[1])),
         *(*runs_of(segments, ROWS, *widths), sinks),
-        *(lse, lse.stride(0), lse.stride(1), scale * LOG2E.value, heads, repeats, queries, units, blocks, section),
+        *(lse, lse.stride(0), lse.stride(1), scale * LOG2E.value, *divisor(heads), *divisor(repeats), queries),
+        *work_of(units, blocks, cached),
     )
     return Launch(_kernel, units * blocks, arguments, (config,), config.team.consumers)

@@ -175,9 +175,9 @@ def repeated(
     """
     if not _unobserved((q, k, v)) or _wants_gradients((q, k, v, None)):
         return None
-    if q.dim() != 4 or not q.shape[-1]:
+    if q.dim() != 4 or not (width := q.shape[-1]):
         return None
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = width**-0.5 if scale is None else float(scale)
     again = _AGAIN.get(_kind(q, k, v, (pattern, scale, float(softcap or 0.0), 0.0, backend)))
     return None if again is None else again(q, k, v)
 

@@ -215,15 +215,16 @@ def test_who_watches_launches_sees_each(prepare: Any, monkeypatch: pytest.Monkey
         before = prepare.kernel.asked
         launch(prepare, operands())
         assert prepare.kernel.asked == before + 1
-        assert not known(prepare, operands()).run_aligned([16, 16])
+        assert not known(prepare, operands()).may_run(16)
 
 
-def test_addresses_of_less_alignment_are_not_launched(gpu: Driver, prepare: Any) -> None:
+def test_a_ready_launch_says_what_addresses_it_may_run_with(gpu: Driver, prepare: Any) -> None:
     launch(prepare, operands())
     ready = known(prepare, operands())
     before = len(gpu.given)
-    assert not ready.run_aligned([16, 24]) and len(gpu.given) == before
-    assert ready.run_aligned([16, 32]) and len(gpu.given) == before + 1
+    assert not ready.may_run(16 | 24) and ready.may_run(16 | 32)
+    ready.run([16, 32])
+    assert len(gpu.given) == before + 1
     assert gpu.given[-1][10][0] == 16 and gpu.given[-1][19] == 32
 
 
@@ -233,7 +234,8 @@ def test_another_triton_is_refused() -> None:
         launches._launcher(run)
 
 
-def test_a_repeated_forward_is_the_launch_alone(gpu: Driver) -> None:
+def test_a_repeated_forward_is_the_launch_alone(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # as the index of the tensors' device here
     q, k, v = (torch.zeros(1, 2, 300, 64, dtype=torch.bfloat16) for _ in range(3))
     made, softmax = plan(PLAIN, 300, 300, 2), Softmax(0.125)
     assert HOPPER.again(q, k, v, made, softmax) is None  # nothing was launched before
@@ -247,6 +249,8 @@ def test_a_repeated_forward_is_the_launch_alone(gpu: Driver) -> None:
     odd = torch.zeros(q.numel() + 1, dtype=torch.bfloat16)[1:].view_as(q)
     before = len(gpu.given)
     assert again(odd, k, v) is None and len(gpu.given) == before
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert again(q, k, v) is None and len(gpu.given) == before
     other = plan(COLUMNS, 300, 300, 2)
     assert HOPPER.again(q, k, v, other, softmax) is None
     assert isinstance(next(iter(launches._KNOWN.values())), Ready)

@@ -73,14 +73,19 @@ class Hopper:
         ready = _works().ready(plan, q, k, v, scale=softmax.scale)
         if ready is None:
             return None
-        example, device = empty_beside(q, v.shape[-1]), q.device
-        shape, strides, rows = example.shape, example.stride(), q.shape[:-1]
+        out, lse = empty_beside(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
+        out_shape, out_strides, lse_shape, lse_strides = out.shape, out.stride(), lse.shape, lse.stride()
+        device, float32 = q.device.index, lse.new_empty(0)  # a tensor makes others of its dtype faster than of another
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
-            out, lse = q.new_empty_strided(shape, strides), q.new_empty(rows, dtype=torch.float32)
-            addresses = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr(), None
-            with made_current(device):
-                return (out, lse) if ready.run_aligned(addresses) else None
+            if torch.cuda.current_device() != device:
+                return None
+            out, lse = q.new_empty_strided(out_shape, out_strides), float32.new_empty_strided(lse_shape, lse_strides)
+            q_at, k_at, v_at, out_at, lse_at = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr()
+            if not ready.may_run(q_at | k_at | v_at | out_at | lse_at):
+                return None
+            ready.run((q_at, k_at, v_at, out_at, lse_at, None))
+            return out, lse
 
         return run
 

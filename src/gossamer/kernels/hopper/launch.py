@@ -112,15 +112,9 @@ class Ready:
             arguments[place] = addresses[operand]
         self.launcher(*arguments)
 
-    def run_aligned(self, addresses: Sequence[int | None]) -> bool:
-        """Launches where every address is as aligned as can be and nobody watches; else does nothing, and says so."""
-        together = 0
-        for address in addresses:
-            together |= address or 0
-        if together % ALIGNMENT or _watched():
-            return False
-        self.run(addresses)
-        return True
+    def may_run(self, bits: int) -> bool:
+        """Whether addresses that have these bits between them are as aligned as can be, and nobody watches."""
+        return not bits % ALIGNMENT and not _watched()
 
 
 def _described(address: int | None, rest: tuple[Any, ...], known: dict[int | None, Any]) -> Any:

@@ -227,7 +227,9 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     settle()
 
 
-@gluon.jit(do_not_specialize=[*NUMBERS, "key_heads", "key_heads_reciprocal", "keys", "parts", "parts_reciprocal", "matrices"])
+@gluon.jit(
+    do_not_specialize=[*NUMBERS, "key_heads", "key_heads_reciprocal", "keys", "parts", "parts_reciprocal", "matrices"]
+)
 def keys_kernel(
     k, v, q, grad_out, aux, dk, dv, width, value_width, begin, end, shift, breadth, columns,
     scale, key_heads, key_heads_reciprocal, repeats, keys, parts, parts_reciprocal, matrices,

@@ -30,6 +30,7 @@ from .descriptors import tiles
 from .division import Divisor, divisor
 from .launch import Launch, Operands, heads_cached, launch
 from .operands import Diagonal, Segment, segments_of, tensors_of
+from .rescale import raised, rescaled
 from .ring import LN2, LOG2E, LOWEST, TILE, phase, row_max, settle, slot, thread_sum, tile_of
 from .sweep import (
     HEADS,
@@ -115,7 +116,7 @@ def _scores(q, k_tiles, i, layout: gl.constexpr, config: gl.constexpr):
 def _softmax(scores, i, way, highest, scale, layout: gl.constexpr):
     """(probabilities, new maxima in units of log2) of the ring's tile i."""
     scores = seen(scores, way.reach, way.origin - i * TILE, float("-inf"), layout)
-    highest = gl.maximum(highest, gl.convert_layout(row_max(scores), gl.SliceLayout(1, layout)) * scale)
+    highest = raised(highest, row_max(scores) * scale)
     return gl.exp2(scores * scale - gl.expand_dims(highest, 1)), highest
 
 
@@ -182,7 +183,7 @@ def _attend(q, q_read, ring, bars, one, two, highest, scale, layout: gl.constexp
         then = _await_next(i, turn, two, step + 1 < steps, bars, config)
         acc = warpgroup_mma_wait(0, deps=(acc,))
         mbarrier.arrive(empty(bars, before, config), count=1)
-        acc = _scaled(acc, factor)
+        acc = rescaled(acc, factor)
         p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
         before, i = i, then
     acc = warpgroup_mma(p, tile_of(v_tiles, before, SLOTS), acc, is_async=True)

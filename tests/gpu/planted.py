@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -33,7 +34,9 @@ CHECKS: dict[str, Callable[[], None]] = {
     "streamed, support": partial(check_support, LOCAL, STREAMED),
     "streamed, error": lambda: check_error(draw(LOCAL, STREAMED)),
     "swept, support": partial(check_support, LOCAL, SWEPT),
+    "swept band, support": partial(check_support, Causal() & Window(200), SWEPT),
     "swept, error": lambda: check_error(draw(Causal(), SWEPT)),
+    "swept, growing scores": lambda: check_error(draw(Causal(), replace(SWEPT, magnitude=4.0))),
     "swept, no leak": partial(check_no_leak, Causal(), SWEPT, [63, 200]),
     "swept, empty rows": partial(check_empty_rows, ~Causal() & Window(70), SWEPT),
     "far memory": check_far_memory,
@@ -52,17 +55,29 @@ FAULTS: dict[str, Fault] = {
         "(edges.shift - edges.breadth + 2)",
         "swept, support",
     ),
-    "a sweep's gradients mask no tile": Fault(
+    "a sweep masks no tile where rows begin": Fault(
         "hopper.sweep",
-        "p = gl.where(inside, p, 0.0)",
-        "p = gl.where(inside, p, p)",
+        "if column < reach.last_begin:",
+        "if column < reach.last_begin - 9999:",
+        "swept band, support",
+    ),
+    "a sweep masks no tile where rows end": Fault(
+        "hopper.sweep",
+        "if column + TILE > reach.first_end:",
+        "if column + TILE > reach.first_end + 9999:",
         "swept, support",
     ),
     "a sweep's output is not rescaled for a new maximum": Fault(
         "hopper.sweep_forward",
-        "acc = _scaled(acc, factor)",
-        "acc = _scaled(acc, 0 * factor + 1)",
-        "swept, error",
+        "acc = rescaled(acc, factor)",
+        "acc = rescaled(acc, 0 * factor + 1)",
+        "swept, growing scores",
+    ),
+    "a warp rescales for one of its two rows alone": Fault(
+        "hopper.rescale",
+        "or.pred p, p, q; ",
+        "",
+        "swept, growing scores",
     ),
     "the log-sum-exp of an empty row is finite": Fault(
         "hopper.sweep_forward",

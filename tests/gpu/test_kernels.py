@@ -129,6 +129,8 @@ OPTIONS = {
     "more queries": {"keys": 100},
     "one scale": {"scale": 0.5},
     "wide numbers": {"magnitude": 30.0},
+    "growing scores": {"magnitude": 4.0},
+    "growing scores, float16 × 128": {"magnitude": 4.0, "dtype": torch.float16, "width": 128},
     "zeros": {"magnitude": 0.0},
     **{f"width {width}": {"width": width} for width in (16, 40, 80, 128, 256)},
     "narrow values": {"width": 128, "value_width": 64},

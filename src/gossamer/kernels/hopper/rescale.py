@@ -14,7 +14,7 @@ HEADROOM = gl.constexpr(8.0)
 
 
 def _products(count: int) -> tuple[gl.constexpr, gl.constexpr]:
-    """(PTX, constraints): a thread's `count` numbers times their rows' factors, skipped by a warp whose factors are one.
+    """(PTX, constraints): a thread's `count` numbers times their rows' factors, skipped by a warp that has but ones.
 
     Of a matrix instruction's result, a thread holds numbers of two rows, two of the one and two of the other in turn.
     """

@@ -128,13 +128,14 @@ def _scaled(x, factor):
 
 @gluon.jit
 def _await_next(i, turn, two, wanted, bars, config: gl.constexpr):
-    """The ring's tile after tile i of a query tile's way, which turns to its second segment at `turn`; once it is there.
+    """The ring's tile after tile i of a query tile's way, once it is there; without a wait where none is `wanted`.
 
-    Where no tile is `wanted`, it waits for none.
+    At `turn`, the way turns to its second segment.
     """
     i += 1
     if config.segments == 2:
-        if wanted & (i == turn):
+        turns = wanted & (i == turn)
+        if turns:
             pass_over(bars, i, two.first, config)
             i = two.first
     mbarrier.wait(full(bars, i, config), phase(i, config.slots), pred=wanted)

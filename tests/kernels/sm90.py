@@ -25,14 +25,14 @@ SHARED_MEMORY = 227 * 1024
 
 MULTIPROCESSORS = 132
 
-TOLERATED = {"_forward": 24, "_queries_kernel": 16, "_keys_kernel": 48, "queries_kernel": 24, "keys_kernel": 24}
+TOLERATED = {"_forward": 24, "_queries_kernel": 16, "_keys_kernel": 48, "keys_kernel": 16}
 """Bytes a thread that a kernel may keep in local memory: the most that it reaches in any case compiled here.
 
 They hold words that live across a whole tile of queries or keys in the streaming kernels (the underscored: up to
-twelve words), across an item in the sweeping ones (up to six), on top of up to 240 registers; there the machine code
-reads and writes them outside the loops over tiles. Two exceptions: a sweeping kernel's branch for masked tiles puts one
-word aside and fetches it again, and `_forward`, for 192 keys and 128 columns, does so with up to four words for each
-key tile of a query tile at an end of the sequence. The published times are with these; every other kernel has none."""
+twelve words), across an item in the sweep for the gradients of keys (up to four), on top of up to 240 registers; there
+the machine code reads and writes them outside the loops over tiles. One exception: `_forward`, for 192 keys and 128
+columns, puts up to four words aside for each key tile of a query tile at an end of the sequence. The published times
+are with these; every other kernel has none."""
 
 
 @dataclass(frozen=True)

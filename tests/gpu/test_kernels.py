@@ -145,6 +145,27 @@ def test_every_option(backend: str, option: str) -> None:
         check_error(drawn(PATTERNS[name], batch=2, backend=backend, **OPTIONS[option]))
 
 
+MANY = {
+    "causal": (Causal(), {}),
+    "long band": (Causal() & Window(500), {}),
+    "shared keys × 128": (Causal(), {"key_heads": 2, "width": 128}),
+    "band and columns": (Causal() & (Window(200) | Strided(5)), {}),
+    "band and columns, shared keys × 128": (Causal() & (Window(200) | Strided(5)), {"key_heads": 1, "width": 128}),
+}
+
+
+@pytest.mark.parametrize("magnitude", [1.0, 4.0])
+@pytest.mark.parametrize("name", MANY)
+def test_programs_take_many_turns(name: str, magnitude: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rings wrap, programs take one item after another, and the last section of heads is smaller than the others."""
+    pytest.importorskip("triton")
+    from gossamer.kernels.hopper import launch
+
+    monkeypatch.setattr(launch, "CACHED", 3 << 19)  # of 48 heads, five at a time
+    pattern, changes = MANY[name]
+    check_error(drawn(pattern, batch=12, queries=1096, backend="hopper", magnitude=magnitude, **changes))
+
+
 @pytest.mark.parametrize("name", ["band", "long band", "columns", "band and columns", "heads apart", "rows"])
 def test_backends_agree(name: str) -> None:
     problem = draw(PATTERNS[name], setting(batch=2))

@@ -1,44 +1,86 @@
-"""A count and its reciprocal, as kernels get them, divide exactly."""
+"""Kernels divide by multiplication, exactly, and so give every item of their work to one program and turn.
+
+Their functions run here as Python, on whole numbers that know how wide they are.
+"""
 
 from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="kernels divide so, and are written for Triton")
 
-from gossamer.kernels.hopper.division import DIVIDENDS, divisor
-from gossamer.kernels.hopper.sweep import work_of
+from gossamer.kernels.hopper import sweep
+from gossamer.kernels.hopper.division import DIVIDENDS, Divisor, divisor, quotient
+from gossamer.kernels.hopper.sweep import Work, work_of
 
 LARGEST = 2**DIVIDENDS - 1
 
 
-def quotient(n: int, value: int) -> int:
-    """As `division.quotient` has it."""
-    _, reciprocal = divisor(value)
-    product = n * (reciprocal & 0xFFFFFFFF)
-    assert product < 2**64
-    return product >> (reciprocal >> 32)
+class Word(int):
+    """A number as a kernel holds it: whatever it is cast to keeps its lower bits."""
+
+    def to(self, kind: Any) -> Word:
+        bits = kind.primitive_bitwidth
+        rest = int(self) % 2**bits
+        return Word(rest - 2**bits if kind.is_int_signed() and rest >= 2 ** (bits - 1) else rest)
+
+    def __mul__(self, other: int) -> Word:
+        return Word(int(self) * int(other) % 2**64)
+
+    def __rshift__(self, other: int) -> Word:
+        return Word(int(self) >> int(other))
+
+
+def divided(n: int, by: Divisor) -> Word:
+    return quotient.fn(Word(n), Divisor(*map(Word, by)))
 
 
 @pytest.mark.parametrize("value", [*range(1, 300), 2**15 - 1, 2**20 + 1, 2**30 - 1, 2**30, 2**30 + 1, LARGEST])
 def test_quotients_are_exact(value: int) -> None:
-    assert divisor(value)[0] == value
-    most = LARGEST // value
+    by, most = Divisor(*divisor(value)), LARGEST // value
+    assert by.value == value
     for times in {*range(min(most, 50) + 1), most // 3, most // 2, most - 1, most}:
         for n in (times * value - 1, times * value, times * value + 1):
             if 0 <= n <= LARGEST:
-                assert quotient(n, value) == n // value, (n, value)
+                assert divided(n, by) == n // value, (n, value)
 
 
 def test_a_reciprocal_keeps_its_type() -> None:
     """Triton compiles a kernel anew for a number of 32 bits."""
-    assert all(divisor(value)[1] > 2**32 for value in (1, 2, 3, LARGEST))
+    assert all(2**32 < divisor(value)[1] < 2**63 for value in (1, 2, 3, LARGEST))
 
 
-@pytest.mark.parametrize(
-    ("units", "cached", "section"), [(48, 6, 6), (48, 7, 6), (64, 3, 2), (7, 6, 1), (5, 9, 5), (1, 1, 1)]
-)
-def test_sections_are_of_one_size(units: int, cached: int, section: int) -> None:
-    items, blocks, *divisors = work_of(units, 10, cached)
-    assert (items, blocks) == (10 * units, 10)
-    assert divisors == [*divisor(section), *divisor(10 * section)]
+def chosen(condition: bool, a: int, b: int) -> int:
+    return a if condition else b
+
+
+@pytest.mark.parametrize(("units", "blocks", "cached"), [(48, 5, 6), (13, 3, 6), (7, 4, 9), (5, 1, 1), (1, 40, 3)])
+def test_items_are_the_blocks_of_all_units(
+    units: int, blocks: int, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each once; a section's units come before the next section's, of which the last may be smaller."""
+    items, count, *rest = work_of(units, blocks, cached)
+    work = Work(items, count, *(Divisor(*rest[at : at + 2]) for at in (0, 2, 4)))
+    monkeypatch.setattr(sweep, "quotient", divided)
+    monkeypatch.setattr(sweep, "gl", SimpleNamespace(where=chosen))
+    monkeypatch.setattr(sweep, "_item", lambda turn: turn)
+    seen = [sweep.unit_and_block.fn(item, work) for item in range(items)]
+    assert Counter(seen) == Counter((unit, block) for unit in range(units) for block in range(blocks))
+    assert all(unit // cached == item // (cached * blocks) for item, (unit, _) in enumerate(seen))
+
+
+@pytest.mark.parametrize("programs", [1, 7, 132])
+@pytest.mark.parametrize("items", [1, 7, 131, 132, 133, 1000])
+def test_every_item_is_one_programs(items: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: Counter[int] = Counter()
+    for program in range(programs):
+        here = SimpleNamespace(program_id=lambda _, at=program: at, num_programs=lambda _: programs, where=chosen)
+        monkeypatch.setattr(sweep, "gl", here)
+        turns = [sweep._item.fn(turn) for turn in range(-(-items // programs))]
+        taken.update(item for item in turns if item < items)
+        assert all(item < items for item in turns[:-1]), "only a program's last turn may be without an item"
+    assert taken == Counter(range(items))

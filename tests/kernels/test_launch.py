@@ -249,8 +249,17 @@ def test_a_repeated_forward_is_the_launch_alone(gpu: Driver, monkeypatch: pytest
     odd = torch.zeros(q.numel() + 1, dtype=torch.bfloat16)[1:].view_as(q)
     before = len(gpu.given)
     assert again(odd, k, v) is None and len(gpu.given) == before
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert again(q, k, v) is None and len(gpu.given) == before
+    current = 1
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+
+    @contextlib.contextmanager
+    def made_current(device: torch.device) -> Iterator[None]:
+        nonlocal current
+        current = device.index
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", made_current)
+    assert again(q, k, v) is not None and len(gpu.given) == before + 1 and current == q.device.index
     other = plan(COLUMNS, 300, 300, 2)
     assert HOPPER.again(q, k, v, other, softmax) is None
     assert isinstance(next(iter(launches._KNOWN.values())), Ready)

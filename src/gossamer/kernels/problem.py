@@ -83,7 +83,7 @@ class Saved:
 
 
 Again = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
-"""The forward of q, k and v on the current device; None on another, or where they lie less well than the first did."""
+"""The forward of q, k and v; None where they are less aligned than the first were, or somebody watches launches."""
 
 
 @runtime_checkable

@@ -75,11 +75,12 @@ class Hopper:
             return None
         out, lse = empty_beside(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
         out_shape, out_strides, lse_shape, lse_strides = out.shape, out.stride(), lse.shape, lse.stride()
-        device, float32 = q.device.index, lse.new_empty(0)  # a tensor makes others of its dtype faster than of another
+        device, float32 = q.device, lse.new_empty(0)  # a tensor makes others of its dtype faster than of another
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
-            if torch.cuda.current_device() != device:
-                return None
+            if torch.cuda.current_device() != device.index:
+                with torch.cuda.device(device):
+                    return run(q, k, v)
             out, lse = q.new_empty_strided(out_shape, out_strides), float32.new_empty_strided(lse_shape, lse_strides)
             q_at, k_at, v_at, out_at, lse_at = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr()
             if not ready.may_run(q_at | k_at | v_at | out_at | lse_at):

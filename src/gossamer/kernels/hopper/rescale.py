@@ -35,9 +35,9 @@ WIDE, WIDE_CONSTRAINTS = _products(64)
 
 
 @gluon.jit
-def raised(highest, tallest):
-    """The maxima after rows of which `tallest` is the greatest new score: raised to it where that left the headroom."""
-    return gl.where(tallest > highest + HEADROOM, tallest, highest)
+def raised(highest, newest):
+    """The maxima so far, raised to the greatest of a row's newest scores where that is beyond the headroom."""
+    return gl.where(newest > highest + HEADROOM, newest, highest)
 
 
 @gluon.jit
@@ -45,9 +45,12 @@ def rescaled(acc, factor):
     """acc [64, 64 or 128], a matrix instruction's result that nothing is being added to, times its rows' factors."""
     factor = gl.expand_dims(gl.convert_layout(factor, gl.SliceLayout(1, acc.type.layout)), 1)
     acc, factor = gl.broadcast(acc, factor)
+    # Not pure, though it is: a vote has to stay where all of the warp takes part.
     if acc.shape[1] == 64:
         return gl.inline_asm_elementwise(
-            NARROW, NARROW_CONSTRAINTS, [acc, factor], dtype=gl.float32, is_pure=True, pack=32
+            NARROW, NARROW_CONSTRAINTS, [acc, factor], dtype=gl.float32, is_pure=False, pack=32
         )
     else:
-        return gl.inline_asm_elementwise(WIDE, WIDE_CONSTRAINTS, [acc, factor], dtype=gl.float32, is_pure=True, pack=64)
+        return gl.inline_asm_elementwise(
+            WIDE, WIDE_CONSTRAINTS, [acc, factor], dtype=gl.float32, is_pure=False, pack=64
+        )

@@ -24,6 +24,8 @@ class Work(NamedTuple):
     blocks: gl.tensor
     section: Divisor
     """Units of which the L2 cache holds everything that their items sweep over."""
+    last: Divisor
+    """Units of the last section, which may be fewer."""
     stretch: Divisor
     """Items of a section."""
 
@@ -67,7 +69,10 @@ class Run(NamedTuple):
     edges: Edges
 
 
-WORK = ("items", "blocks", "section", "section_reciprocal", "stretch", "stretch_reciprocal")
+WORK = (
+    *("items", "blocks", "section", "section_reciprocal"),
+    *("last", "last_reciprocal", "stretch", "stretch_reciprocal"),
+)
 HEADS = ("heads", "heads_reciprocal", "repeats", "repeats_reciprocal")
 NUMBERS = ("shift", "breadth", "columns", *WORK, "scale")
 """Arguments of every sweeping kernel that none is compiled anew for."""
@@ -157,9 +162,12 @@ def unit_and_block(turn, work):
     """This program's item of a turn: a section's units lie side by side, each at the same block."""
     item = _item(turn)
     section = quotient(item, work.stretch)
-    item -= section * work.stretch.value
-    block = quotient(item, work.section)
-    return section * work.section.value + item - block * work.section.value, block
+    first = section * work.stretch.value
+    short = work.items - first < work.stretch.value
+    size = gl.where(short, work.last.value, work.section.value)
+    reciprocal = gl.where(short, work.last.reciprocal, work.section.reciprocal)
+    block = quotient(item - first, Divisor(size, reciprocal))
+    return section * work.section.value + item - first - block * size, block
 
 
 @gluon.jit
@@ -227,19 +235,20 @@ def reach_of(edges, row, count, layout: gl.constexpr):
 
 
 @gluon.jit
-def seen(p, reach, column, hidden: gl.constexpr, layout: gl.constexpr):
-    """p [64, 64] where its row sees its column, counted from `column`, else `hidden`.
+def seen(p, reach, column, otherwise: gl.constexpr):
+    """p [64, 64] where its row sees its column, counted from `column`, else what it is otherwise.
 
     A thread holds columns 8 i + 2 (lane % 4) + {0, 1}: the bounds take the lane's part and masks compare constants.
     Most tiles that are seen partly are so at one side alone.
     """
+    layout: gl.constexpr = p.type.layout
     columns = gl.arange(0, TILE, gl.SliceLayout(0, layout))
     lane = column + gl.expand_dims(columns & 6, 0)
     rest = gl.expand_dims(columns & ~6, 0)
     if column < reach.last_begin:
-        p = gl.where(rest >= gl.expand_dims(reach.begin, 1) - lane, p, hidden)
+        p = gl.where(rest >= gl.expand_dims(reach.begin, 1) - lane, p, otherwise)
     if column + TILE > reach.first_end:
-        p = gl.where(rest < gl.expand_dims(reach.end, 1) - lane, p, hidden)
+        p = gl.where(rest < gl.expand_dims(reach.end, 1) - lane, p, otherwise)
     return p
 
 
@@ -294,8 +303,9 @@ def renewed(words):
 
 def work_of(units: int, blocks: int, cached: int) -> tuple[int, ...]:
     """What kernels take as their work; of so many units the L2 cache holds all that their items sweep over."""
-    section = next(size for size in range(min(units, cached), 0, -1) if units % size == 0)
-    return units * blocks, blocks, *divisor(section), *divisor(section * blocks)
+    section = min(units, cached)
+    last = units % section or section
+    return units * blocks, blocks, *divisor(section), *divisor(last), *divisor(section * blocks)
 
 
 def edges_of(start: Tensor, stop: Tensor, diagonal: Diagonal | None, columns: int) -> tuple[object, ...]:

@@ -164,7 +164,7 @@ def _add_queries(
         s = _less(k, q, aux, picks[0], scores)
         dp = _less(v, grad_out, aux, picks[1], scores)
         s = warpgroup_mma_wait(2, deps=(s,))
-        p = seen(gl.exp2(s * scale), reach, row + n * TILE, 0.0, scores)
+        p = seen(gl.exp2(s * scale), reach, row + n * TILE, 0.0)
         dv = warpgroup_mma(gl.convert_layout(p.to(q.dtype), dv_operand), grad_out, dv, is_async=True)
         dp = warpgroup_mma_wait(1, deps=(dp,))
         ds = (p * dp).to(q.dtype)
@@ -233,7 +233,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
 def keys_kernel(
     k, v, q, grad_out, aux, dk, dv, width, value_width, begin, end, shift, breadth, columns,
     scale, key_heads, key_heads_reciprocal, repeats, keys, parts, parts_reciprocal, matrices,
-    items, blocks, section, section_reciprocal, stretch, stretch_reciprocal,
+    items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
     config: gl.constexpr,
 ):  # fmt: skip
     """Gradients of keys and values, in their own type or, where widths are given, as float32 parts of a sum."""
@@ -253,7 +253,8 @@ def keys_kernel(
     SLOTS: gl.constexpr = config.slots
     ring = (buffers(q, SLOTS), buffers(grad_out, SLOTS), buffers(aux, SLOTS))
     bars = barriers_of(config)
-    work = Work(items, blocks, Divisor(section, section_reciprocal), Divisor(stretch, stretch_reciprocal))
+    sections = Divisor(section, section_reciprocal), Divisor(last, last_reciprocal)
+    work = Work(items, blocks, *sections, Divisor(stretch, stretch_reciprocal))
     key_heads, parts = Divisor(key_heads, key_heads_reciprocal), Divisor(parts, parts_reciprocal)
     shape = Shape(key_heads, repeats, keys, parts, matrices)
     edges = Edges(begin, end, shift, breadth, columns)

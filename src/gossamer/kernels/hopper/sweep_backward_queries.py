@@ -113,7 +113,7 @@ def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop
         s = times_transposed(operand_of(q, k.dtype, own), k, scores)
         dp = times_transposed(operand_of(grad_out, v.dtype, own), v, scores)
         s = warpgroup_mma_wait(1, deps=(s,))
-        p = seen(gl.exp2(s * scale - lse), reach, column - n * TILE, 0.0, scores)
+        p = seen(gl.exp2(s * scale - lse), reach, column - n * TILE, 0.0)
         dp = warpgroup_mma_wait(0, deps=(dp,))
         ds = (p * (dp - delta)).to(k.dtype)
         dq = warpgroup_mma(gl.convert_layout(ds, operand), k, dq, is_async=True)
@@ -239,7 +239,7 @@ def queries_kernel(
     q, grad_out, out, dq, aux, k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2,
     lse, lse_batch, lse_head, grad_lse, grad_lse_batch, grad_lse_head,
     scale, heads, heads_reciprocal, repeats, repeats_reciprocal, queries,
-    items, blocks, section, section_reciprocal, stretch, stretch_reciprocal,
+    items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
     config: gl.constexpr,
 ):  # fmt: skip
     """Gradients of queries and their auxiliary rows, over one segment or two."""
@@ -252,7 +252,8 @@ def queries_kernel(
     segments = (Run(k, v, edges),)
     if k2 is not None:
         segments = (Run(k, v, edges), Run(k2, v2, Edges(start2, stop2, 0, 0, 0)))
-    work = Work(items, blocks, Divisor(section, section_reciprocal), Divisor(stretch, stretch_reciprocal))
+    sections = Divisor(section, section_reciprocal), Divisor(last, last_reciprocal)
+    work = Work(items, blocks, *sections, Divisor(stretch, stretch_reciprocal))
     shape = Shape(Divisor(heads, heads_reciprocal), Divisor(repeats, repeats_reciprocal), queries)
     lse, grad_lse = Rows(lse, lse_batch, lse_head), Rows(grad_lse, grad_lse_batch, grad_lse_head)
     results = (dq, buffers(dq, CONSUMERS), aux)

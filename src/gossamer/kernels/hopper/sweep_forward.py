@@ -92,17 +92,16 @@ def _way(run, team_row, row, base, shape, fewest: gl.constexpr, layout: gl.const
 
 @gluon.jit
 def _along(passed, one, two):
-    """The second way once the first is `passed`."""
+    """What masks a tile of the first way, or of the second once that is `passed`: (its origin, what rows see)."""
     reach = Reach(
-        gl.where(passed, two.reach.first_begin, one.reach.first_begin),
+        one.reach.first_begin,
         gl.where(passed, two.reach.last_begin, one.reach.last_begin),
         gl.where(passed, two.reach.first_end, one.reach.first_end),
-        gl.where(passed, two.reach.last_end, one.reach.last_end),
+        one.reach.last_end,
         gl.where(passed, two.reach.begin, one.reach.begin),
         gl.where(passed, two.reach.end, one.reach.end),
     )
-    first, last = gl.where(passed, two.first, one.first), gl.where(passed, two.last, one.last)
-    return Way(first, last, gl.where(passed, two.origin, one.origin), reach)
+    return gl.where(passed, two.origin, one.origin), reach
 
 
 @gluon.jit
@@ -113,9 +112,9 @@ def _scores(q, k_tiles, i, layout: gl.constexpr, config: gl.constexpr):
 
 
 @gluon.jit
-def _softmax(scores, i, way, highest, scale, layout: gl.constexpr):
-    """(probabilities, new maxima in units of log2) of the ring's tile i."""
-    scores = seen(scores, way.reach, way.origin - i * TILE, float("-inf"), layout)
+def _softmax(scores, key, reach, highest, scale):
+    """(probabilities, new maxima in units of log2) of the tile that begins at `key`."""
+    scores = seen(scores, reach, key, float("-inf"))
     highest = raised(highest, row_max(scores) * scale)
     return gl.exp2(scores * scale - gl.expand_dims(highest, 1)), highest
 
@@ -164,7 +163,7 @@ def _attend(q, q_read, ring, bars, one, two, highest, scale, layout: gl.constexp
     scores = _scores(q, k_tiles, before, layout, config)
     mbarrier.arrive(q_read, count=1)
     scores = warpgroup_mma_wait(0, deps=(scores,))
-    wide, highest = _softmax(scores, before, one, highest, scale, layout)
+    wide, highest = _softmax(scores, one.origin - before * TILE, one.reach, highest, scale)
     sums = thread_sum(wide)
     p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
     acc = gl.zeros((TILE, WIDTH), gl.float32, acc_layout)
@@ -172,11 +171,11 @@ def _attend(q, q_read, ring, bars, one, two, highest, scale, layout: gl.constexp
     for step in range(1, steps):
         scores = _scores(q, k_tiles, i, layout, config)
         acc = warpgroup_mma(p, tile_of(v_tiles, before, SLOTS), acc, is_async=True)
-        way = one
+        origin, reach = one.origin, one.reach
         if joint:
-            way = _along(i >= two.first, one, two)
+            origin, reach = _along(i >= two.first, one, two)
         scores = warpgroup_mma_wait(1, deps=(scores,))
-        wide, new_highest = _softmax(scores, i, way, highest, scale, layout)
+        wide, new_highest = _softmax(scores, origin - i * TILE, reach, highest, scale)
         factor = gl.exp2(highest - new_highest)
         highest = new_highest
         sums = _scaled(sums, factor) + thread_sum(wide)
@@ -278,14 +277,16 @@ def _producer(brought, config: gl.constexpr):
 def _kernel(
     q, out, k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2, sinks, lse,
     lse_batch, lse_head, scale, heads, heads_reciprocal, repeats, repeats_reciprocal, queries,
-    items, blocks, section, section_reciprocal, stretch, stretch_reciprocal, config: gl.constexpr,
+    items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
+    config: gl.constexpr,
 ):  # fmt: skip
     SLOTS: gl.constexpr = config.slots
     CONSUMERS: gl.constexpr = config.team.consumers
     q_tiles, out_tiles = buffers(q, CONSUMERS), buffers(out, CONSUMERS)
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
     bars = barriers_of(config)
-    work = Work(items, blocks, Divisor(section, section_reciprocal), Divisor(stretch, stretch_reciprocal))
+    sections = Divisor(section, section_reciprocal), Divisor(last, last_reciprocal)
+    work = Work(items, blocks, *sections, Divisor(stretch, stretch_reciprocal))
     shape = Shape(Divisor(heads, heads_reciprocal), Divisor(repeats, repeats_reciprocal), queries)
     rows = Rows(lse, lse_batch, lse_head)
     one, two = Edges(start, stop, shift, breadth, columns), Edges(start2, stop2, 0, 0, 0)

@@ -66,7 +66,6 @@ def attend(
         ValueError: Shapes, dtypes, devices or settings that do not fit; the message names the argument and the fix.
         Unsupported: No backend accepts the problem; the message gives each one's reason.
     """
-    _check_kinds(q, k, v, sinks, lengths)
     _check_settings(pattern, scale, dropout, softcap)
     text = pattern.spec if torch.compiler.is_compiling() else checked_text(pattern)
     q, k, v = _autocast(q, k, v)
@@ -74,6 +73,7 @@ def attend(
         found = repeated(q, k, v, text, scale=scale, softcap=softcap, backend=backend)
         if found is not None:
             return found if return_lse else found[0]
+    _check_kinds(q, k, v, sinks, lengths)
     _check_tensors(q, k, v, sinks, lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     seed = torch.randint(2**62, (1,), device=q.device) if dropout > 0 else None
@@ -141,10 +141,12 @@ def _check_kinds(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths:
             raise ValueError(f"{name} is a {type(x).__name__}; give a torch.Tensor")
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the dtype that autocast asks for on their device, as scaled_dot_product_attention does."""
+    tensors = q, k, v
     if not torch._C._is_any_autocast_enabled():
         return tensors
+    _check_kinds(q, k, v, None, None)
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):  # meta tensors know no autocast
         return tensors

@@ -171,7 +171,7 @@ def repeated(
 ) -> tuple[Tensor, Tensor] | None:
     """What a call without sinks, dropout and lengths gives, by the way that one like it has left; None without.
 
-    A call like it has passed every check, and nothing else of it can be wrong.
+    A call like it has passed every check of its tensors, which may be anything here.
     """
     if not _unobserved((q, k, v)) or _wants_gradients((q, k, v, None)):
         return None

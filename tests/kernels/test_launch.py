@@ -235,7 +235,8 @@ def test_another_triton_is_refused() -> None:
 
 
 def test_a_repeated_forward_is_the_launch_alone(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # as the index of the tensors' device here
+    current = None  # as the index of the tensors' device here
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: current, raising=False)
     q, k, v = (torch.zeros(1, 2, 300, 64, dtype=torch.bfloat16) for _ in range(3))
     made, softmax = plan(PLAIN, 300, 300, 2), Softmax(0.125)
     assert HOPPER.again(q, k, v, made, softmax) is None  # nothing was launched before
@@ -250,7 +251,6 @@ def test_a_repeated_forward_is_the_launch_alone(gpu: Driver, monkeypatch: pytest
     before = len(gpu.given)
     assert again(odd, k, v) is None and len(gpu.given) == before
     current = 1
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
 
     @contextlib.contextmanager
     def made_current(device: torch.device) -> Iterator[None]:

@@ -78,7 +78,7 @@ class Hopper:
         device, float32 = q.device, lse.new_empty(0)  # a tensor makes others of its dtype faster than of another
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
-            if torch.cuda.current_device() != device.index:
+            if torch._C._cuda_getDevice() != device.index:  # torch.cuda.current_device, less its look at CUDA's state
                 with torch.cuda.device(device):
                     return run(q, k, v)
             out, lse = q.new_empty_strided(out_shape, out_strides), float32.new_empty_strided(lse_shape, lse_strides)

@@ -201,7 +201,7 @@ def thread_sum(p):
 
 @gluon.jit
 def row_max(scores):
-    """[64, keys] -> [64], as a tree in each thread: a chain through all that it holds takes three times as long."""
+    """[64, keys] -> [64], a tree in each thread: a chain through what it holds of a row is three times as deep."""
     layout: gl.constexpr = gl.SliceLayout(1, scores.type.layout)
     pairs = gl.max(gl.reshape(scores, (scores.shape[0], scores.shape[1] // 16, 2, 4, 2)), 4)
     return gl.convert_layout(gl.max(gl.max(gl.max(pairs, 2), 1), 1), layout)

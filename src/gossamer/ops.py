@@ -173,7 +173,7 @@ def repeated(
 
     A call like it has passed every check of its tensors, which may be anything here.
     """
-    if not _unobserved((q, k, v)) or _wants_gradients((q, k, v, None)):
+    if not (_nobody_looks() and _plain(q) and _plain(k) and _plain(v)) or _wants_gradients((q, k, v, None)):
         return None
     if q.dim() != 4 or not (width := q.shape[-1]):
         return None
@@ -234,23 +234,25 @@ def _keep(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> No
 
 
 def _unobserved(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether nobody wants to see the operator: no compiler, tracer, profiler, mode, transform or unusual tensor."""
-    if (
+    """Whether nobody wants to see the operator, of whose tensors some may be left out."""
+    return _nobody_looks() and all(x is None or _plain(x) for x in tensors)
+
+
+def _nobody_looks() -> bool:
+    """Whether there is no compiler, tracer, profiler, mode or transform."""
+    return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._is_tracing()
         or torch.autograd._profiler_enabled()
-    ):
-        return False
-    for x in tensors:
-        if x is None:
-            continue
-        # a subclass may want to see the operator; the others hold other numbers than their memory, or none
-        if type(x) not in (Tensor, Parameter) or x.is_meta or x.is_neg() or x._is_zerotensor():
-            return False
-    return True
+    )
+
+
+def _plain(x: object) -> bool:
+    """Whether it is a tensor that holds the numbers in its memory: a subclass may want to see the operator."""
+    return type(x) in (Tensor, Parameter) and not (x.is_meta or x.is_neg() or x._is_zerotensor())
 
 
 class _Attend(torch.autograd.Function):

@@ -250,9 +250,9 @@ def _nobody_looks() -> bool:
     )
 
 
-def _plain(x: object) -> bool:
+def _plain(x: Tensor | None) -> bool:
     """Whether it is a tensor that holds the numbers in its memory: a subclass may want to see the operator."""
-    return type(x) in (Tensor, Parameter) and not (x.is_meta or x.is_neg() or x._is_zerotensor())
+    return x is not None and type(x) in (Tensor, Parameter) and not (x.is_meta or x.is_neg() or x._is_zerotensor())
 
 
 class _Attend(torch.autograd.Function):

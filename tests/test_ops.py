@@ -383,6 +383,13 @@ def test_a_backend_may_repeat_calls_of_one_kind(monkeypatch: pytest.MonkeyPatch)
     for wrong in ((q, k.half(), v), (q, k[:, :, 1:], v), (q[0], k, v), (q[0, 0, 0, 0], k, v)):
         with pytest.raises(ValueError):
             attend(*wrong, PATTERN)
+    for wrong in ((q, k.half(), v), (q, k, v[:1])):  # the operator checks nothing, and what it takes is not remembered
+        unchecked = wrong[0].clone().requires_grad_(), *wrong[1:], None, None, None
+        torch.ops.gossamer.attend(*unchecked, PATTERN.spec, wrong[0].shape[-1] ** -0.5, 0.0, 0.0, None)
+        with pytest.raises(ValueError):
+            attend(*wrong, PATTERN)
+    leaf = q.detach()[:, :, :7].requires_grad_()
+    assert [repeated(leaf, k[:, :, :7], v[:, :, :7]) for _ in range(2)] == [False, True]  # also where one trains
     backend.aligned = False
     assert not repeated(q, k, v)
     for length in range(3, 20):

@@ -143,15 +143,14 @@ def _check_kinds(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths:
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the dtype that autocast asks for on their device, as scaled_dot_product_attention does."""
-    tensors = q, k, v
     if not torch._C._is_any_autocast_enabled():
-        return tensors
+        return q, k, v
     _check_kinds(q, k, v, None, None)
-    device = tensors[0].device.type
+    device = q.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):  # meta tensors know no autocast
-        return tensors
+        return q, k, v
     dtype = torch.get_autocast_dtype(device)
-    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in (q, k, v))
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None) -> None:

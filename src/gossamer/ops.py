@@ -183,10 +183,12 @@ def repeated(
 
 
 def attend_eagerly(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """What the operator gives, without the operator where nobody could tell."""
+    """What the operator gives inputs that were checked, without the operator where nobody could tell."""
     if not _unobserved(inputs[:6]):
         return torch.ops.gossamer.attend.default(*inputs)
-    return _Attend.apply(*inputs) if _wants_gradients(inputs) else _below_autograd(_attend_again, *inputs)
+    if _wants_gradients(inputs):
+        return _Attend.apply(_attend_again, *inputs)
+    return _below_autograd(_attend_and_keep, *inputs)  # `repeated` has looked for a shorter way
 
 
 MOST_AGAIN = 256
@@ -195,19 +197,25 @@ MOST_AGAIN = 256
 _AGAIN: dict[Hashable, Again | None] = {}
 
 
-def _attend_again(
+def _attend_again(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """What `_attend` gives, by the way that a checked call like it has left where there is one."""
+    q, k, v, sinks, seed, lengths, *settings = inputs
+    again = None
+    if sinks is None and seed is None and lengths is None:
+        again = _AGAIN.get(_kind(q, k, v, tuple(settings)))
+    found = None if again is None else again(q, k, v)
+    return _attend_and_keep(*inputs) if found is None else found
+
+
+def _attend_and_keep(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
     *settings: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What `_attend` gives, and the shorter way where the backend keeps one for this kind of call."""
-    if sinks is not None or seed is not None or lengths is not None:
-        return _attend(q, k, v, sinks, seed, lengths, *settings)
-    kind = _kind(q, k, v, settings)
-    again = _AGAIN.get(kind, _unknown)
-    found = None if again is None else again(q, k, v)
-    if found is None:
-        found = _attend(q, k, v, None, None, None, *settings)
-        if again is _unknown:
+    """What `_attend` gives a call that was checked, and the shorter way where the backend keeps one for its kind."""
+    found = _attend(q, k, v, sinks, seed, lengths, *settings)
+    if sinks is None and seed is None and lengths is None:
+        kind = _kind(q, k, v, settings)
+        if kind not in _AGAIN:
             _keep(kind, q, k, v, *settings)
     return found
 
@@ -218,10 +226,6 @@ def _kind(q: Tensor, k: Tensor, v: Tensor, settings: tuple[Any, ...]) -> Hashabl
         settings, Pattern.definitions, q.device, k.device, v.device, q.dtype, k.dtype, v.dtype,
         q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(),
     )  # fmt: skip
-
-
-def _unknown(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """The way of a kind of call that was not made before."""
 
 
 def _keep(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> None:
@@ -250,18 +254,17 @@ def _nobody_looks() -> bool:
     )
 
 
-def _plain(x: Tensor | None) -> bool:
+def _plain(x: Any) -> bool:
     """Whether it is a tensor that holds the numbers in its memory: a subclass may want to see the operator."""
-    return x is not None and type(x) in (Tensor, Parameter) and not (x.is_meta or x.is_neg() or x._is_zerotensor())
+    return type(x) in (Tensor, Parameter) and not (x.is_meta or x.is_neg() or x._is_zerotensor())
 
 
 class _Attend(torch.autograd.Function):
-    """The forward operator below autograd, with the backward operator as its gradient."""
+    """The forward operator below autograd, or a function like it, with the backward operator as its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        plainly = _unobserved(inputs[:6])
-        out, lse = _below_autograd(_attend_again if plainly else torch.ops.gossamer.attend.default, *inputs)
+    def forward(ctx: Any, function: Callable[..., tuple[Tensor, Tensor]], *inputs: Any) -> tuple[Tensor, Tensor]:
+        out, lse = _below_autograd(function, *inputs)
         q, k, v, sinks, seed, lengths, *ctx.settings = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, out, lse, sinks, seed, lengths)
@@ -278,14 +281,14 @@ class _Attend(torch.autograd.Function):
         else:
             gradients = _below_autograd(_attend_backward, *given, *ctx.settings)
         dq, dk, dv, dsinks = gradients
-        return dq, dk, dv, None if sinks is None else dsinks, None, None, *(None for _ in ctx.settings)
+        return None, dq, dk, dv, None if sinks is None else dsinks, None, None, *(None for _ in ctx.settings)
 
 
 # `torch.library.register_autograd` does the same, but reads the schema again at every call: 30 microseconds.
 @torch.library.impl(LIBRARY, "attend", "Autograd")
 def _attend_above_autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
     if _wants_gradients(inputs):
-        return _Attend.apply(*inputs)
+        return _Attend.apply(torch.ops.gossamer.attend.default, *inputs)
     return _below_autograd(torch.ops.gossamer.attend.default, *inputs)
 
 

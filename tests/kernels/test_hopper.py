@@ -230,7 +230,7 @@ def test_a_band_that_is_all_of_a_plan_is_known(pattern: Pattern, alone: bool) ->
 @pytest.mark.parametrize("current", [0, 1])
 def test_the_device_is_changed_only_where_another_is_current(monkeypatch: pytest.MonkeyPatch, current: int) -> None:
     changed: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: current, raising=False)
     monkeypatch.setattr(torch.cuda, "device", lambda x: contextlib.nullcontext(changed.append(x)))
     with made_current(torch.device("cuda", 1)):
         assert changed == ([] if current == 1 else [torch.device("cuda", 1)])

@@ -19,8 +19,9 @@ def capability(device: torch.device) -> tuple[int, int] | None:
 
 
 def made_current(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which the device is the current one; the driver is asked to change it only where it is not."""
-    here = device.index is not None and torch.cuda.current_device() == device.index
+    """A context in which the device, of which there are tensors, is the current one; it is changed where it is not."""
+    # As torch.cuda.current_device, less its look whether CUDA is ready: this is on the way of every launch.
+    here = device.index is not None and torch._C._cuda_getDevice() == device.index
     return NO_CHANGE if here else torch.cuda.device(device)
 
 

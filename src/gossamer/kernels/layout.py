@@ -6,7 +6,13 @@ projection as views, and a compiler can be told their strides before anything ru
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+
+def empty_results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """What a forward writes: its output [B, H, Q, Dv] beside `q`, and its log-sum-exp [B, H, Q] in float32."""
+    return empty_beside(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
 def empty_beside(x: Tensor, width: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...plan import Plan
 from ..devices import capability, made_current
-from ..layout import empty_beside
+from ..layout import empty_beside, empty_results
 from ..problem import Again, Problem, Saved, Softmax
 from ..sinks import sink_gradient
 from ..spans import without_span
@@ -62,7 +62,7 @@ class Hopper:
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax
     ) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp), as `Backend` says."""
-        out, lse = empty_beside(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
+        out, lse = empty_results(q, v)
         works = _works().forward(plan, Inputs(q, k, v), sinks, out, lse, scale=softmax.scale)
         with made_current(q.device):
             _side_by_side(works, q.device)
@@ -70,22 +70,20 @@ class Hopper:
 
     def again(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, softmax: Softmax) -> Again | None:
         """The launch alone, where the call was one launch of q, k and v as they are; as `Repeating` says."""
-        ready = _works().ready(plan, q, k, v, scale=softmax.scale)
+        out, lse = empty_results(q, v)
+        ready = _works().ready(plan, Inputs(q, k, v), out, lse, scale=softmax.scale)
         if ready is None:
             return None
-        out, lse = empty_beside(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
         out_shape, out_strides, lse_shape, lse_strides = out.shape, out.stride(), lse.shape, lse.stride()
         device, float32 = q.device, lse.new_empty(0)  # a tensor makes others of its dtype faster than of another
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
-            if torch._C._cuda_getDevice() != device.index:  # torch.cuda.current_device, less its look at CUDA's state
-                with torch.cuda.device(device):
-                    return run(q, k, v)
             out, lse = q.new_empty_strided(out_shape, out_strides), float32.new_empty_strided(lse_shape, lse_strides)
             q_at, k_at, v_at, out_at, lse_at = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr()
             if not ready.may_run(q_at | k_at | v_at | out_at | lse_at):
                 return None
-            ready.run((q_at, k_at, v_at, out_at, lse_at, None))
+            with made_current(device):
+                ready.run((q_at, k_at, v_at, out_at, lse_at, None))
             return out, lse
 
         return run

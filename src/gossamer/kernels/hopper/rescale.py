@@ -45,12 +45,8 @@ def rescaled(acc, factor):
     """acc [64, 64 or 128], a matrix instruction's result that nothing is being added to, times its rows' factors."""
     factor = gl.expand_dims(gl.convert_layout(factor, gl.SliceLayout(1, acc.type.layout)), 1)
     acc, factor = gl.broadcast(acc, factor)
+    code: gl.constexpr = NARROW if acc.shape[1] == 64 else WIDE
+    constraints: gl.constexpr = NARROW_CONSTRAINTS if acc.shape[1] == 64 else WIDE_CONSTRAINTS
+    count: gl.constexpr = acc.shape[1] // 2
     # Not pure, though it is: a vote has to stay where all of the warp takes part.
-    if acc.shape[1] == 64:
-        return gl.inline_asm_elementwise(
-            NARROW, NARROW_CONSTRAINTS, [acc, factor], dtype=gl.float32, is_pure=False, pack=32
-        )
-    else:
-        return gl.inline_asm_elementwise(
-            WIDE, WIDE_CONSTRAINTS, [acc, factor], dtype=gl.float32, is_pure=False, pack=64
-        )
+    return gl.inline_asm_elementwise(code, constraints, [acc, factor], dtype=gl.float32, is_pure=False, pack=count)

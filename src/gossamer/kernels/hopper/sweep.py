@@ -11,8 +11,10 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from .configs import Team
 from .descriptors import tiles
 from .division import Divisor, divisor, quotient
+from .launch import heads_cached
 from .operands import Diagonal, Segment
 from .ring import TILE, phase, slot
 
@@ -140,6 +142,15 @@ def empty(bars, i, config: gl.constexpr):
     """The barrier that says that nobody needs what the i-th tile of the ring takes the place of."""
     FIRST: gl.constexpr = 2 * config.own + config.slots
     return bars.index(FIRST + slot(i, config.slots))
+
+
+@gluon.jit
+def work_given(
+    items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
+):  # fmt: skip
+    """The work that a kernel was given one number at a time, as `work_of` has them."""
+    sections = Divisor(section, section_reciprocal), Divisor(last, last_reciprocal)
+    return Work(items, blocks, *sections, Divisor(stretch, stretch_reciprocal))
 
 
 @gluon.jit
@@ -306,6 +317,14 @@ def work_of(units: int, blocks: int, cached: int) -> tuple[int, ...]:
     section = min(units, cached)
     last = units % section or section
     return units * blocks, blocks, *divisor(section), *divisor(last), *divisor(section * blocks)
+
+
+def query_work(team: Team, q: Tensor, segments: Sequence[Segment]) -> tuple[int, ...]:
+    """What kernels take as their work where a team owns query tiles and sweeps over the segments."""
+    batch, heads, queries, _ = q.shape
+    repeats = heads // segments[0].k.shape[1]
+    cached = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats // team.heads_together
+    return work_of(batch * heads // team.heads_together, -(-queries // team.rows), cached)
 
 
 def edges_of(start: Tensor, stop: Tensor, diagonal: Diagonal | None, columns: int) -> tuple[object, ...]:

@@ -21,7 +21,7 @@ from .division import divisor
 from .launch import Launch, Operands, heads_cached, launch
 from .operands import SEGMENT_TENSORS, Diagonal, Results, SeenKeys, Segment, segments_of, tensors_of
 from .ring import AUX
-from .sweep import edges_of, runs_of, work_of
+from .sweep import edges_of, query_work, runs_of, work_of
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import queries_kernel
 
@@ -46,23 +46,21 @@ def backward_queries(
 def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: float) -> Launch:
     q, out, grad_out, dq, aux, lse, grad_lse, *rest = operands
     segments = segments_of(rest, diagonal)
-    batch, heads, queries, width = q.shape
+    _, heads, queries, width = q.shape
     repeats = heads // segments[0].k.shape[1]
     wide, value_wide = tile_width(width), tile_width(out.shape[-1])
     team = team_of(wide, value_wide, repeats)
-    units, blocks = batch * heads // team.heads_together, _ceiling(queries, team.rows)
-    heads_at_once = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats
-    cached = heads_at_once // team.heads_together
+    work = query_work(team, q, segments)
     sources = (q, wide), (grad_out, value_wide), (out, value_wide), (dq, wide)
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
         *(reinterpret(aux, gl.int32), *runs_of(segments, ROWS, wide, value_wide)),
         *(*rows(lse), *rows(grad_lse), scale, *divisor(heads), *divisor(repeats), queries),
-        *work_of(units, blocks, cached),
+        *work,
     )
     own = 2 * team.consumers * (wide + value_wide)
     config = SweepConfig(team, _slots(own, wide + value_wide), segments=len(segments))
-    return Launch(queries_kernel, units * blocks, arguments, (config,), team.consumers)
+    return Launch(queries_kernel, work[0], arguments, (config,), team.consumers)
 
 
 def backward_keys(

@@ -26,7 +26,6 @@ from .sweep import (
     NUMBERS,
     Edges,
     Place,
-    Work,
     as_a_team,
     barriers_of,
     buffers,
@@ -40,6 +39,7 @@ from .sweep import (
     span_of,
     turns_of,
     unit_and_block,
+    work_given,
 )
 
 
@@ -253,8 +253,9 @@ def keys_kernel(
     SLOTS: gl.constexpr = config.slots
     ring = (buffers(q, SLOTS), buffers(grad_out, SLOTS), buffers(aux, SLOTS))
     bars = barriers_of(config)
-    sections = Divisor(section, section_reciprocal), Divisor(last, last_reciprocal)
-    work = Work(items, blocks, *sections, Divisor(stretch, stretch_reciprocal))
+    work = work_given(
+        items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal
+    )  # fmt: skip
     key_heads, parts = Divisor(key_heads, key_heads_reciprocal), Divisor(parts, parts_reciprocal)
     shape = Shape(key_heads, repeats, keys, parts, matrices)
     edges = Edges(begin, end, shift, breadth, columns)

@@ -26,7 +26,6 @@ from .sweep import (
     Edges,
     Run,
     Shape,
-    Work,
     as_a_team,
     barriers_of,
     buffers,
@@ -44,6 +43,7 @@ from .sweep import (
     team_row_of,
     turns_of,
     words_of,
+    work_given,
 )
 
 ABSENT = gl.constexpr(2.0**100)
@@ -252,8 +252,9 @@ def queries_kernel(
     segments = (Run(k, v, edges),)
     if k2 is not None:
         segments = (Run(k, v, edges), Run(k2, v2, Edges(start2, stop2, 0, 0, 0)))
-    sections = Divisor(section, section_reciprocal), Divisor(last, last_reciprocal)
-    work = Work(items, blocks, *sections, Divisor(stretch, stretch_reciprocal))
+    work = work_given(
+        items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal
+    )  # fmt: skip
     shape = Shape(Divisor(heads, heads_reciprocal), Divisor(repeats, repeats_reciprocal), queries)
     lse, grad_lse = Rows(lse, lse_batch, lse_head), Rows(grad_lse, grad_lse_batch, grad_lse_head)
     results = (dq, buffers(dq, CONSUMERS), aux)

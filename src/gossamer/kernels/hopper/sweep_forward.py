@@ -28,7 +28,7 @@ from .bands import Rows
 from .configs import ROWS, SweepConfig, team_of, tile_width
 from .descriptors import tiles
 from .division import Divisor, divisor
-from .launch import Launch, Operands, heads_cached, launch
+from .launch import Launch, Operands, launch
 from .operands import Diagonal, Segment, segments_of, tensors_of
 from .rescale import raised, rescaled
 from .ring import LN2, LOG2E, LOWEST, TILE, phase, row_max, settle, slot, thread_sum, tile_of
@@ -39,7 +39,6 @@ from .sweep import (
     Reach,
     Run,
     Shape,
-    Work,
     as_a_team,
     barriers_of,
     buffers,
@@ -49,13 +48,14 @@ from .sweep import (
     own_full,
     pass_over,
     query_place,
+    query_work,
     reach_of,
     runs_of,
     seen,
     span_of,
     team_row_of,
     turns_of,
-    work_of,
+    work_given,
 )
 
 SLOTS = {(64, 64): 8, (64, 128): 6, (128, 64): 6, (128, 128): 5}
@@ -285,8 +285,9 @@ def _kernel(
     q_tiles, out_tiles = buffers(q, CONSUMERS), buffers(out, CONSUMERS)
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
     bars = barriers_of(config)
-    sections = Divisor(section, section_reciprocal), Divisor(last, last_reciprocal)
-    work = Work(items, blocks, *sections, Divisor(stretch, stretch_reciprocal))
+    work = work_given(
+        items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal
+    )  # fmt: skip
     shape = Shape(Divisor(heads, heads_reciprocal), Divisor(repeats, repeats_reciprocal), queries)
     rows = Rows(lse, lse_batch, lse_head)
     one, two = Edges(start, stop, shift, breadth, columns), Edges(start2, stop2, 0, 0, 0)
@@ -310,17 +311,15 @@ def forward(
 def _prepared(operands: Operands, diagonal: Diagonal | None, scale: float) -> Launch:
     q, out, lse, sinks, *rest = operands
     segments = segments_of(rest, diagonal)
-    batch, heads, queries, _ = q.shape
+    heads, queries = q.shape[1:3]
     repeats = heads // segments[0].k.shape[1]
     widths = tile_width(q.shape[3]), tile_width(out.shape[3])
     config = SweepConfig(team_of(*widths, repeats), SLOTS[widths], len(segments))
-    together = config.team.heads_together
-    units, blocks = batch * heads // together, -(-queries // config.team.rows)
-    cached = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats // together
+    work = query_work(config.team, q, segments)
     arguments = (
         *(tiles(q, ROWS, widths[0]), tiles(out, ROWS, widths[1])),
         *(*runs_of(segments, ROWS, *widths), sinks),
         *(lse, lse.stride(0), lse.stride(1), scale * LOG2E.value, *divisor(heads), *divisor(repeats), queries),
-        *work_of(units, blocks, cached),
+        *work,
     )
-    return Launch(_kernel, units * blocks, arguments, (config,), config.team.consumers)
+    return Launch(_kernel, work[0], arguments, (config,), config.team.consumers)

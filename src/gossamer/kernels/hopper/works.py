@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...plan import Plan
 from ..head_runs import head_runs
-from ..layout import empty_beside
 from ..problem import Saved
 from . import stream_backward, stream_forward
 from .descriptors import addressable
@@ -38,13 +37,12 @@ def forward(plan: Plan, inputs: Inputs, sinks: Tensor | None, out: Tensor, lse: 
     return works
 
 
-def ready(plan: Plan, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Ready | None:
+def ready(plan: Plan, inputs: Inputs, out: Tensor, lse: Tensor, *, scale: float) -> Ready | None:
     """The launch of (q, k, v, out, lse, no sinks) that is all of a forward, where one was made for such tensors."""
-    diagonal = _whole_band(plan, q, k, v, stream_forward.fits)
-    if diagonal is None or any(addressable(x) is not x for x in (q, k, v)):
+    diagonal = _whole_band(plan, *inputs, stream_forward.fits)
+    if diagonal is None or any(addressable(x) is not x for x in inputs):
         return None
-    out, lse = empty_beside(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
-    return stream_forward.ready(Inputs(q, k, v), out, lse, None, diagonal=diagonal, scale=scale)
+    return stream_forward.ready(inputs, out, lse, None, diagonal=diagonal, scale=scale)
 
 
 def backward(

@@ -21,6 +21,7 @@ STREET = (
     ("plan",),
     ("reference", "kernels"),
     ("ops",),
+    ("repeats",),
     ("attention",),
     ("config",),
     ("nn",),

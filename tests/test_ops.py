@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gossamer import SparseAttention, SparseAttentionConfig, attend, ops
-from gossamer.kernels import Choice
+from gossamer import SparseAttention, SparseAttentionConfig, attend, ops, repeats
 from gossamer.patterns import Causal, Pattern, PerHead, RandomBlocks, Strided, Tokens, Window, parse, presets
 from gossamer.plan import plan
 
@@ -320,7 +319,15 @@ def calls() -> dict[str, tuple[bool, Callable[[], object]]]:
 
 @pytest.mark.parametrize("name", calls())
 @pytest.mark.filterwarnings("ignore")
-def test_the_operator_is_left_out_where_nobody_would_see_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize("repeated", [False, True], ids=["first call", "repeated call"])
+def test_the_operator_is_left_out_where_nobody_would_see_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, repeated: bool
+) -> None:
+    monkeypatch.setattr(repeats, "_WAYS", {})
+    if repeated:
+        for known in ("plain", "gradients", name):
+            calls()[known][1]()
+        assert repeats._WAYS
     expected, call = calls()[name]
     assert through_operator(monkeypatch, call) == expected
 
@@ -329,7 +336,8 @@ def test_the_operator_is_left_out_where_nobody_would_see_it(monkeypatch: pytest.
 def test_without_the_operator_it_is_the_same(monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
     found = []
     for unobserved in (True, False):
-        monkeypatch.setattr(ops, "_unobserved", lambda _, answer=unobserved: answer)
+        monkeypatch.setattr(ops, "unobserved", lambda _, answer=unobserved: answer)
+        monkeypatch.setattr(repeats, "_WAYS", {})
         torch.manual_seed(0)
         inputs = tensors(dtype=torch.float32)
         options = {name: x.float() if isinstance(x, Tensor) else x for name, x in options.items()}
@@ -339,60 +347,3 @@ def test_without_the_operator_it_is_the_same(monkeypatch: pytest.MonkeyPatch, op
         found.append((out, lse, again, *torch.autograd.grad((out * lse[..., None]).sum(), inputs)))
     for direct, through in zip(*found, strict=True):
         assert torch.equal(direct, through) and direct.stride() == through.stride()
-
-
-class Repeating:
-    """A backend that says how a call is repeated: here by minus ones, so that it can be told from a first call."""
-
-    name = "repeating"
-    refuses = staticmethod(lambda problem: None)
-
-    def __init__(self) -> None:
-        self.aligned = True
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        return q.new_zeros(*q.shape[:-1], v.shape[-1]), q.new_zeros(q.shape[:-1])
-
-    def again(self, *_: object) -> Callable:
-        return lambda q, k, v: tuple(x - 1 for x in self.forward(q, k, v)) if self.aligned else None
-
-
-def test_a_backend_may_repeat_calls_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = Repeating()
-    monkeypatch.setattr(ops, "choose", lambda *_: Choice(backend, {}))
-    monkeypatch.setattr(ops, "_AGAIN", {})
-    monkeypatch.setattr(ops, "MOST_AGAIN", 8)
-    ops._choice.cache_clear()
-    q, k, v = (x.detach() for x in tensors())
-
-    def repeated(*given: Tensor, **options: object) -> bool:
-        return bool((attend(*given, PATTERN, **options) == -1).all())
-
-    assert [repeated(q, k, v) for _ in range(3)] == [False, True, True]
-    apart = q.transpose(1, 2).contiguous().transpose(1, 2)
-    others = (apart, k, v), (q, k.float().to(k), torch.cat([v, v], -1)), (q[:1], k[:1], v[:1])
-    assert [repeated(*given) for given in others for _ in range(2)] == [False, True] * 3
-    for options in ({"scale": 0.5}, {"softcap": 1.0}):
-        assert [repeated(q, k, v, **options) for _ in range(2)] == [False, True]
-    for options in ({"sinks": torch.zeros(4, dtype=q.dtype)}, {"lengths": torch.tensor([3, 4])}, {"dropout": 0.5}):
-        assert not any(repeated(q, k, v, **options) for _ in range(2))
-    leaf = q.detach().requires_grad_()
-    with torch.no_grad():
-        assert repeated(leaf, k, v) and not attend(leaf, k, v, PATTERN).requires_grad
-    assert attend(leaf, k, v, PATTERN).requires_grad
-    for wrong in ((q, k.half(), v), (q, k[:, :, 1:], v), (q[0], k, v), (q[0, 0, 0, 0], k, v)):
-        with pytest.raises(ValueError):
-            attend(*wrong, PATTERN)
-    for wrong in ((q, k.half(), v), (q, k, v[:1])):  # the operator checks nothing, and what it takes is not remembered
-        unchecked = wrong[0].clone().requires_grad_(), *wrong[1:], None, None, None
-        torch.ops.gossamer.attend(*unchecked, PATTERN.spec, wrong[0].shape[-1] ** -0.5, 0.0, 0.0, None)
-        with pytest.raises(ValueError):
-            attend(*wrong, PATTERN)
-    leaf = q.detach()[:, :, :7].requires_grad_()
-    assert [repeated(leaf, k[:, :, :7], v[:, :, :7]) for _ in range(2)] == [False, True]  # also where one trains
-    backend.aligned = False
-    assert not repeated(q, k, v)
-    for length in range(3, 20):
-        attend(q[:, :, :length], k[:, :, :length], v[:, :, :length], PATTERN)
-        assert len(ops._AGAIN) <= 8
-    ops._choice.cache_clear()

@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .kernels import Choice, Softmax, choose
-from .ops import attend_eagerly, problem_of, repeated
+from .ops import attend_eagerly, problem_of
 from .patterns.base import Pattern
 from .patterns.parse import checked_text
 from .plan import Plan
+from .repeats import leave_way, way_of
 
 
 @overload
@@ -67,19 +68,25 @@ def attend(
         Unsupported: No backend accepts the problem; the message gives each one's reason.
     """
     _check_settings(pattern, scale, dropout, softcap)
-    text = pattern.spec if torch.compiler.is_compiling() else checked_text(pattern)
+    compiling = torch.compiler.is_compiling()
+    text = pattern.spec if compiling else checked_text(pattern)
+    scale = None if scale is None else float(scale)
+    softcap = None if softcap is None else float(softcap)
     q, k, v = _autocast(q, k, v)
-    if sinks is None and lengths is None and not dropout:
-        found = repeated(q, k, v, text, scale=scale, softcap=softcap, backend=backend)
-        if found is not None:
-            return found if return_lse else found[0]
+    asked = text, scale, softcap, backend, return_lse
+    plain = sinks is None and lengths is None and not dropout and not compiling
+    way = way_of(q, k, v, asked) if plain else None
+    if way is not None:
+        out, lse = way.take(q, k, v)
+        return out if lse is None or not return_lse else (out, lse)
     _check_kinds(q, k, v, sinks, lengths)
     _check_tensors(q, k, v, sinks, lengths)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     seed = torch.randint(2**62, (1,), device=q.device) if dropout > 0 else None
-    out, lse = attend_eagerly(
-        q, k, v, sinks, seed, lengths, text, scale, float(softcap or 0.0), float(dropout), backend
-    )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    settings = text, scale, softcap or 0.0, float(dropout), backend
+    out, lse = attend_eagerly(q, k, v, sinks, seed, lengths, *settings)
+    if plain:
+        leave_way(q, k, v, asked, *settings, lse=return_lse)
     return (out, lse) if return_lse else out
 
 

@@ -7,9 +7,9 @@ Whatever runs here runs before each kernel, so all that can be remembered from c
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -166,84 +166,41 @@ def _attend_backward_shapes(
     return dq, dk, dv, dsinks
 
 
-def repeated(
-    q: Tensor, k: Tensor, v: Tensor, pattern: str, *, scale: float | None, softcap: float | None, backend: str | None
-) -> tuple[Tensor, Tensor] | None:
-    """What a call without sinks, dropout and lengths gives, by the way that one like it has left; None without.
-
-    A call like it has passed every check of its tensors, which may be anything here.
-    """
-    if not (_nobody_looks() and _plain(q) and _plain(k) and _plain(v)) or _wants_gradients((q, k, v, None)):
-        return None
-    if q.dim() != 4 or not (width := q.shape[-1]):
-        return None
-    scale = width**-0.5 if scale is None else float(scale)
-    again = _AGAIN.get(_kind(q, k, v, (pattern, scale, float(softcap or 0.0), 0.0, backend)))
-    return None if again is None else again(q, k, v)
-
-
 def attend_eagerly(*inputs: Any) -> tuple[Tensor, Tensor]:
     """What the operator gives inputs that were checked, without the operator where nobody could tell."""
-    if not _unobserved(inputs[:6]):
+    if not unobserved(inputs[:6]):
         return torch.ops.gossamer.attend.default(*inputs)
+    return _directly(_attend, *inputs)
+
+
+def attend_again(again: Again | None, *inputs: Any) -> tuple[Tensor, Tensor | None]:
+    """The same for inputs that nobody observes, by a way that the backend has left for such ones if there is any."""
+    return _directly(_attend if again is None else partial(_attend_by, again), *inputs)
+
+
+def _attend_by(again: Again, *inputs: Any) -> tuple[Tensor, Tensor | None]:
+    found = again(*inputs[:3])
+    return _attend(*inputs) if found is None else found
+
+
+def _directly(function: Callable[..., Result], *inputs: Any) -> Result:
+    """What a function like the forward operator gives, with its gradients where they are wanted."""
     if _wants_gradients(inputs):
-        return _Attend.apply(_attend_again, *inputs)
-    return _below_autograd(_attend_and_keep, *inputs)  # `repeated` has looked for a shorter way
+        return _Attend.apply(function, *inputs)
+    return _below_autograd(function, *inputs)
 
 
-MOST_AGAIN = 256
-"""Kinds of calls whose shortest way is kept; beyond it all are forgotten."""
-
-_AGAIN: dict[Hashable, Again | None] = {}
-
-
-def _attend_again(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """What `_attend` gives, by the way that a checked call like it has left where there is one."""
-    q, k, v, sinks, seed, lengths, *settings = inputs
-    again = None
-    if sinks is None and seed is None and lengths is None:
-        again = _AGAIN.get(_kind(q, k, v, tuple(settings)))
-    found = None if again is None else again(q, k, v)
-    return _attend_and_keep(*inputs) if found is None else found
-
-
-def _attend_and_keep(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
-    *settings: Any,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What `_attend` gives a call that was checked, and the shorter way where the backend keeps one for its kind."""
-    found = _attend(q, k, v, sinks, seed, lengths, *settings)
-    if sinks is None and seed is None and lengths is None:
-        kind = _kind(q, k, v, settings)
-        if kind not in _AGAIN:
-            _keep(kind, q, k, v, *settings)
-    return found
-
-
-def _kind(q: Tensor, k: Tensor, v: Tensor, settings: tuple[Any, ...]) -> Hashable:
-    """All of a call without sinks, seed and lengths but the numbers in its tensors, and where they lie."""
-    return (
-        settings, Pattern.definitions, q.device, k.device, v.device, q.dtype, k.dtype, v.dtype,
-        q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(),
-    )  # fmt: skip
-
-
-def _keep(kind: Hashable, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> None:
+def again_of(q: Tensor, k: Tensor, v: Tensor, *settings: Any, lse: bool) -> Again | None:
+    """How the backend of a plain call that was made repeats itself, if it can."""
     pattern, scale, softcap, dropout, backend = settings
     softmax = Softmax(scale, softcap, dropout)
     made, chosen = _choice(_Call.of(q, k, v, None, pattern, softmax), backend)
-    if len(_AGAIN) >= MOST_AGAIN:
-        _AGAIN.clear()
-    _AGAIN[kind] = chosen.again(q, k, v, made, softmax) if isinstance(chosen, Repeating) else None
+    return chosen.again(q, k, v, made, softmax, lse=lse) if isinstance(chosen, Repeating) else None
 
 
-def _unobserved(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether nobody wants to see the operator, of whose tensors some may be left out."""
-    return _nobody_looks() and all(x is None or _plain(x) for x in tensors)
-
-
-def _nobody_looks() -> bool:
-    """Whether there is no compiler, tracer, profiler, mode or transform."""
+def unobserved(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether nobody wants to see the operator, of whose tensors some may be left out: no compiler, tracer, profiler,
+    mode or transform, and no tensor that is not plainly the numbers in its memory."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -251,11 +208,11 @@ def _nobody_looks() -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._is_tracing()
         or torch.autograd._profiler_enabled()
-    )
+    ) and all(x is None or _plain(x) for x in tensors)
 
 
-def _plain(x: Any) -> bool:
-    """Whether it is a tensor that holds the numbers in its memory: a subclass may want to see the operator."""
+def _plain(x: Tensor) -> bool:
+    """Whether it holds the numbers in its memory, and is of no subclass, which may want to see the operator."""
     return type(x) in (Tensor, Parameter) and not (x.is_meta or x.is_neg() or x._is_zerotensor())
 
 
@@ -276,7 +233,7 @@ class _Attend(torch.autograd.Function):
         q, k, v, out, lse, sinks, seed, lengths = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         given = grad_out, grad_lse, q, k, v, out, lse, sinks, seed, lengths
-        if torch.is_grad_enabled() or not _unobserved(given):
+        if torch.is_grad_enabled() or not unobserved(given):
             gradients = torch.ops.gossamer.attend_backward.default(*given, *ctx.settings)
         else:
             gradients = _below_autograd(_attend_backward, *given, *ctx.settings)

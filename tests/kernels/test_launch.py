@@ -24,7 +24,7 @@ from gossamer.kernels.hopper import columns, stream_backward, stream_forward, sw
 from gossamer.kernels.hopper import launch as launches
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.hopper.descriptors import tiles
-from gossamer.kernels.hopper.launch import Launch, Operands, Ready, known, launch
+from gossamer.kernels.hopper.launch import Launch, Operands, Ready, launch, ready_launch
 from gossamer.kernels.problem import Saved, Softmax
 from gossamer.patterns import Causal, Pattern, Strided, Window
 from gossamer.plan import plan
@@ -199,8 +199,9 @@ def test_what_is_kept_is_bounded(gpu: Driver, prepare: Any, monkeypatch: pytest.
     monkeypatch.setattr(launches, "MOST_KNOWN", 4)
     for rows in range(1, 20):
         launch(prepare, operands(rows=rows))
-        assert known(prepare, operands(rows=rows)) is not None
         assert len(launches._KNOWN) <= 4
+    ready_launch(prepare, operands(rows=rows))
+    assert prepare.kernel.asked == rows
 
 
 @pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
@@ -215,13 +216,13 @@ def test_who_watches_launches_sees_each(prepare: Any, monkeypatch: pytest.Monkey
         before = prepare.kernel.asked
         launch(prepare, operands())
         assert prepare.kernel.asked == before + 1
-        assert not known(prepare, operands()).may_run(16)
+        assert not ready_launch(prepare, operands()).may_run(16)
 
 
 def test_a_ready_launch_says_what_addresses_it_may_run_with(gpu: Driver, prepare: Any) -> None:
-    launch(prepare, operands())
-    ready = known(prepare, operands())
+    ready = ready_launch(prepare, operands())
     before = len(gpu.given)
+    assert before == 1  # of a new kind, Triton has run it
     assert not ready.may_run(16 | 24) and ready.may_run(16 | 32)
     ready.run([16, 32])
     assert len(gpu.given) == before + 1
@@ -234,19 +235,27 @@ def test_another_triton_is_refused() -> None:
         launches._launcher(run)
 
 
-def test_a_repeated_forward_is_the_launch_alone(gpu: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wanted", [True, False], ids=["log-sum-exp", "output alone"])
+def test_a_repeated_forward_is_the_launch_alone(gpu: Driver, monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
     current = None  # as the index of the tensors' device here
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: current, raising=False)
     q, k, v = (torch.zeros(1, 2, 300, 64, dtype=torch.bfloat16) for _ in range(3))
     made, softmax = plan(PLAIN, 300, 300, 2), Softmax(0.125)
-    assert HOPPER.again(q, k, v, made, softmax) is None  # nothing was launched before
     HOPPER.forward(q, k, v, None, made, softmax)
-    again = HOPPER.again(q, k, v, made, softmax)
+    first = gpu.given[-1]
+    again = HOPPER.again(q, k, v, made, softmax, lse=wanted)
+    before = len(gpu.given)
     out, lse = again(k, q, v)
-    assert [x[0] for x in gpu.given[-1] if isinstance(x, tuple) and len(x) == 8] == [
-        x.data_ptr() for x in (k, q, v, out)
-    ]
-    assert lse.data_ptr() in gpu.given[-1] and (out.shape, lse.shape) == (q.shape, q.shape[:3])
+    assert len(gpu.given) == before + 1
+    given = gpu.given[-1]
+    assert [x[0] for x in given if isinstance(x, tuple) and len(x) == 8] == [x.data_ptr() for x in (k, q, v, out)]
+    assert out.shape == q.shape and (lse is not None) == wanted
+    place = next(at for at, x in enumerate(first) if isinstance(x, int) and x > 2**32)  # the first bare address
+    if wanted:
+        assert lse.shape == q.shape[:3] and given[place : place + 4] == (lse.data_ptr(), 600, 300, 300)
+    else:  # an address that is there, and no query to write for
+        assert given[place : place + 4] == (out.data_ptr(), 0, 0, 0)
+    assert given[4] == first[4] and given[place + 4 :] == first[place + 4 :]  # the same kernel and settings
     odd = torch.zeros(q.numel() + 1, dtype=torch.bfloat16)[1:].view_as(q)
     before = len(gpu.given)
     assert again(odd, k, v) is None and len(gpu.given) == before
@@ -261,7 +270,7 @@ def test_a_repeated_forward_is_the_launch_alone(gpu: Driver, monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "device", made_current)
     assert again(q, k, v) is not None and len(gpu.given) == before + 1 and current == q.device.index
     other = plan(COLUMNS, 300, 300, 2)
-    assert HOPPER.again(q, k, v, other, softmax) is None
+    assert HOPPER.again(q, k, v, other, softmax, lse=wanted) is None
     assert isinstance(next(iter(launches._KNOWN.values())), Ready)
 
 

@@ -82,16 +82,20 @@ class Saved:
     sinks: Tensor | None
 
 
-Again = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | None]
-"""The forward of q, k and v; None where they are less aligned than the first were, or somebody watches launches."""
+Again = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None] | None]
+"""The forward of q, k and v, without the log-sum-exp where nobody wants it; None where these tensors are less aligned
+than the first were, or somebody watches launches."""
 
 
 @runtime_checkable
 class Repeating(Protocol):
     """A backend that can leave out, for a second call of a kind, all that the first one settled."""
 
-    def again(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, softmax: Softmax) -> Again | None:
-        """The forward of a plain call that was made, for tensors of the same shapes, strides, dtypes and device."""
+    def again(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, softmax: Softmax, *, lse: bool) -> Again | None:
+        """The forward of a plain call that was made, for tensors of the same shapes, strides, dtypes and device.
+
+        `lse` says whether the log-sum-exp is wanted.
+        """
         ...
 
 

@@ -68,23 +68,26 @@ class Hopper:
             _side_by_side(works, q.device)
         return out, lse
 
-    def again(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, softmax: Softmax) -> Again | None:
+    def again(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, softmax: Softmax, *, lse: bool) -> Again | None:
         """The launch alone, where the call was one launch of q, k and v as they are; as `Repeating` says."""
-        out, lse = empty_results(q, v)
-        ready = _works().ready(plan, Inputs(q, k, v), out, lse, scale=softmax.scale)
+        out, rows = empty_results(q, v)
+        with made_current(q.device):
+            ready = _works().ready(plan, Inputs(q, k, v), out, rows if lse else None, scale=softmax.scale)
         if ready is None:
             return None
-        out_shape, out_strides, lse_shape, lse_strides = out.shape, out.stride(), lse.shape, lse.stride()
-        device, float32 = q.device, lse.new_empty(0)  # a tensor makes others of its dtype faster than of another
+        out_shape, out_strides, lse_shape, lse_strides = out.shape, out.stride(), rows.shape, rows.stride()
+        device, float32 = q.device, rows.new_empty(0)  # a tensor makes others of its dtype faster than of another
 
-        def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
-            out, lse = q.new_empty_strided(out_shape, out_strides), float32.new_empty_strided(lse_shape, lse_strides)
-            q_at, k_at, v_at, out_at, lse_at = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr()
-            if not ready.may_run(q_at | k_at | v_at | out_at | lse_at):
+        def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None] | None:
+            out = q.new_empty_strided(out_shape, out_strides)
+            rows = float32.new_empty_strided(lse_shape, lse_strides) if lse else None
+            q_at, k_at, v_at, out_at = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
+            rows_at = None if rows is None else rows.data_ptr()
+            if not ready.may_run(q_at | k_at | v_at | out_at | (rows_at or 0)):
                 return None
             with made_current(device):
-                ready.run((q_at, k_at, v_at, out_at, lse_at, None))
-            return out, lse
+                ready.run((q_at, k_at, v_at, out_at, rows_at, None))
+            return out, rows
 
         return run
 

@@ -62,6 +62,11 @@ def rows(x: Tensor | None) -> Rows:
     return Rows(None, 0, 0) if x is None else Rows(x, x.stride(0), x.stride(1))
 
 
+def nowhere(x: Tensor) -> Rows:
+    """Rows in float32 that a kernel is told not to write, at an address that it may have: that of `x`."""
+    return Rows(reinterpret(x, gl.float32), 0, 0)
+
+
 def words(x: Tensor) -> Rows:
     """Rows of an even number of 16 bits each, as kernels that write two at once take them."""
     return Rows(reinterpret(x, gl.int32), x.stride(0) // 2, x.stride(1) // 2)

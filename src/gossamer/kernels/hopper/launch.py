@@ -69,9 +69,12 @@ def launch(prepare: Prepare, operands: Operands, *settings: Hashable) -> None:
         ready.run(addresses)
 
 
-def known(prepare: Prepare, operands: Operands, *settings: Hashable) -> Ready | None:
-    """What `launch` would run without asking Triton, if anything."""
-    return _KNOWN.get(_kind(prepare, operands, settings)[0])
+def ready_launch(prepare: Prepare, operands: Operands, *settings: Hashable) -> Ready | None:
+    """What `launch` runs without asking Triton; of a kind that is new, Triton is asked, and runs it, first."""
+    kind, _ = _kind(prepare, operands, settings)
+    if kind not in _KNOWN:
+        _through_triton(kind, prepare, operands, settings)
+    return _KNOWN.get(kind)  # nothing in a test that only compiles
 
 
 def _kind(prepare: Prepare, operands: Operands, settings: tuple[Hashable, ...]) -> tuple[Hashable, list[int | None]]:

@@ -19,10 +19,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .bands import NUMBERS, Band, Rows, of_queries, rows
+from .bands import NUMBERS, Band, Rows, nowhere, of_queries, rows
 from .configs import PAIR_REGISTERS, PAIR_WARPS, ROWS, forward_config
 from .descriptors import tiles as tiles_of
-from .launch import Launch, Operands, Ready, known, launch
+from .launch import Launch, Operands, Ready, launch, ready_launch
 from .operands import Diagonal, Inputs
 from .ring import (
     LN2,
@@ -54,17 +54,17 @@ def fits(width: int, head_width: int, value_width: int) -> bool:
 
 
 def forward(
-    inputs: Inputs, out: Tensor, lse: Tensor, sinks: Tensor | None, *, diagonal: Diagonal, scale: float
+    inputs: Inputs, out: Tensor, lse: Tensor | None, sinks: Tensor | None, *, diagonal: Diagonal, scale: float
 ) -> None:
-    """Writes `out` and the natural `lse` of queries that see a diagonal's keys."""
+    """Writes `out` and the natural `lse`, if it is given, of queries that see a diagonal's keys."""
     launch(_prepared, (*inputs, out, lse, sinks), diagonal, scale)
 
 
 def ready(
-    inputs: Inputs, out: Tensor, lse: Tensor, sinks: Tensor | None, *, diagonal: Diagonal, scale: float
+    inputs: Inputs, out: Tensor, lse: Tensor | None, sinks: Tensor | None, *, diagonal: Diagonal, scale: float
 ) -> Ready | None:
-    """What `forward` launched for tensors that lie like these, if it ever did."""
-    return known(_prepared, (*inputs, out, lse, sinks), diagonal, scale)
+    """What `forward` launches for tensors that lie like these; the first time, these are written."""
+    return ready_launch(_prepared, (*inputs, out, lse, sinks), diagonal, scale)
 
 
 def _prepared(operands: Operands, diagonal: Diagonal, scale: float) -> Launch:
@@ -73,7 +73,8 @@ def _prepared(operands: Operands, diagonal: Diagonal, scale: float) -> Launch:
     band = of_queries(q, k, *diagonal)
     widths = (config.width, config.width, config.value_width, config.value_width)
     described = (tiles_of(x, ROWS, columns) for x, columns in zip((q, k, v, out), widths, strict=True))
-    return Launch(_forward, band.total, (*described, *rows(lse), sinks, *band, scale), (config,))
+    written = (*nowhere(out), 0) if lse is None else (*rows(lse), band.queries)
+    return Launch(_forward, band.total, (*described, *written, sinks, *band, scale), (config,))
 
 
 @gluon.jit
@@ -235,7 +236,7 @@ def _with_sink(highest, total, sinks, head):
 
 
 @gluon.jit
-def _consumer(o_desc, lse, sinks, buffers, signals, band, run, scale, config: gl.constexpr, own: gl.constexpr):
+def _consumer(o_desc, lse, written, sinks, buffers, signals, band, run, scale, config: gl.constexpr, own: gl.constexpr):
     q_s, k_s, v_s, o_s = buffers
     q_full, q_empty, full, empty, o_free = signals
     HALO: gl.constexpr = config.halo
@@ -284,7 +285,7 @@ def _consumer(o_desc, lse, sinks, buffers, signals, band, run, scale, config: gl
         fence_async_shared()
         tma.async_copy_shared_to_global(o_desc, [at.batch, at.head, at.tile * TILE, 0], o)
         query = at.tile * TILE + rows
-        gl.store(rows_at(lse, at) + query, (highest + gl.log2(total)) * LN2, mask=query < band.queries)
+        gl.store(rows_at(lse, at) + query, (highest + gl.log2(total)) * LN2, mask=query < written)
         if config.out_buffers == 1:
             tma.store_wait(0)
             mbarrier.arrive(o_free.index(0), count=1)
@@ -292,7 +293,7 @@ def _consumer(o_desc, lse, sinks, buffers, signals, band, run, scale, config: gl
     settle()
 
 
-@gluon.jit(do_not_specialize=[*NUMBERS, "lse", "lse_batch", "lse_head", "sinks"])
+@gluon.jit(do_not_specialize=[*NUMBERS, "lse", "lse_batch", "lse_head", "written", "sinks"])
 def _forward(
     q_desc,
     k_desc,
@@ -301,6 +302,7 @@ def _forward(
     lse,
     lse_batch,
     lse_head,
+    written,  # queries whose log-sum-exp is wanted: all or none
     sinks,
     shift,
     width,
@@ -328,8 +330,8 @@ def _forward(
     scale *= LOG2E
     gl.warp_specialize(
         [
-            (_consumer, (o_desc, lse, sinks, buffers, signals, band, run, scale, config, 0)),
-            (_consumer, (o_desc, lse, sinks, buffers, signals, band, run, scale, config, 1)),
+            (_consumer, (o_desc, lse, written, sinks, buffers, signals, band, run, scale, config, 0)),
+            (_consumer, (o_desc, lse, written, sinks, buffers, signals, band, run, scale, config, 1)),
             (_producer, (q_desc, k_desc, v_desc, buffers, signals, band, run, config)),
         ],
         PAIR_WARPS,

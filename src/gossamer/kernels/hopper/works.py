@@ -37,8 +37,8 @@ def forward(plan: Plan, inputs: Inputs, sinks: Tensor | None, out: Tensor, lse: 
     return works
 
 
-def ready(plan: Plan, inputs: Inputs, out: Tensor, lse: Tensor, *, scale: float) -> Ready | None:
-    """The launch of (q, k, v, out, lse, no sinks) that is all of a forward, where one was made for such tensors."""
+def ready(plan: Plan, inputs: Inputs, out: Tensor, lse: Tensor | None, *, scale: float) -> Ready | None:
+    """The launch of (q, k, v, out, lse, no sinks) that is all of a forward, where there is one for such tensors."""
     diagonal = _whole_band(plan, *inputs, stream_forward.fits)
     if diagonal is None or any(addressable(x) is not x for x in inputs):
         return None

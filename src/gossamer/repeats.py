@@ -1,0 +1,89 @@
+"""Calls like one before them: they skip its checks, and where they can the operator, the choice and the plan too.
+
+For a short sequence the host takes longer to launch attention than the GPU takes to compute it. So a call that passed
+its checks leaves its way, for those whose tensors differ from its own in nothing but their numbers and their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._dynamo.guards import TensorGuards
+
+from .kernels import Again
+from .ops import again_of, attend_again, unobserved
+from .patterns.base import Pattern
+
+MOST_KINDS = 256
+"""Kinds of calls whose ways are kept; beyond it all are forgotten."""
+
+MOST_ALIKE = 8
+"""Ways kept of one kind, whose tensors differ in strides or dtypes, say; beyond it these are forgotten."""
+
+
+class Way(NamedTuple):
+    """How a call without sinks, dropout and lengths ran."""
+
+    guards: TensorGuards
+    """Accept tensors of the same class, dtype, device, shape, strides and want of gradients, under the same modes."""
+    again: Again | None
+    """The backend's own way to repeat itself, if it has one."""
+    tracked: bool
+    """Whether a tensor wants gradients, when they are enabled."""
+    settings: tuple[Any, ...]
+    """What the operator takes after its tensors."""
+
+    def take(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The output, and the log-sum-exp where the call that left the way had asked for it."""
+        inputs = q, k, v, None, None, None, *self.settings
+        if self.tracked and torch.is_grad_enabled():
+            return attend_again(self.again, *inputs)
+        found = None if self.again is None else self.again(q, k, v)
+        return attend_again(None, *inputs) if found is None else found
+
+
+_WAYS: dict[Hashable, list[Way]] = {}
+
+
+def way_of(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...]) -> Way | None:
+    """The way that a call like this one has left; the tensors may be anything here.
+
+    `asked` is all that the caller gave but tensors. Where somebody looks at operators (a dispatch mode, a transform, a
+    tracer), the guards accept nothing: these show in the dispatch keys. Two more show elsewhere.
+    """
+    if torch._C._len_torch_function_stack() or torch.autograd._profiler_enabled():
+        return None
+    try:
+        ways = _WAYS.get(_kind(q, k, asked), ())
+    except (AttributeError, TypeError):  # no tensors: the checks say so
+        return None
+    for way in ways:
+        if way.guards.check(q, k, v):
+            return way
+    return None
+
+
+def leave_way(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...], *settings: Any, lse: bool) -> None:
+    """Keeps how a call ran that passed every check, without the log-sum-exp where nobody asked for it."""
+    if not unobserved((q, k, v)):
+        return
+    # PyTorch's stub leaves the tensors out
+    guards = TensorGuards(q, k, v, dynamic_dims_sizes=None, dynamic_dims_strides=None)  # type: ignore[call-arg]
+    if not guards.check(q, k, v):  # one tensor given twice: guards accept three
+        return
+    if len(_WAYS) >= MOST_KINDS:
+        _WAYS.clear()
+    ways = _WAYS.setdefault(_kind(q, k, asked), [])
+    if len(ways) >= MOST_ALIKE:
+        ways.clear()
+    tracked = q.requires_grad or k.requires_grad or v.requires_grad
+    again = again_of(q, k, v, *settings, lse=lse or tracked)
+    ways.append(Way(guards, again, tracked, settings))
+
+
+def _kind(q: Tensor, k: Tensor, asked: tuple[Hashable, ...]) -> Hashable:
+    """What finds few ways: the guards look at each."""
+    return Pattern.definitions, q.shape, k.shape, asked

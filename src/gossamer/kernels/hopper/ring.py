@@ -89,9 +89,15 @@ def release(empty, start, stop, slots: gl.constexpr):
 
 
 @gluon.jit
+def programs_of(work):
+    """How many programs share some work, asked anew each time: else the compiler keeps a register for it throughout."""
+    return gl.inline_asm_elementwise("mov.u32 $0, %nctaid.x;", "=r,r", [work], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
 def run_of(total):
     """This program's run: all are equally long, but the first few that take one tile more."""
-    index, programs = gl.program_id(0), gl.num_programs(0)
+    index, programs = gl.program_id(0), programs_of(total)
     start = index * (total // programs) + gl.minimum(index, total % programs)
     return Run(start, start + total // programs + (index < total % programs).to(gl.int32))
 

@@ -94,7 +94,8 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal, scale: float) -> Laun
 
 
 @gluon.jit
-def _queries_producer(descs, buffers, signals, band, run, config: gl.constexpr):
+def _queries_producer(descs, buffers, signals, band, config: gl.constexpr):
+    run = run_of(band.total)
     q_desc, k_desc, v_desc, o_desc, do_desc, _ = descs
     q_s, do_s, o_s, k_s, v_s, _ = buffers
     q_full, q_empty, full, empty = signals
@@ -176,14 +177,14 @@ def _broken_queries(q, do, k_s, v_s, i, tile, band, masks, statistics, config: g
     lse, delta, scale = statistics
     key = gl.expand_dims(gl.arange(0, TILE, gl.SliceLayout(0, SCORES)), 0)
     dq = gl.zeros((TILE, WIDTH), gl.float32, SCORES)
-    diagonal = tile * TILE + band.shift
+    diagonal, width = opaque(tile * TILE + band.shift), opaque(band.width)
     first = gl.maximum((diagonal - band.keys + TILE) // TILE, 0)
     for u in range(first, gl.minimum((diagonal + TILE - 1) // TILE, config.halo) + 1):
         s = times_transposed(q, tile_of(k_s, i - u, SLOTS), SCORES)
         dp = times_transposed(do, tile_of(v_s, i - u, SLOTS), SCORES)
         s, dp = warpgroup_mma_wait(0, deps=(s, dp))
         start = diagonal - u * TILE
-        seen = (row + u * TILE >= column) & (row + u * TILE - band.width < column)
+        seen = (row + u * TILE >= column) & (row + u * TILE - width < column)
         s = gl.where(seen & (key >= -start) & (key < band.keys - start), s, float("-inf"))
         dq = _add_product(gl.exp2(s * scale - lse) * (dp - delta), k_s, i - u, dq, True, config)
         dq = warpgroup_mma_wait(0, deps=(dq,))
@@ -219,15 +220,14 @@ def _lse_at(lse, place, rows, band, exists):
 
 
 @gluon.jit
-def _queries_consumer(dq_desc, given, buffers, signals, band, run, scale, config: gl.constexpr, own: gl.constexpr):
+def _queries_consumer(dq_desc, given, buffers, signals, band, scale, config: gl.constexpr, own: gl.constexpr):
+    run = run_of(band.total)
     q_s, do_s, o_s, k_s, v_s, dq_s = buffers
     q_full, q_empty, full, empty = signals
     lse_rows, grad_lse_rows, aux_rows = given
     HALO: gl.constexpr = config.halo
     rows = gl.arange(0, TILE, gl.SliceLayout(1, SCORES))
     columns = gl.arange(0, TILE, gl.SliceLayout(0, SCORES))
-    row, column = triangle(rows, columns)
-    lower = gl.where(row >= column, -1, 0).to(gl.int16)
     rest = band.width - HALO * TILE
     at = after(first_query_tile(run, band, HALO), band, own)
     seen = gl.to_tensor(0)
@@ -250,6 +250,7 @@ def _queries_consumer(dq_desc, given, buffers, signals, band, run, scale, config
         seen = i + 1
         next_lse = _lse_at(lse_rows, then, rows, band, t + 2 < count)  # on its way while this tile is worked on
         row, column = triangle(opaque(rows), columns)
+        lower = gl.where(row >= column, -1, 0).to(gl.int16)
         masks = (row, column, rest, lower)
         statistics = (gl.expand_dims(lse * LOG2E, 1), gl.expand_dims(delta, 1), scale * LOG2E)
         start = (at.tile - HALO) * TILE + band.shift
@@ -316,12 +317,11 @@ def _queries_kernel(
         Rows(grad_lse, grad_lse_batch, grad_lse_head),
         Rows(aux, aux_batch, aux_head),
     )
-    run = run_of(band.total)
     gl.warp_specialize(
         [
-            (_queries_consumer, (dq_desc, given, buffers, signals, band, run, scale, config, 0)),
-            (_queries_consumer, (dq_desc, given, buffers, signals, band, run, scale, config, 1)),
-            (_queries_producer, (descs, buffers, signals, band, run, config)),
+            (_queries_consumer, (dq_desc, given, buffers, signals, band, scale, config, 0)),
+            (_queries_consumer, (dq_desc, given, buffers, signals, band, scale, config, 1)),
+            (_queries_producer, (descs, buffers, signals, band, config)),
         ],
         PAIR_WARPS,
         PAIR_REGISTERS,
@@ -329,7 +329,8 @@ def _queries_kernel(
 
 
 @gluon.jit
-def _keys_producer(descs, buffers, signals, band, run, config: gl.constexpr):
+def _keys_producer(descs, buffers, signals, band, config: gl.constexpr):
+    run = run_of(band.total)
     q_desc, k_desc, v_desc, do_desc, x_desc = descs
     q_s, do_s, x_s, k_s, v_s = buffers
     k_full, k_empty, full, empty = signals
@@ -425,15 +426,14 @@ def _one_key_tile(k, v, rings, signals, i, t, masks, picks, scale, config: gl.co
 
 
 @gluon.jit
-def _keys_consumer(descs, buffers, signals, band, run, scale, config: gl.constexpr, own: gl.constexpr):
+def _keys_consumer(descs, buffers, signals, band, scale, config: gl.constexpr, own: gl.constexpr):
+    run = run_of(band.total)
     dk_desc, dv_desc = descs
     q_s, do_s, x_s, k_s, v_s = buffers
     k_full, _, full, empty = signals
     HALO: gl.constexpr = config.halo
     rows = gl.arange(0, TILE, gl.SliceLayout(1, SCORES))  # keys
     columns = gl.arange(0, TILE, gl.SliceLayout(0, SCORES))  # queries
-    row, column = triangle(rows, columns)
-    lower = gl.where(row <= column, -1, 0).to(gl.int16)
     part = gl.expand_dims(gl.arange(0, AUX, gl.SliceLayout(0, OPERAND)), 0) + gl.zeros((TILE, AUX), gl.int32, OPERAND)
     pick_lse = gl.where(part < 3, -1.0, 0.0).to(gl.bfloat16)
     pick_delta = gl.where((part >= 3) & (part < 6), -1.0, 0.0).to(gl.bfloat16)
@@ -449,6 +449,7 @@ def _keys_consumer(descs, buffers, signals, band, run, scale, config: gl.constex
         move_to(full, empty, seen, i, i + HALO + 1, config.slots)
         seen = i + HALO + 1
         row, column = triangle(opaque(rows), columns)
+        lower = gl.where(row <= column, -1, 0).to(gl.int16)
         masks = (row, column, rest, lower)
         dk, dv = _one_key_tile(
             k, v, (q_s, do_s, x_s), signals, i, t, masks, (pick_lse, pick_delta), scale * LOG2E, config
@@ -494,12 +495,11 @@ def _keys_kernel(
     buffers = (q_s, do_s, x_s, k_s, v_s)
     SLOTS: gl.constexpr = config.slots
     signals = (barriers(KEY_BUFFERS, 1), barriers(KEY_BUFFERS, 1), barriers(SLOTS, 1), barriers(SLOTS, 2))
-    run = run_of(band.total)
     gl.warp_specialize(
         [
-            (_keys_consumer, ((dk_desc, dv_desc), buffers, signals, band, run, scale, config, 0)),
-            (_keys_consumer, ((dk_desc, dv_desc), buffers, signals, band, run, scale, config, 1)),
-            (_keys_producer, (descs, buffers, signals, band, run, config)),
+            (_keys_consumer, ((dk_desc, dv_desc), buffers, signals, band, scale, config, 0)),
+            (_keys_consumer, ((dk_desc, dv_desc), buffers, signals, band, scale, config, 1)),
+            (_keys_producer, (descs, buffers, signals, band, config)),
         ],
         PAIR_WARPS,
         PAIR_REGISTERS,

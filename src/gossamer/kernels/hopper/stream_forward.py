@@ -78,7 +78,8 @@ def _prepared(operands: Operands, diagonal: Diagonal, scale: float) -> Launch:
 
 
 @gluon.jit
-def _producer(q_desc, k_desc, v_desc, buffers, signals, band, run, config: gl.constexpr):
+def _producer(q_desc, k_desc, v_desc, buffers, signals, band, config: gl.constexpr):
+    run = run_of(band.total)
     q_s, k_s, v_s, _ = buffers
     q_full, q_empty, full, empty, _ = signals
     SLOTS: gl.constexpr = config.slots
@@ -208,13 +209,13 @@ def _broken(q, k_s, v_s, i, tile, band, masks, scale, config: gl.constexpr):
     highest = gl.full((TILE,), LOWEST, gl.float32, gl.SliceLayout(1, scores_layout))
     sums = thread_sum(gl.zeros((TILE, TILE), gl.float32, scores_layout))
     acc = gl.zeros((TILE, VALUE), gl.float32, layout)
-    diagonal = tile * TILE + band.shift
+    diagonal, width = opaque(tile * TILE + band.shift), opaque(band.width)
     first = gl.maximum((diagonal - band.keys + TILE) // TILE, 0)
     for u in range(first, gl.minimum((diagonal + TILE - 1) // TILE, config.halo) + 1):
         s = _scores(q, k_s, i - u, config)
         s = warpgroup_mma_wait(0, deps=(s,))
         start = diagonal - u * TILE
-        seen = (row + u * TILE >= column) & (row + u * TILE - band.width < column)
+        seen = (row + u * TILE >= column) & (row + u * TILE - width < column)
         s = gl.where(seen & (key >= -start) & (key < band.keys - start), s, float("-inf"))
         new_highest = gl.maximum(highest, gl.max(s, 1) * scale)
         acc, sums = _rescale(acc, sums, highest, new_highest)
@@ -236,7 +237,8 @@ def _with_sink(highest, total, sinks, head):
 
 
 @gluon.jit
-def _consumer(o_desc, lse, written, sinks, buffers, signals, band, run, scale, config: gl.constexpr, own: gl.constexpr):
+def _consumer(o_desc, lse, written, sinks, buffers, signals, band, scale, config: gl.constexpr, own: gl.constexpr):
+    run = run_of(band.total)
     q_s, k_s, v_s, o_s = buffers
     q_full, q_empty, full, empty, o_free = signals
     HALO: gl.constexpr = config.halo
@@ -245,8 +247,6 @@ def _consumer(o_desc, lse, written, sinks, buffers, signals, band, run, scale, c
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     rows = gl.arange(0, TILE, gl.SliceLayout(1, scores_layout))
     columns = gl.arange(0, TILE, gl.SliceLayout(0, scores_layout))
-    row, column = triangle(rows, columns)
-    lower = gl.where(row >= column, -1, 0).to(gl.int16)
     rest = band.width - HALO * TILE
     at = after(first_query_tile(run, band, HALO), band, own)
     seen = gl.to_tensor(0)
@@ -259,6 +259,7 @@ def _consumer(o_desc, lse, written, sinks, buffers, signals, band, run, scale, c
         move_to(full, empty, seen, i - HALO, i + 1, config.slots)
         seen = i + 1
         row, column = triangle(opaque(rows), columns)
+        lower = gl.where(row >= column, -1, 0).to(gl.int16)
         masks = (row, column, rest, lower)
         start = (at.tile - HALO) * TILE + band.shift
         if (start >= 0) & (gl.minimum((at.tile + 1) * TILE, band.queries) + band.shift <= band.keys):
@@ -326,13 +327,12 @@ def _forward(
     buffers = (q_s, k_s, v_s, o_s)
     # queries have two barriers even in one buffer: shared by two consumers, a barrier's parity would be ambiguous
     signals = (barriers(2, 1), barriers(2, 1), barriers(config.slots, 1), barriers(config.slots, 2), barriers(1, 1))
-    run = run_of(band.total)
     scale *= LOG2E
     gl.warp_specialize(
         [
-            (_consumer, (o_desc, lse, written, sinks, buffers, signals, band, run, scale, config, 0)),
-            (_consumer, (o_desc, lse, written, sinks, buffers, signals, band, run, scale, config, 1)),
-            (_producer, (q_desc, k_desc, v_desc, buffers, signals, band, run, config)),
+            (_consumer, (o_desc, lse, written, sinks, buffers, signals, band, scale, config, 0)),
+            (_consumer, (o_desc, lse, written, sinks, buffers, signals, band, scale, config, 1)),
+            (_producer, (q_desc, k_desc, v_desc, buffers, signals, band, config)),
         ],
         PAIR_WARPS,
         PAIR_REGISTERS,

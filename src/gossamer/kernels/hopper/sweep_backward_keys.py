@@ -176,10 +176,13 @@ def _add_queries(
 
 @gluon.jit
 def _store(totals, x, place, part, shape, consumer: gl.constexpr):
-    """A gradient's tile, in the tensor's type or as one of the parts that are to be added."""
+    """A gradient's tile, in the tensor's type or as one of the parts that are to be added.
+
+    What is `opaque` here is known before the first product, and kept registers from them else.
+    """
     if totals.width is None:
         tma.store_wait(0)
-        stage = totals.stages.index(consumer)
+        stage = totals.stages.index(opaque(gl.to_tensor(consumer)))
         stage.reshape((x.shape[0], x.shape[1])).store(x.to(totals.target.dtype))
         fence_async_shared()
         tma.async_copy_shared_to_global(totals.target, [place.batch, place.key_head, place.row, 0], stage)
@@ -187,9 +190,10 @@ def _store(totals, x, place, part, shape, consumer: gl.constexpr):
         rows = gl.expand_dims(place.row + gl.arange(0, TILE, gl.SliceLayout(1, x.type.layout)), 1)
         columns = gl.arange(0, x.shape[1], gl.SliceLayout(0, x.type.layout))
         lane, constant = gl.expand_dims(columns & 6, 0), gl.expand_dims(columns & ~6, 0)
+        width = opaque(totals.width)
         matrix = part * shape.matrices + place.batch * shape.key_heads.value + place.key_head
-        first = totals.target + (matrix.to(gl.int64) * shape.keys + rows) * totals.width + lane
-        gl.store(first + constant, x, mask=(rows < shape.keys) & (constant < totals.width - lane))
+        first = totals.target + ((matrix.to(gl.int64) * shape.keys + rows) * width + lane)
+        gl.store(first + constant, x, mask=(rows < shape.keys) & (constant < width - lane))
 
 
 @gluon.jit
@@ -222,6 +226,8 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
             pass_over(bars, done + end - first, done + last - first, config)
             done += last - first
         mbarrier.arrive(own_empty(bars, here, config), count=1)
+        item, part = _place(opaque(turn), work, shape, config)  # anew: it kept registers from the products else
+        place = Place(item.batch, item.head, item.key_head, item.row + consumer * TILE)
         _store(totals[1], dv, place, part, shape, consumer)
         _store(totals[0], dk * scale, place, part, shape, consumer)
     settle()

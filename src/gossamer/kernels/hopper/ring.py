@@ -150,17 +150,25 @@ def settle():
 
 @gluon.jit
 def opaque(x):
-    """Hides where a loop-invariant value comes from, so that masks made from it are recomputed and not kept live."""
+    """Hides where a value comes from: what follows from it is computed where it is needed, and not kept until there."""
     return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
-def triangle(rows, columns):
+def in_turn(x, turn):
+    """x, as if it were another in every turn: masks made from it are made anew in each, and not kept live."""
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r,r", [x, turn], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def triangle(rows, columns, turn):
     """(a, b) with row - column = a - b, where b is a constant in every register: masks compare against constants.
 
-    A thread of a matrix instruction holds columns 8 i + 2 (lane % 4) + {0, 1}; a takes the lane's part.
+    A thread of a matrix instruction holds columns 8 i + 2 (lane % 4) + {0, 1} of two rows, 8 apart: one a serves both,
+    so that half of the second row's comparisons are the first's.
     """
-    return gl.expand_dims(rows, 1) - gl.expand_dims(columns & 6, 0), gl.expand_dims(columns & ~6, 0)
+    a = gl.expand_dims(in_turn(rows & ~8, turn), 1) - gl.expand_dims(columns & 6, 0)
+    return a, gl.expand_dims(columns & ~6, 0) - gl.expand_dims(rows & 8, 1)
 
 
 @gluon.jit

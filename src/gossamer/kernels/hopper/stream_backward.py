@@ -177,6 +177,7 @@ def _broken_queries(q, do, k_s, v_s, i, tile, band, masks, statistics, config: g
     lse, delta, scale = statistics
     key = gl.expand_dims(gl.arange(0, TILE, gl.SliceLayout(0, SCORES)), 0)
     dq = gl.zeros((TILE, WIDTH), gl.float32, SCORES)
+    # hidden: few tiles come here, and what follows from these alone would take registers from all
     diagonal, width = opaque(tile * TILE + band.shift), opaque(band.width)
     first = gl.maximum((diagonal - band.keys + TILE) // TILE, 0)
     for u in range(first, gl.minimum((diagonal + TILE - 1) // TILE, config.halo) + 1):
@@ -228,6 +229,8 @@ def _queries_consumer(dq_desc, given, buffers, signals, band, scale, config: gl.
     HALO: gl.constexpr = config.halo
     rows = gl.arange(0, TILE, gl.SliceLayout(1, SCORES))
     columns = gl.arange(0, TILE, gl.SliceLayout(0, SCORES))
+    row, column = triangle(rows, columns, 0)
+    lower = gl.where(row >= column, -1, 0).to(gl.int16)
     rest = band.width - HALO * TILE
     at = after(first_query_tile(run, band, HALO), band, own)
     seen = gl.to_tensor(0)
@@ -249,8 +252,7 @@ def _queries_consumer(dq_desc, given, buffers, signals, band, scale, config: gl.
         move_to(full, empty, seen, i - HALO, i + 1, config.slots)
         seen = i + 1
         next_lse = _lse_at(lse_rows, then, rows, band, t + 2 < count)  # on its way while this tile is worked on
-        row, column = triangle(opaque(rows), columns)
-        lower = gl.where(row >= column, -1, 0).to(gl.int16)
+        row, column = triangle(rows, columns, t)
         masks = (row, column, rest, lower)
         statistics = (gl.expand_dims(lse * LOG2E, 1), gl.expand_dims(delta, 1), scale * LOG2E)
         start = (at.tile - HALO) * TILE + band.shift
@@ -437,6 +439,8 @@ def _keys_consumer(descs, buffers, signals, band, scale, config: gl.constexpr, o
     part = gl.expand_dims(gl.arange(0, AUX, gl.SliceLayout(0, OPERAND)), 0) + gl.zeros((TILE, AUX), gl.int32, OPERAND)
     pick_lse = gl.where(part < 3, -1.0, 0.0).to(gl.bfloat16)
     pick_delta = gl.where((part >= 3) & (part < 6), -1.0, 0.0).to(gl.bfloat16)
+    row, column = triangle(rows, columns, 0)
+    lower = gl.where(row <= column, -1, 0).to(gl.int16)
     rest = band.width - HALO * TILE
     at = after(place_of(run.start, band, 0), band, own)
     seen = gl.to_tensor(0)
@@ -448,8 +452,7 @@ def _keys_consumer(descs, buffers, signals, band, scale, config: gl.constexpr, o
         v = v_s.index(mine).reshape((TILE, WIDTH))
         move_to(full, empty, seen, i, i + HALO + 1, config.slots)
         seen = i + HALO + 1
-        row, column = triangle(opaque(rows), columns)
-        lower = gl.where(row <= column, -1, 0).to(gl.int16)
+        row, column = triangle(rows, columns, t)
         masks = (row, column, rest, lower)
         dk, dv = _one_key_tile(
             k, v, (q_s, do_s, x_s), signals, i, t, masks, (pick_lse, pick_delta), scale * LOG2E, config

@@ -209,6 +209,7 @@ def _broken(q, k_s, v_s, i, tile, band, masks, scale, config: gl.constexpr):
     highest = gl.full((TILE,), LOWEST, gl.float32, gl.SliceLayout(1, scores_layout))
     sums = thread_sum(gl.zeros((TILE, TILE), gl.float32, scores_layout))
     acc = gl.zeros((TILE, VALUE), gl.float32, layout)
+    # hidden: few tiles come here, and what follows from these alone would take registers from all
     diagonal, width = opaque(tile * TILE + band.shift), opaque(band.width)
     first = gl.maximum((diagonal - band.keys + TILE) // TILE, 0)
     for u in range(first, gl.minimum((diagonal + TILE - 1) // TILE, config.halo) + 1):
@@ -247,6 +248,8 @@ def _consumer(o_desc, lse, written, sinks, buffers, signals, band, scale, config
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     rows = gl.arange(0, TILE, gl.SliceLayout(1, scores_layout))
     columns = gl.arange(0, TILE, gl.SliceLayout(0, scores_layout))
+    row, column = triangle(rows, columns, 0)
+    lower = gl.where(row >= column, -1, 0).to(gl.int16)
     rest = band.width - HALO * TILE
     at = after(first_query_tile(run, band, HALO), band, own)
     seen = gl.to_tensor(0)
@@ -258,8 +261,9 @@ def _consumer(o_desc, lse, written, sinks, buffers, signals, band, scale, config
         mbarrier.arrive(q_empty.index(own), count=1)
         move_to(full, empty, seen, i - HALO, i + 1, config.slots)
         seen = i + 1
-        row, column = triangle(opaque(rows), columns)
-        lower = gl.where(row >= column, -1, 0).to(gl.int16)
+        row, column = triangle(rows, columns, t)
+        if WIDTH > 64 or VALUE > 64:  # wide tiles leave no registers to keep it in
+            lower = gl.where(row >= column, -1, 0).to(gl.int16)
         masks = (row, column, rest, lower)
         start = (at.tile - HALO) * TILE + band.shift
         if (start >= 0) & (gl.minimum((at.tile + 1) * TILE, band.queries) + band.shift <= band.keys):

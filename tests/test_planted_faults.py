@@ -43,6 +43,7 @@ from tests.checks import (
     check_views,
     draw,
 )
+from tests.gpu.planted import FAULTS as GPU_FAULTS
 from tests.patterns.test_meaning import check_meaning
 from tests.patterns_list import HEADS, PATTERNS
 from tests.test_attention_calls import check_a_class_that_is_defined_again, check_changing_lengths
@@ -303,3 +304,9 @@ def test_the_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     with pytest.raises(AssertionError):
         check()
+
+
+@pytest.mark.parametrize("name", GPU_FAULTS)
+def test_a_fault_for_a_gpu_is_one_of_the_source_as_it_is(name: str) -> None:
+    """They are looked for on a GPU alone; here, that none was left behind by a change."""
+    assert GPU_FAULTS[name].faulty in GPU_FAULTS[name].source

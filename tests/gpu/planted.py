@@ -99,8 +99,14 @@ FAULTS: dict[str, Fault] = {
     ),
     "a streamed band stands one key off": Fault(
         "hopper.ring",
-        "return gl.expand_dims(rows, 1) -",
-        "return gl.expand_dims(rows + 1, 1) -",
+        "in_turn(rows & ~8, turn)",
+        "in_turn((rows & ~8) + 1, turn)",
+        "streamed, support",
+    ),
+    "a thread's second row is masked as its first": Fault(
+        "hopper.ring",
+        "gl.expand_dims(rows & 8, 1)",
+        "gl.expand_dims(rows & 0, 1)",
         "streamed, support",
     ),
     "a streamed band's two edges are one": Fault(

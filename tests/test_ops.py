@@ -334,16 +334,26 @@ def test_the_operator_is_left_out_where_nobody_would_see_it(
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"dropout": 0.3}, {"sinks": torch.ones(4)}], ids=str)
 def test_without_the_operator_it_is_the_same(monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
-    found = []
-    for unobserved in (True, False):
-        monkeypatch.setattr(ops, "unobserved", lambda _, answer=unobserved: answer)
-        monkeypatch.setattr(repeats, "_WAYS", {})
+    """Through it, past it, and by the way that a first call has left."""
+    inputs = tensors(dtype=torch.float32)
+    options = {name: x.float() if isinstance(x, Tensor) else x for name, x in options.items()}
+    monkeypatch.setattr(repeats, "_WAYS", {})
+
+    def results() -> list[Tensor]:
         torch.manual_seed(0)
-        inputs = tensors(dtype=torch.float32)
-        options = {name: x.float() if isinstance(x, Tensor) else x for name, x in options.items()}
         out, lse = attend(*inputs, PATTERN, return_lse=True, **options)
         with torch.no_grad():
-            again = attend(*inputs, PATTERN, **({} if "dropout" in options else options))
-        found.append((out, lse, again, *torch.autograd.grad((out * lse[..., None]).sum(), inputs)))
-    for direct, through in zip(*found, strict=True):
-        assert torch.equal(direct, through) and direct.stride() == through.stride()
+            alone = attend(*inputs, PATTERN, **({} if "dropout" in options else options))
+        return [out, lse, alone, *torch.autograd.grad((out * lse[..., None]).sum(), inputs)]
+
+    for module in (ops, repeats):
+        monkeypatch.setattr(module, "unobserved", lambda _: False)
+    through = results()
+    assert not repeats._WAYS
+    for module in (ops, repeats):
+        monkeypatch.setattr(module, "unobserved", lambda _: True)
+    first = results()
+    assert len(repeats._WAYS) == (2 if not options.keys() & {"dropout", "sinks"} else "dropout" in options)
+    for found in (first, results()):
+        for x, y in zip(found, through, strict=True):
+            assert torch.equal(x, y) and x.stride() == y.stride()

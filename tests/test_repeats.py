@@ -145,11 +145,22 @@ def test_a_backend_that_cannot_repeat_a_call_is_asked_for_it_anew(backend: Repea
     assert repeated(*given)
 
 
-def test_one_tensor_given_twice_leaves_no_way(backend: Repeating) -> None:
-    x = torch.randn(1, 2, 8, 8)
-    assert not any(repeated(x, x, x) for _ in range(3)) and not repeats._WAYS
-    assert [repeated(x, x.clone(), x.clone()) for _ in range(2)] == [False, True]
-    assert not repeated(x, x, x)
+def test_one_tensor_given_twice_is_another_kind(backend: Repeating) -> None:
+    x, y = torch.randn(2, 1, 2, 8, 8).unbind()
+    for given in ((x, x, x), (x, x, y), (x, y, x), (y, x, x), (x, y, y.clone())):
+        assert [repeated(*given) for _ in range(3)] == [False, True, True]
+    for wrong in ((x, y.double(), x), (x, x, y.double()), (x, y.double(), y.double())):
+        with pytest.raises(ValueError):
+            attend(*wrong, PATTERN)
+    leaf = x.clone().requires_grad_()
+    assert [repeated(leaf, x, x) for _ in range(2)] == [False, True] and repeated(x, x, x)
+
+
+@pytest.mark.parametrize("told", [1, torch.tensor(True), True], ids=str)
+def test_whoever_wants_the_log_sum_exp_may_say_so_as_they_like(backend: Repeating, told: object) -> None:
+    q, k, v = tensors()
+    first, second = (attend(q, k, v, PATTERN, return_lse=told) for _ in range(2))
+    assert [int(x.min()) for x in (*first, *second)] == [0, 0, -1, -1]
 
 
 class Functions(TorchFunctionMode):

@@ -184,7 +184,7 @@ def _attend_by(again: Again, *inputs: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _directly(function: Callable[..., Result], *inputs: Any) -> Result:
-    """What a function like the forward operator gives, with its gradients where they are wanted."""
+    """What the forward operator, or a function like it, gives below autograd, with gradients where they are wanted."""
     if _wants_gradients(inputs):
         return _Attend.apply(function, *inputs)
     return _below_autograd(function, *inputs)
@@ -244,9 +244,7 @@ class _Attend(torch.autograd.Function):
 # `torch.library.register_autograd` does the same, but reads the schema again at every call: 30 microseconds.
 @torch.library.impl(LIBRARY, "attend", "Autograd")
 def _attend_above_autograd(*inputs: Any) -> tuple[Tensor, Tensor]:
-    if _wants_gradients(inputs):
-        return _Attend.apply(torch.ops.gossamer.attend.default, *inputs)
-    return _below_autograd(torch.ops.gossamer.attend.default, *inputs)
+    return _directly(torch.ops.gossamer.attend.default, *inputs)
 
 
 def _wants_gradients(inputs: Sequence[Any]) -> bool:

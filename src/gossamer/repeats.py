@@ -20,15 +20,18 @@ from .patterns.base import Pattern
 MOST_KINDS = 256
 """Kinds of calls whose ways are kept; beyond it all are forgotten."""
 
-MOST_ALIKE = 8
-"""Ways kept of one kind, whose tensors differ in strides or dtypes, say; beyond it these are forgotten."""
+MOST_ALIKE = 32
+"""Ways kept of one kind, whose tensors differ in strides, dtypes or devices; beyond it these are forgotten."""
 
 
 class Way(NamedTuple):
     """How a call without sinks, dropout and lengths ran."""
 
     guards: TensorGuards
-    """Accept tensors of the same class, dtype, device, shape, strides and want of gradients, under the same modes."""
+    """Accept tensors of the same class, dtype, device, shape, strides and want of gradients, under the same modes.
+
+    They are asked for each tensor once: of one that is given twice they would accept neither.
+    """
     again: Again | None
     """The backend's own way to repeat itself, if it has one."""
     tracked: bool
@@ -36,8 +39,8 @@ class Way(NamedTuple):
     settings: tuple[Any, ...]
     """What the operator takes after its tensors."""
 
-    def take(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The output, and the log-sum-exp where the call that left the way had asked for it."""
+    def take(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Any]:
+        """The output, and the log-sum-exp: None, or not, where the call that left the way did not ask for it."""
         inputs = q, k, v, None, None, None, *self.settings
         if self.tracked and torch.is_grad_enabled():
             return attend_again(self.again, *inputs)
@@ -56,27 +59,27 @@ def way_of(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...]) -> Way 
     """
     if torch._C._len_torch_function_stack() or torch.autograd._profiler_enabled():
         return None
+    tensors = _distinct(q, k, v)
     try:
-        ways = _WAYS.get(_kind(q, k, asked), ())
+        ways = _WAYS.get(_kind(q, k, v, len(tensors), asked), ())
     except (AttributeError, TypeError):  # no tensors: the checks say so
         return None
     for way in ways:
-        if way.guards.check(q, k, v):
+        if way.guards.check(*tensors):
             return way
     return None
 
 
 def leave_way(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...], *settings: Any, lse: bool) -> None:
-    """Keeps how a call ran that passed every check, without the log-sum-exp where nobody asked for it."""
+    """Keeps how a call ran that passed every check; `lse` says whether it wanted the log-sum-exp."""
     if not unobserved((q, k, v)):
         return
+    tensors = _distinct(q, k, v)
     # PyTorch's stub leaves the tensors out
-    guards = TensorGuards(q, k, v, dynamic_dims_sizes=None, dynamic_dims_strides=None)  # type: ignore[call-arg]
-    if not guards.check(q, k, v):  # one tensor given twice: guards accept three
-        return
+    guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)  # type: ignore[call-arg]
     if len(_WAYS) >= MOST_KINDS:
         _WAYS.clear()
-    ways = _WAYS.setdefault(_kind(q, k, asked), [])
+    ways = _WAYS.setdefault(_kind(q, k, v, len(tensors), asked), [])
     if len(ways) >= MOST_ALIKE:
         ways.clear()
     tracked = q.requires_grad or k.requires_grad or v.requires_grad
@@ -84,6 +87,13 @@ def leave_way(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...], *set
     ways.append(Way(guards, again, tracked, settings))
 
 
-def _kind(q: Tensor, k: Tensor, asked: tuple[Hashable, ...]) -> Hashable:
-    """What finds few ways: the guards look at each."""
-    return Pattern.definitions, q.shape, k.shape, asked
+def _distinct(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """Each tensor once."""
+    if q is not k and k is not v and v is not q:
+        return q, k, v
+    return tuple({id(x): x for x in (q, k, v)}.values())
+
+
+def _kind(q: Tensor, k: Tensor, v: Tensor, tensors: int, asked: tuple[Hashable, ...]) -> Hashable:
+    """Where a way is kept: what tells most calls apart, and which of how many tensors is which."""
+    return Pattern.definitions, q.shape, k.shape, tensors, q is k, k is v, asked

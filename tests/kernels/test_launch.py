@@ -24,7 +24,7 @@ from gossamer.kernels.hopper import columns, stream_backward, stream_forward, sw
 from gossamer.kernels.hopper import launch as launches
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.hopper.descriptors import tiles
-from gossamer.kernels.hopper.launch import Launch, Operands, Ready, launch, ready_launch
+from gossamer.kernels.hopper.launch import Launch, Operands, Ready, Repeated, launch
 from gossamer.kernels.problem import Saved, Softmax
 from gossamer.patterns import Causal, Pattern, Strided, Window
 from gossamer.plan import plan
@@ -200,8 +200,6 @@ def test_what_is_kept_is_bounded(gpu: Driver, prepare: Any, monkeypatch: pytest.
     for rows in range(1, 20):
         launch(prepare, operands(rows=rows))
         assert len(launches._KNOWN) <= 4
-    ready_launch(prepare, operands(rows=rows))
-    assert prepare.kernel.asked == rows
 
 
 @pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
@@ -216,17 +214,18 @@ def test_who_watches_launches_sees_each(prepare: Any, monkeypatch: pytest.Monkey
         before = prepare.kernel.asked
         launch(prepare, operands())
         assert prepare.kernel.asked == before + 1
-        assert not ready_launch(prepare, operands()).may_run(16)
+        assert not Repeated.may_run(16)
 
 
-def test_a_ready_launch_says_what_addresses_it_may_run_with(gpu: Driver, prepare: Any) -> None:
-    ready = ready_launch(prepare, operands())
-    before = len(gpu.given)
-    assert before == 1  # of a new kind, Triton has run it
-    assert not ready.may_run(16 | 24) and ready.may_run(16 | 32)
-    ready.run([16, 32])
-    assert len(gpu.given) == before + 1
-    assert gpu.given[-1][10][0] == 16 and gpu.given[-1][19] == 32
+def test_a_repeated_launch_needs_addresses_alone(gpu: Driver, prepare: Any) -> None:
+    assert not Repeated.may_run(16 | 24) and Repeated.may_run(16 | 32)
+    repeated = Repeated(prepare)
+    for addresses in ((16, 32), (48, 64)):  # the first time the operands tell
+        repeated.run(operands(), addresses)
+    assert prepare.kernel.asked == 1 and len(gpu.given) == 2
+    assert gpu.given[-1][10][0] == 48 and gpu.given[-1][19] == 64
+    Repeated(prepare).run(operands(), (16, 32))  # another of a kind that was launched
+    assert prepare.kernel.asked == 1
 
 
 def test_another_triton_is_refused() -> None:
@@ -244,9 +243,10 @@ def test_a_repeated_forward_is_the_launch_alone(gpu: Driver, monkeypatch: pytest
     HOPPER.forward(q, k, v, None, made, softmax)
     first = gpu.given[-1]
     again = HOPPER.again(q, k, v, made, softmax, lse=wanted)
-    before = len(gpu.given)
+    assert len(gpu.given) == 1
+    again(q, k, v)
     out, lse = again(k, q, v)
-    assert len(gpu.given) == before + 1
+    assert len(gpu.given) == 3
     given = gpu.given[-1]
     assert [x[0] for x in given if isinstance(x, tuple) and len(x) == 8] == [x.data_ptr() for x in (k, q, v, out)]
     assert out.shape == q.shape and (lse is not None) == wanted

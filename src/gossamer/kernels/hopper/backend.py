@@ -70,11 +70,10 @@ class Hopper:
 
     def again(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, softmax: Softmax, *, lse: bool) -> Again | None:
         """The launch alone, where the call was one launch of q, k and v as they are; as `Repeating` says."""
-        out, rows = empty_results(q, v)
-        with made_current(q.device):
-            ready = _works().ready(plan, Inputs(q, k, v), out, rows if lse else None, scale=softmax.scale)
-        if ready is None:
+        launched = _works().repeated(plan, Inputs(q, k, v), softmax.scale)
+        if launched is None:
             return None
+        out, rows = empty_results(q, v)
         out_shape, out_strides, lse_shape, lse_strides = out.shape, out.stride(), rows.shape, rows.stride()
         device, float32 = q.device, rows.new_empty(0)  # a tensor makes others of its dtype faster than of another
 
@@ -83,10 +82,10 @@ class Hopper:
             rows = float32.new_empty_strided(lse_shape, lse_strides) if lse else None
             q_at, k_at, v_at, out_at = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
             rows_at = None if rows is None else rows.data_ptr()
-            if not ready.may_run(q_at | k_at | v_at | out_at | (rows_at or 0)):
+            if not launched.may_run(q_at | k_at | v_at | out_at | (rows_at or 0)):
                 return None
             with made_current(device):
-                ready.run((q_at, k_at, v_at, out_at, rows_at, None))
+                launched.run((q, k, v, out, rows, None), (q_at, k_at, v_at, out_at, rows_at, None))
             return out, rows
 
         return run

@@ -69,14 +69,6 @@ def launch(prepare: Prepare, operands: Operands, *settings: Hashable) -> None:
         ready.run(addresses)
 
 
-def ready_launch(prepare: Prepare, operands: Operands, *settings: Hashable) -> Ready | None:
-    """What `launch` runs without asking Triton; of a kind that is new, Triton is asked, and runs it, first."""
-    kind, _ = _kind(prepare, operands, settings)
-    if kind not in _KNOWN:
-        _through_triton(kind, prepare, operands, settings)
-    return _KNOWN.get(kind)  # nothing in a test that only compiles
-
-
 def _kind(prepare: Prepare, operands: Operands, settings: tuple[Hashable, ...]) -> tuple[Hashable, list[int | None]]:
     """(all that a launch follows from but for addresses, the addresses)."""
     kind: list[Hashable] = [prepare, operands[0].device, *settings, *map(type, settings)]
@@ -115,9 +107,29 @@ class Ready:
             arguments[place] = addresses[operand]
         self.launcher(*arguments)
 
-    def may_run(self, bits: int) -> bool:
+
+class Repeated:
+    """One kind of launch, for tensors that lie alike: through Triton the first time, if it has to be, and never again.
+
+    Each time with no more than the addresses, where these are aligned and nobody watches.
+    """
+
+    def __init__(self, prepare: Prepare, *settings: Hashable):
+        self.prepare, self.settings = prepare, settings
+        self.ready: Ready | None = None
+
+    @staticmethod
+    def may_run(bits: int) -> bool:
         """Whether addresses that have these bits between them are as aligned as can be, and nobody watches."""
         return not bits % ALIGNMENT and not _watched()
+
+    def run(self, operands: Operands, addresses: Sequence[int | None]) -> None:
+        """What `launch` does with the operands, which stand at these addresses."""
+        if self.ready is not None:
+            self.ready.run(addresses)
+            return
+        launch(self.prepare, operands, *self.settings)
+        self.ready = _KNOWN.get(_kind(self.prepare, operands, self.settings)[0])
 
 
 def _described(address: int | None, rest: tuple[Any, ...], known: dict[int | None, Any]) -> Any:

@@ -90,7 +90,10 @@ def release(empty, start, stop, slots: gl.constexpr):
 
 @gluon.jit
 def programs_of(work):
-    """How many programs share some work, asked anew each time: else the compiler keeps a register for it throughout."""
+    """How many programs there are, asked anew each time: else the compiler keeps a register for it throughout.
+
+    Inline assembly takes at least one operand, and does nothing with the `work`.
+    """
     return gl.inline_asm_elementwise("mov.u32 $0, %nctaid.x;", "=r,r", [work], dtype=gl.int32, is_pure=False, pack=1)
 
 
@@ -165,7 +168,7 @@ def triangle(rows, columns, turn):
     """(a, b) with row - column = a - b, where b is a constant in every register: masks compare against constants.
 
     A thread of a matrix instruction holds columns 8 i + 2 (lane % 4) + {0, 1} of two rows, 8 apart: one a serves both,
-    so that half of the second row's comparisons are the first's.
+    so that all but two of the second row's comparisons are the first's.
     """
     a = gl.expand_dims(in_turn(rows & ~8, turn), 1) - gl.expand_dims(columns & 6, 0)
     return a, gl.expand_dims(columns & ~6, 0) - gl.expand_dims(rows & 8, 1)

@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .bands import NUMBERS, Band, Rows, nowhere, of_queries, rows
 from .configs import PAIR_REGISTERS, PAIR_WARPS, ROWS, forward_config
 from .descriptors import tiles as tiles_of
-from .launch import Launch, Operands, Ready, launch, ready_launch
+from .launch import Launch, Operands, Repeated, launch
 from .operands import Diagonal, Inputs
 from .ring import (
     LN2,
@@ -60,11 +60,9 @@ def forward(
     launch(_prepared, (*inputs, out, lse, sinks), diagonal, scale)
 
 
-def ready(
-    inputs: Inputs, out: Tensor, lse: Tensor | None, sinks: Tensor | None, *, diagonal: Diagonal, scale: float
-) -> Ready | None:
-    """What `forward` launches for tensors that lie like these; the first time, these are written."""
-    return ready_launch(_prepared, (*inputs, out, lse, sinks), diagonal, scale)
+def repeated(diagonal: Diagonal, scale: float) -> Repeated:
+    """What `forward` launches of (q, k, v, out, lse, sinks), for tensors that lie alike each time."""
+    return Repeated(_prepared, diagonal, scale)
 
 
 def _prepared(operands: Operands, diagonal: Diagonal, scale: float) -> Launch:

@@ -14,7 +14,7 @@ from ..problem import Saved
 from . import stream_backward, stream_forward
 from .descriptors import addressable
 from .group import Fits, Group
-from .launch import Ready
+from .launch import Repeated
 from .operands import Diagonal, Inputs, Results
 from .passes import only_band
 from .ring import AUX
@@ -37,12 +37,12 @@ def forward(plan: Plan, inputs: Inputs, sinks: Tensor | None, out: Tensor, lse: 
     return works
 
 
-def ready(plan: Plan, inputs: Inputs, out: Tensor, lse: Tensor | None, *, scale: float) -> Ready | None:
+def repeated(plan: Plan, inputs: Inputs, scale: float) -> Repeated | None:
     """The launch of (q, k, v, out, lse, no sinks) that is all of a forward, where there is one for such tensors."""
     diagonal = _whole_band(plan, *inputs, stream_forward.fits)
     if diagonal is None or any(addressable(x) is not x for x in inputs):
         return None
-    return stream_forward.ready(inputs, out, lse, None, diagonal=diagonal, scale=scale)
+    return stream_forward.repeated(diagonal, scale)
 
 
 def backward(

@@ -109,10 +109,7 @@ class Ready:
 
 
 class Repeated:
-    """One kind of launch, for tensors that lie alike: through Triton the first time, if it has to be, and never again.
-
-    Each time with no more than the addresses, where these are aligned and nobody watches.
-    """
+    """One kind of launch, of tensors that lie alike: after the first, their addresses are all that is looked at."""
 
     def __init__(self, prepare: Prepare, *settings: Hashable):
         self.prepare, self.settings = prepare, settings

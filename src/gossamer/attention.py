@@ -73,7 +73,8 @@ def attend(
     scale = None if scale is None else float(scale)
     softcap = None if softcap is None else float(softcap)
     q, k, v = _autocast(q, k, v)
-    asked = text, scale, softcap, backend, bool(return_lse)
+    return_lse = bool(return_lse)
+    asked = text, scale, softcap, backend, return_lse
     plain = sinks is None and lengths is None and not dropout and not compiling
     way = way_of(q, k, v, asked) if plain else None
     if way is not None:
@@ -86,7 +87,7 @@ def attend(
     settings = text, scale, softcap or 0.0, float(dropout), backend
     out, lse = attend_eagerly(q, k, v, sinks, seed, lengths, *settings)
     if plain:
-        leave_way(q, k, v, asked, *settings, lse=bool(return_lse))
+        leave_way(q, k, v, asked, *settings, lse=return_lse)
     return (out, lse) if return_lse else out
 
 

@@ -173,9 +173,10 @@ def attend_eagerly(*inputs: Any) -> tuple[Tensor, Tensor]:
     return _directly(_attend, *inputs)
 
 
-def attend_again(again: Again | None, *inputs: Any) -> tuple[Tensor, Tensor | None]:
-    """The same for inputs that nobody observes, by a way that the backend has left for such ones if there is any."""
-    return _directly(_attend if again is None else partial(_attend_by, again), *inputs)
+def attend_again(again: Again | None, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor | None]:
+    """The same for these alone, which nobody observes, by the way that the backend has left for such ones, if any."""
+    function = _attend if again is None else partial(_attend_by, again)
+    return _directly(function, q, k, v, None, None, None, *settings)
 
 
 def _attend_by(again: Again, *inputs: Any) -> tuple[Tensor, Tensor | None]:

@@ -41,11 +41,10 @@ class Way(NamedTuple):
 
     def take(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Any]:
         """The output, and the log-sum-exp: None, or not, where the call that left the way did not ask for it."""
-        inputs = q, k, v, None, None, None, *self.settings
         if self.tracked and torch.is_grad_enabled():
-            return attend_again(self.again, *inputs)
+            return attend_again(self.again, q, k, v, *self.settings)
         found = None if self.again is None else self.again(q, k, v)
-        return attend_again(None, *inputs) if found is None else found
+        return attend_again(None, q, k, v, *self.settings) if found is None else found
 
 
 _WAYS: dict[Hashable, list[Way]] = {}
@@ -59,11 +58,11 @@ def way_of(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...]) -> Way 
     """
     if torch._C._len_torch_function_stack() or torch.autograd._profiler_enabled():
         return None
-    tensors = _distinct(q, k, v)
     try:
-        ways = _WAYS.get(_kind(q, k, v, len(tensors), asked), ())
+        ways = _WAYS.get(_kind(q, k, v, asked), ())
     except (AttributeError, TypeError):  # no tensors: the checks say so
         return None
+    tensors = _distinct(q, k, v)
     for way in ways:
         if way.guards.check(*tensors):
             return way
@@ -79,7 +78,7 @@ def leave_way(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...], *set
     guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)  # type: ignore[call-arg]
     if len(_WAYS) >= MOST_KINDS:
         _WAYS.clear()
-    ways = _WAYS.setdefault(_kind(q, k, v, len(tensors), asked), [])
+    ways = _WAYS.setdefault(_kind(q, k, v, asked), [])
     if len(ways) >= MOST_ALIKE:
         ways.clear()
     tracked = q.requires_grad or k.requires_grad or v.requires_grad
@@ -94,6 +93,6 @@ def _distinct(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     return tuple({id(x): x for x in (q, k, v)}.values())
 
 
-def _kind(q: Tensor, k: Tensor, v: Tensor, tensors: int, asked: tuple[Hashable, ...]) -> Hashable:
-    """Where a way is kept: what tells most calls apart, and which of how many tensors is which."""
-    return Pattern.definitions, q.shape, k.shape, tensors, q is k, k is v, asked
+def _kind(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...]) -> Hashable:
+    """Where a way is kept: what tells most calls apart, and which tensors are one."""
+    return Pattern.definitions, q.shape, k.shape, q is k, k is v, v is q, asked

@@ -175,8 +175,26 @@ def triangle(rows, columns, turn):
 
 
 @gluon.jit
+def where_seen(s, masks, u, start, width, keys):
+    """Scores of the tile `u` before the diagonal's, -inf where a row does not see the key or there is none.
+
+    The first key stands at `start`. It serves the few tiles of which some keys do not exist.
+    """
+    row, column, _, _ = masks
+    key = gl.expand_dims(gl.arange(0, TILE, gl.SliceLayout(0, s.type.layout)), 0)
+    seen = (row + u * TILE >= column) & (row + u * TILE - width < column)
+    return gl.where(seen & (key >= -start) & (key < keys - start), s, float("-inf"))
+
+
+@gluon.jit
+def mask_of(seen):
+    """What is seen, as `split` takes it: 0 or -1 as int16."""
+    return gl.where(seen, -1, 0).to(gl.int16)
+
+
+@gluon.jit
 def split(p, mask, dtype: gl.constexpr):
-    """p rounded, as (where the mask is set, elsewhere) with zeros between; the mask is 0 or -1 as int16."""
+    """p rounded, as (where the mask is set, elsewhere) with zeros between; the mask is of `mask_of`."""
     if dtype == gl.bfloat16:
         return gl.inline_asm_elementwise(
             "{ .reg .b32 t, n; cvt.rn.bf16x2.f32 t, $3, $2; not.b32 n, $4; and.b32 $0, t, $4; and.b32 $1, t, n; }",

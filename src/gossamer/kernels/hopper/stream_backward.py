@@ -34,6 +34,7 @@ from .ring import (
     barriers,
     first_query_tile,
     in_three,
+    mask_of,
     move_to,
     opaque,
     phase,
@@ -47,6 +48,7 @@ from .ring import (
     tile_of,
     times_transposed,
     triangle,
+    where_seen,
 )
 
 WIDTH = gl.constexpr(64)
@@ -173,9 +175,7 @@ def _whole_queries(q, do, k_s, v_s, empty, i, masks, statistics, config: gl.cons
 def _broken_queries(q, do, k_s, v_s, i, tile, band, masks, statistics, config: gl.constexpr):
     """The same for a query tile some of whose keys lie before the first or after the last."""
     SLOTS: gl.constexpr = config.slots
-    row, column, _, _ = masks
     lse, delta, scale = statistics
-    key = gl.expand_dims(gl.arange(0, TILE, gl.SliceLayout(0, SCORES)), 0)
     dq = gl.zeros((TILE, WIDTH), gl.float32, SCORES)
     # hidden: few tiles come here, and what follows from these alone would take registers from all
     diagonal, width = opaque(tile * TILE + band.shift), opaque(band.width)
@@ -184,9 +184,7 @@ def _broken_queries(q, do, k_s, v_s, i, tile, band, masks, statistics, config: g
         s = times_transposed(q, tile_of(k_s, i - u, SLOTS), SCORES)
         dp = times_transposed(do, tile_of(v_s, i - u, SLOTS), SCORES)
         s, dp = warpgroup_mma_wait(0, deps=(s, dp))
-        start = diagonal - u * TILE
-        seen = (row + u * TILE >= column) & (row + u * TILE - width < column)
-        s = gl.where(seen & (key >= -start) & (key < band.keys - start), s, float("-inf"))
+        s = where_seen(s, masks, u, diagonal - u * TILE, width, band.keys)
         dq = _add_product(gl.exp2(s * scale - lse) * (dp - delta), k_s, i - u, dq, True, config)
         dq = warpgroup_mma_wait(0, deps=(dq,))
     return dq
@@ -230,7 +228,7 @@ def _queries_consumer(dq_desc, given, buffers, signals, band, scale, config: gl.
     rows = gl.arange(0, TILE, gl.SliceLayout(1, SCORES))
     columns = gl.arange(0, TILE, gl.SliceLayout(0, SCORES))
     row, column = triangle(rows, columns, 0)
-    lower = gl.where(row >= column, -1, 0).to(gl.int16)
+    lower = mask_of(row >= column)
     rest = band.width - HALO * TILE
     at = after(first_query_tile(run, band, HALO), band, own)
     seen = gl.to_tensor(0)
@@ -440,7 +438,7 @@ def _keys_consumer(descs, buffers, signals, band, scale, config: gl.constexpr, o
     pick_lse = gl.where(part < 3, -1.0, 0.0).to(gl.bfloat16)
     pick_delta = gl.where((part >= 3) & (part < 6), -1.0, 0.0).to(gl.bfloat16)
     row, column = triangle(rows, columns, 0)
-    lower = gl.where(row <= column, -1, 0).to(gl.int16)
+    lower = mask_of(row <= column)
     rest = band.width - HALO * TILE
     at = after(place_of(run.start, band, 0), band, own)
     seen = gl.to_tensor(0)

@@ -32,6 +32,7 @@ from .ring import (
     after,
     barriers,
     first_query_tile,
+    mask_of,
     move_to,
     opaque,
     phase,
@@ -45,6 +46,7 @@ from .ring import (
     tile_of,
     times_transposed,
     triangle,
+    where_seen,
 )
 
 
@@ -200,10 +202,8 @@ def _whole(q, k_s, v_s, empty, i, masks, scale, config: gl.constexpr):
 def _broken(q, k_s, v_s, i, tile, band, masks, scale, config: gl.constexpr):
     """The same for a query tile some of whose keys lie before the first or after the last."""
     VALUE: gl.constexpr = config.value_width
-    row, column, _, _ = masks
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VALUE, 16])
-    key = gl.expand_dims(gl.arange(0, TILE, gl.SliceLayout(0, scores_layout)), 0)
     highest = gl.full((TILE,), LOWEST, gl.float32, gl.SliceLayout(1, scores_layout))
     sums = thread_sum(gl.zeros((TILE, TILE), gl.float32, scores_layout))
     acc = gl.zeros((TILE, VALUE), gl.float32, layout)
@@ -213,9 +213,7 @@ def _broken(q, k_s, v_s, i, tile, band, masks, scale, config: gl.constexpr):
     for u in range(first, gl.minimum((diagonal + TILE - 1) // TILE, config.halo) + 1):
         s = _scores(q, k_s, i - u, config)
         s = warpgroup_mma_wait(0, deps=(s,))
-        start = diagonal - u * TILE
-        seen = (row + u * TILE >= column) & (row + u * TILE - width < column)
-        s = gl.where(seen & (key >= -start) & (key < band.keys - start), s, float("-inf"))
+        s = where_seen(s, masks, u, diagonal - u * TILE, width, band.keys)
         new_highest = gl.maximum(highest, gl.max(s, 1) * scale)
         acc, sums = _rescale(acc, sums, highest, new_highest)
         highest = new_highest
@@ -247,7 +245,7 @@ def _consumer(o_desc, lse, written, sinks, buffers, signals, band, scale, config
     rows = gl.arange(0, TILE, gl.SliceLayout(1, scores_layout))
     columns = gl.arange(0, TILE, gl.SliceLayout(0, scores_layout))
     row, column = triangle(rows, columns, 0)
-    lower = gl.where(row >= column, -1, 0).to(gl.int16)
+    lower = mask_of(row >= column)
     rest = band.width - HALO * TILE
     at = after(first_query_tile(run, band, HALO), band, own)
     seen = gl.to_tensor(0)
@@ -261,7 +259,7 @@ def _consumer(o_desc, lse, written, sinks, buffers, signals, band, scale, config
         seen = i + 1
         row, column = triangle(rows, columns, t)
         if WIDTH > 64 or VALUE > 64:  # wide tiles leave no registers to keep it in
-            lower = gl.where(row >= column, -1, 0).to(gl.int16)
+            lower = mask_of(row >= column)
         masks = (row, column, rest, lower)
         start = (at.tile - HALO) * TILE + band.shift
         if (start >= 0) & (gl.minimum((at.tile + 1) * TILE, band.queries) + band.shift <= band.keys):

@@ -6,11 +6,15 @@ import copy
 import logging
 import pickle
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from gossamer import Unsupported, attend, explain
@@ -41,6 +45,8 @@ REFUSED: list[tuple[dict, str]] = [
     ({"q": Q[..., :0], "k": K[..., :0]}, r"q has shape \(2, 4, 9, 0\); give a width of at least 1"),
     ({"sinks": torch.zeros(2)}, r"sinks has shape \(2,\) on cpu; give one logit for each of the 4 query heads"),
     ({"sinks": torch.zeros(4, device="meta")}, r"sinks has shape \(4,\) on meta; .* on cpu"),
+    ({"q": Q.to_sparse()}, r"q is torch\.sparse_coo; give a strided tensor: q\.to_dense\(\)"),
+    ({"v": torch.nested.nested_tensor([*K[0]], layout=torch.jagged)}, r"v is nested; .* v\.to_padded_tensor"),
     ({"q": Q.numpy()}, r"q is a ndarray; give a torch\.Tensor"),
     ({"v": None}, r"v is a NoneType; give a torch\.Tensor"),
     ({"sinks": [0.0] * 4}, r"sinks is a list; give a torch\.Tensor"),
@@ -54,6 +60,13 @@ REFUSED: list[tuple[dict, str]] = [
     ({"pattern": PerHead([(Causal(), 3)])}, r"written for 3 heads, but the input has 4; make .* sum to 4"),
     ({"scale": float("nan")}, r"scale is nan; give a finite number"),
     ({"scale": float("inf")}, r"scale is inf; give a finite number"),
+    ({"scale": "0.1"}, r"scale is '0\.1'; give a finite number"),
+    ({"scale": 10**400}, r"scale is 10+; give a finite number"),
+    ({"scale": torch.ones(2)}, r"scale is tensor\(.*\); give a finite number"),
+    ({"dropout": None}, r"dropout is None; give a probability"),
+    ({"dropout": "0.1"}, r"dropout is '0\.1'; give a probability"),
+    ({"softcap": "1"}, r"softcap is '1'; give a positive number"),
+    ({"backend": ["tiled"]}, r"backend is \['tiled'\]; give a backend's name"),
     ({"dropout": 1.0}, r"dropout is 1\.0; give a probability of at least 0 and below 1"),
     ({"dropout": -0.1}, r"dropout is -0\.1; give"),
     ({"dropout": float("nan")}, r"dropout is nan; give"),
@@ -68,6 +81,26 @@ REFUSED: list[tuple[dict, str]] = [
 def test_a_bad_call_is_refused_before_anything_runs(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attend(**(CALL | change))
+
+
+@pytest.mark.parametrize("call", [attend, partial(attend, backend="tiled", return_lse=True)], ids=["plain", "named"])
+@pytest.mark.parametrize("name", ["q", "k", "v", "sinks"])
+def test_a_forward_derivative_is_refused_and_not_zero(call: Callable, name: str) -> None:
+    """At a first call and at a repeated one, in a transform and in PyTorch's own dual level."""
+    given = CALL | {"sinks": torch.zeros(4)} if name == "sinks" else CALL
+
+    def derived(x: Tensor) -> Tensor:
+        return call(**(given | {name: x}))
+
+    x = given[name]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=f"{name} carries a tangent, and attend has no forward-mode derivative"):
+            torch.func.jvp(derived, (x,), (torch.ones_like(x),))
+        with forward_ad.dual_level():
+            derived(x)  # without a tangent it is a call like any other
+            with pytest.raises(RuntimeError, match=f"{name} carries a tangent"):
+                derived(forward_ad.make_dual(x, torch.ones_like(x)))
+        derived(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool], ids=str)

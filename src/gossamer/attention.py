@@ -66,8 +66,9 @@ def attend(
     Raises:
         ValueError: Shapes, dtypes, devices or settings that do not fit; the message names the argument and the fix.
         Unsupported: No backend accepts the problem; the message gives each one's reason.
+        RuntimeError: A tensor carries a tangent of forward-mode differentiation, which there is not.
     """
-    _check_settings(pattern, scale, dropout, softcap)
+    _check_settings(pattern, scale, dropout, softcap, backend)
     compiling = torch.compiler.is_compiling()
     text = pattern.spec if compiling else checked_text(pattern)
     scale = None if scale is None else float(scale)
@@ -135,7 +136,7 @@ def explain(
     _check_kinds(q, k, v, sinks, lengths)
     q, k, v = _autocast(q, k, v)
     _check_tensors(q, k, v, sinks, lengths)
-    _check_settings(pattern, scale, dropout, softcap)
+    _check_settings(pattern, scale, dropout, softcap, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     text = checked_text(pattern)
     softmax = Softmax(scale, float(softcap or 0.0), dropout, lengths=lengths)
@@ -164,6 +165,9 @@ def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None) -> None:
     dtype, device = q.dtype, q.device
     for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.is_nested or x.layout != torch.strided:
+            layout, dense = ("nested", "to_padded_tensor(0.0)") if x.is_nested else (x.layout, "to_dense()")
+            raise ValueError(f"{name} is {layout}; give a strided tensor: {name}.{dense}")
         if x.ndim != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; give [batch, heads, length, width]")
         if x.dtype != dtype or x.device != device:
@@ -198,12 +202,24 @@ def _check_lengths(lengths: Tensor, q: Tensor) -> None:
         )
 
 
-def _check_settings(pattern: Pattern, scale: float | None, dropout: float, softcap: float | None) -> None:
+def _check_settings(
+    pattern: Pattern, scale: float | None, dropout: float, softcap: float | None, backend: str | None
+) -> None:
     if not isinstance(pattern, Pattern):
         raise ValueError(f"pattern is {pattern!r}; give a gossamer pattern such as Causal() & Window(128)")
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}; give a finite number, or None for 1/sqrt(width)")
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout is {dropout}; give a probability of at least 0 and below 1")
-    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
-        raise ValueError(f"softcap is {softcap}; give a positive number, or None for no cap")
+    if scale is not None and not _is_finite(scale):
+        raise ValueError(f"scale is {scale!r}; give a finite number, or None for 1/sqrt(width)")
+    if dropout != 0.0 and not (_is_finite(dropout) and 0.0 <= dropout < 1.0):
+        raise ValueError(f"dropout is {dropout!r}; give a probability of at least 0 and below 1")
+    if softcap is not None and not (_is_finite(softcap) and softcap > 0):
+        raise ValueError(f"softcap is {softcap!r}; give a positive number, or None for no cap")
+    if backend is not None and not isinstance(backend, str):
+        raise ValueError(f"backend is {backend!r}; give a backend's name, or None to let Gossamer choose")
+
+
+def _is_finite(number: float) -> bool:
+    """Whether it is a number at all, of a size that floats have."""
+    try:
+        return math.isfinite(number)
+    except (TypeError, ValueError, OverflowError):
+        return False

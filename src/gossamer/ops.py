@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
@@ -186,6 +187,8 @@ def _attend_by(again: Again, *inputs: Any) -> tuple[Tensor, Tensor | None]:
 
 def _directly(function: Callable[..., Result], *inputs: Any) -> Result:
     """What the forward operator, or a function like it, gives below autograd, with gradients where they are wanted."""
+    if differentiates_forward():
+        _refuse_tangents(inputs)
     if _wants_gradients(inputs):
         return _Attend.apply(function, *inputs)
     return _below_autograd(function, *inputs)
@@ -252,6 +255,21 @@ def _wants_gradients(inputs: Sequence[Any]) -> bool:
     q, k, v, sinks = inputs[:4]
     wanted = q.requires_grad or k.requires_grad or v.requires_grad or (sinks is not None and sinks.requires_grad)
     return wanted and torch.is_grad_enabled()
+
+
+def differentiates_forward() -> bool:
+    """Whether tensors may carry tangents, as under `torch.func.jvp`."""
+    return forward_ad._current_level >= 0
+
+
+def _refuse_tangents(inputs: Sequence[Any]) -> None:
+    """Below autograd they would be lost, and the derivative be zero."""
+    for name, x in zip(("q", "k", "v", "sinks"), inputs, strict=False):
+        if x is not None and forward_ad.unpack_dual(x).tangent is not None:
+            raise RuntimeError(
+                f"{name} carries a tangent, and attend has no forward-mode derivative; "
+                f"use backward, or gossamer.reference"
+            )
 
 
 def _below_autograd(function: Callable[..., Result], *inputs: Any) -> Result:

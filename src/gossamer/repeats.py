@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 
 from .kernels import Again
-from .ops import again_of, attend_again, unobserved
+from .ops import again_of, attend_again, differentiates_forward, unobserved
 from .patterns.base import Pattern
 
 MOST_KINDS = 256
@@ -54,13 +54,13 @@ def way_of(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...]) -> Way 
     """The way that a call like this one has left; the tensors may be anything here.
 
     `asked` is all that the caller gave but tensors. Where somebody looks at operators (a dispatch mode, a transform, a
-    tracer), the guards accept nothing: these show in the dispatch keys. Two more show elsewhere.
+    tracer), the guards accept nothing: these show in the dispatch keys. Three more show elsewhere.
     """
-    if torch._C._len_torch_function_stack() or torch.autograd._profiler_enabled():
+    if torch._C._len_torch_function_stack() or torch.autograd._profiler_enabled() or differentiates_forward():
         return None
     try:
         ways = _WAYS.get(_kind(q, k, v, asked), ())
-    except (AttributeError, TypeError):  # no tensors: the checks say so
+    except (AttributeError, TypeError, RuntimeError):  # no tensors, or of no one shape: the checks say so
         return None
     tensors = _distinct(q, k, v)
     for way in ways:

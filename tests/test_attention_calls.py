@@ -63,6 +63,10 @@ REFUSED: list[tuple[dict, str]] = [
     ({"scale": "0.1"}, r"scale is '0\.1'; give a finite number"),
     ({"scale": 10**400}, r"scale is 10+; give a finite number"),
     ({"scale": torch.ones(2)}, r"scale is tensor\(.*\); give a finite number"),
+    ({"scale": np.float32("inf")}, r"scale is .*inf.*; give a finite number"),
+    ({"softcap": np.float32(0)}, r"softcap is .*0.*; give a positive number"),
+    ({"dropout": np.float32(1)}, r"dropout is .*1.*; give a probability"),
+    ({"dropout": torch.ones(2)}, r"dropout is tensor\(.*\); give a probability"),
     ({"dropout": None}, r"dropout is None; give a probability"),
     ({"dropout": "0.1"}, r"dropout is '0\.1'; give a probability"),
     ({"softcap": "1"}, r"softcap is '1'; give a positive number"),
@@ -101,6 +105,18 @@ def test_a_forward_derivative_is_refused_and_not_zero(call: Callable, name: str)
             with pytest.raises(RuntimeError, match=f"{name} carries a tangent"):
                 derived(forward_ad.make_dual(x, torch.ones_like(x)))
         derived(x)
+
+
+@pytest.mark.parametrize("name", ["grad_out", "grad_lse"])
+def test_a_forward_derivative_of_the_gradient_is_refused_and_not_zero(name: str) -> None:
+    q = Q.clone().requires_grad_()
+    out, lse = attend(q, K, K, Causal(), return_lse=True)
+    x = out if name == "grad_out" else lse
+    with forward_ad.dual_level():
+        torch.autograd.grad(x, q, torch.ones_like(x), retain_graph=True)
+        weights = forward_ad.make_dual(torch.ones_like(x), torch.ones_like(x))
+        with pytest.raises(RuntimeError, match=f"{name} carries a tangent"):
+            torch.autograd.grad((x * weights).sum(), q)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool], ids=str)

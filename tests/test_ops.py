@@ -162,6 +162,20 @@ def test_dropout_compiles_and_draws_anew() -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("name", ["scale", "softcap", "dropout"])
+def test_settings_compile_as_symbols(name: str) -> None:
+    def call(q: Tensor, k: Tensor, v: Tensor, setting: float) -> Tensor:
+        return attend(q, k, v, PATTERN, **{name: setting})
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    inputs = tensors()
+    for setting in (0.25, 0.5, 0.75):
+        torch.manual_seed(0)
+        expected = call(*inputs, setting)
+        torch.manual_seed(0)
+        torch.testing.assert_close(compiled(*inputs, setting), expected)
+
+
 def test_autocast_compiles() -> None:
     def half(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):

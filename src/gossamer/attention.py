@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, overload
 
@@ -207,19 +208,22 @@ def _check_settings(
 ) -> None:
     if not isinstance(pattern, Pattern):
         raise ValueError(f"pattern is {pattern!r}; give a gossamer pattern such as Causal() & Window(128)")
-    if scale is not None and not _is_finite(scale):
+    if scale is not None and not _holds(lambda x: -math.inf < x < math.inf, scale):
         raise ValueError(f"scale is {scale!r}; give a finite number, or None for 1/sqrt(width)")
-    if dropout != 0.0 and not (_is_finite(dropout) and 0.0 <= dropout < 1.0):
+    if not _holds(lambda x: 0.0 <= x < 1.0, dropout):
         raise ValueError(f"dropout is {dropout!r}; give a probability of at least 0 and below 1")
-    if softcap is not None and not (_is_finite(softcap) and softcap > 0):
+    if softcap is not None and not _holds(lambda x: 0.0 < x < math.inf, softcap):
         raise ValueError(f"softcap is {softcap!r}; give a positive number, or None for no cap")
     if backend is not None and not isinstance(backend, str):
         raise ValueError(f"backend is {backend!r}; give a backend's name, or None to let Gossamer choose")
 
 
-def _is_finite(number: float) -> bool:
-    """Whether it is a number at all, of a size that floats have."""
+def _holds(check: Callable[[float], bool], number: float) -> bool:
+    """Whether it is a number of a float's size, of which the check holds.
+
+    By arithmetic and comparisons alone: these a compiler can follow that keeps the number a symbol.
+    """
     try:
-        return math.isfinite(number)
-    except (TypeError, ValueError, OverflowError):
+        return bool(check(number + 0.0))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return False

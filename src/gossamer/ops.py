@@ -188,7 +188,8 @@ def _attend_by(again: Again, *inputs: Any) -> tuple[Tensor, Tensor | None]:
 def _directly(function: Callable[..., Result], *inputs: Any) -> Result:
     """What the forward operator, or a function like it, gives below autograd, with gradients where they are wanted."""
     if differentiates_forward():
-        _refuse_tangents(inputs)
+        q, k, v, sinks = inputs[:4]
+        _refuse_tangents(q=q, k=k, v=v, sinks=sinks)
     if _wants_gradients(inputs):
         return _Attend.apply(function, *inputs)
     return _below_autograd(function, *inputs)
@@ -234,6 +235,8 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_out, grad_lse = gradients
+        if differentiates_forward():
+            _refuse_tangents(grad_out=grad_out, grad_lse=grad_lse)
         q, k, v, out, lse, sinks, seed, lengths = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         given = grad_out, grad_lse, q, k, v, out, lse, sinks, seed, lengths
@@ -262,9 +265,9 @@ def differentiates_forward() -> bool:
     return forward_ad._current_level >= 0
 
 
-def _refuse_tangents(inputs: Sequence[Any]) -> None:
+def _refuse_tangents(**tensors: Tensor | None) -> None:
     """Below autograd they would be lost, and the derivative be zero."""
-    for name, x in zip(("q", "k", "v", "sinks"), inputs, strict=False):
+    for name, x in tensors.items():
         if x is not None and forward_ad.unpack_dual(x).tangent is not None:
             raise RuntimeError(
                 f"{name} carries a tangent, and attend has no forward-mode derivative; "

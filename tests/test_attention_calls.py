@@ -119,6 +119,16 @@ def test_a_forward_derivative_of_the_gradient_is_refused_and_not_zero(name: str)
             torch.autograd.grad((x * weights).sum(), q)
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
+def test_a_nested_tensor_is_refused_after_a_good_call_too(name: str) -> None:
+    given = CALL | {"v": K.clone()}
+    attend(**given)
+    nested = torch.nested.nested_tensor([*given[name]])
+    with pytest.raises(ValueError, match=f"{name} is nested; give a strided tensor"):
+        attend(**(given | {name: nested}))
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool], ids=str)
 def test_what_no_backend_computes_says_why(dtype: torch.dtype) -> None:
     x = torch.ones(1, 1, 2, 2, dtype=dtype)

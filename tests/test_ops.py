@@ -163,7 +163,7 @@ def test_dropout_compiles_and_draws_anew() -> None:
 
 
 @pytest.mark.parametrize("name", ["scale", "softcap", "dropout"])
-def test_settings_compile_as_symbols(name: str) -> None:
+def test_settings_may_be_arguments_of_a_compiled_function(name: str) -> None:
     def call(q: Tensor, k: Tensor, v: Tensor, setting: float) -> Tensor:
         return attend(q, k, v, PATTERN, **{name: setting})
 

@@ -221,7 +221,7 @@ def _check_settings(
 def _holds(check: Callable[[float], bool], number: float) -> bool:
     """Whether it is a number of a float's size, of which the check holds.
 
-    By arithmetic and comparisons alone: these a compiler can follow that keeps the number a symbol.
+    By arithmetic and comparisons alone: these a compiler can follow where the number is an argument of its graph.
     """
     try:
         return bool(check(number + 0.0))

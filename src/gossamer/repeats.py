@@ -94,5 +94,8 @@ def _distinct(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
 
 
 def _kind(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...]) -> Hashable:
-    """Where a way is kept: what tells most calls apart, and which tensors are one."""
-    return Pattern.definitions, q.shape, k.shape, q is k, k is v, v is q, asked
+    """Where a way is kept: what tells most calls apart, and which tensors are one.
+
+    Each tensor is asked for its shape: guards end the process on a nested one, which has none and says so here.
+    """
+    return Pattern.definitions, q.shape, k.shape, v.shape, q is k, k is v, v is q, asked

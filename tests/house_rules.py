@@ -28,7 +28,8 @@ STREET = (
     ("models",),
     ("training.config", "generation_config"),
     ("training", "generation"),
-    ("report", "bench", "doctor"),
+    ("integrations",),
+    ("report", "bench", "doctor", "convert"),
     ("cli",),
     ("",),  # the package itself: the public names and nothing else
 )

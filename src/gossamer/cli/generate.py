@@ -88,15 +88,20 @@ def read_prompt(command: Generate) -> str:
     if command.prompt_file is not None:
         if command.prompt != STANDARD_INPUT:
             raise WrongUsage("--prompt and --prompt-file are both given; give one of them")
-        return _text(command.prompt_file.read_bytes(), str(command.prompt_file))
+        return text_of(command.prompt_file.read_bytes(), str(command.prompt_file))
     if command.prompt != STANDARD_INPUT:
         return command.prompt
     if sys.stdin.isatty():
         print("type the prompt, and end it with Ctrl-D", file=sys.stderr)
-    return _text(sys.stdin.buffer.read(), "standard input")
+    return text_of(sys.stdin.buffer.read(), "standard input")
 
 
-def _text(content: bytes, source: str) -> str:
+def text_of(content: bytes, source: str) -> str:
+    """The text in UTF-8 that was read from `source`.
+
+    Raises:
+        ValueError: It is none; the message names the source and the byte.
+    """
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

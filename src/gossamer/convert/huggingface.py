@@ -1,0 +1,164 @@
+"""A decoder of transformers, listened to through its attention interface."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .checkpoint import CONFIG, Layer, Listener, layer_of
+from .mass import attend_densely
+
+NAME = "gossamer_measure"
+PLAIN = ("full_attention", "sliding_attention")
+FOREIGN = ("indices", "block_indices", "position_bias")
+"""Settings of attention that choose or weigh pairs in a way which is not followed here."""
+
+COMPARED_TOKENS = 4096  # the model's own attention, which the check runs too, may make a mask of n×n
+
+_listener: ContextVar[Listener] = ContextVar("listener")  # transformers calls attention by name and passes nothing on
+
+
+class TransformersModel:
+    """A dense decoder as `save_pretrained` writes it; see `DenseModel`."""
+
+    def __init__(self, folder: Path, tokenizer: Path, config: dict[str, Any], device: torch.device | str):
+        self.folder, self.config = folder, config
+        self._tokenizer = _tokenizer(tokenizer)
+        self._model = _decoder(folder).to(torch.device(device))  # type: ignore[bad-argument-type]
+        self._text = self._model.config.get_text_config()
+        self.positions: int | None = getattr(self._text, "max_position_embeddings", None)
+        self.opening = _opening(self._tokenizer)
+        self.files = {name: path for place in (folder, tokenizer) for name, path in _files(place) if name != CONFIG}
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of `text` without the opening."""
+        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def read(self, tokens: Int64[Tensor, "1 N"], listen: Listener) -> None:
+        """Runs the model and calls `listen` with each layer's attention."""
+        self._listened(tokens, listen)
+
+    def survey(self, tokens: Int64[Tensor, "1 N"]) -> tuple[Layer, ...]:
+        """Its layers, after a comparison of its features with those of the model left alone."""
+        tokens = tokens[:, :COMPARED_TOKENS]
+        layers: list[Layer] = []
+        self._require_plain_layers()
+        given = self._listened(tokens, lambda seen: layers.append(layer_of(seen)))
+        self._require_every_layer(layers)
+        own = self._features(tokens)
+        error = float((given - own).norm() / own.norm())
+        if not error <= math.sqrt(torch.finfo(self._model.dtype).eps):  # half of the digits
+            raise ValueError(
+                f"{self.folder}: with causal softmax attention this {self._text.model_type} answers otherwise than by "
+                f"itself (relative difference {error:.2g}): its attention is of another kind; give another model"
+            )
+        return tuple(layers)
+
+    def _listened(self, tokens: Tensor, listen: Listener) -> Tensor:
+        """The model's features, every layer's attention having been told to `listen`."""
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, _no_mask)
+        own = self._model.config._attn_implementation or "eager"
+        token = _listener.set(listen)
+        try:
+            self._model.set_attn_implementation(NAME)
+            return self._features(tokens)
+        finally:
+            self._model.set_attn_implementation(own)
+            _listener.reset(token)
+
+    @torch.no_grad()
+    def _features(self, tokens: Tensor) -> Tensor:
+        """[1, N, E], what the output head reads; logits of a whole context would take more memory than all else."""
+        read = self._model.base_model(input_ids=tokens.to(self._model.device), use_cache=False)
+        return read.last_hidden_state.float()
+
+    def _require_plain_layers(self) -> None:
+        kinds = set(getattr(self._text, "layer_types", None) or ()) - set(PLAIN)
+        if kinds:
+            raise ValueError(
+                f"{self.folder}: its layers are of the kinds {', '.join(sorted(kinds))}; "
+                f"give a model whose layers are all {' or '.join(PLAIN)}"
+            )
+
+    def _require_every_layer(self, layers: Sequence[Layer]) -> None:
+        expected, heads = self._text.num_hidden_layers, {layer.heads for layer in layers}
+        if len(layers) != expected or len(heads) != 1:
+            raise ValueError(
+                f"{self.folder}: of the {expected} layers of this {self._text.model_type}, {len(layers)} were heard, "
+                f"with {sorted(heads)} heads; give a decoder whose layers all use transformers' AttentionInterface, "
+                "with as many heads each"
+            )
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """The layer's own attention, under the call of transformers' AttentionInterface."""
+    kind = type(module).__name__
+    if not getattr(module, "is_causal", True):
+        raise ValueError(f"{kind} sees the future; give a decoder, whose attention is causal")
+    foreign = [name for name in FOREIGN if settings.get(name) is not None]
+    if foreign:
+        raise ValueError(f"{kind} attends by {', '.join(foreign)}; give a model whose attention is dense")
+    out, seen = attend_densely(
+        query,
+        key,
+        value,
+        scale=settings.get("scaling"),
+        window=settings.get("sliding_window"),
+        softcap=settings.get("softcap"),
+        sinks=settings.get("s_aux"),
+    )
+    _listener.get()(seen)
+    return out.transpose(1, 2).contiguous(), None  # [B, N, H, D]
+
+
+def _no_mask(**lengths: Any) -> None:
+    """Whole sequences without padding: the layer's pattern says all."""
+
+
+def _decoder(folder: Path) -> PreTrainedModel:
+    try:
+        # A pickle can run code, so weights are read from safetensors alone.
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto", use_safetensors=True)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise ValueError(f"{folder} holds no decoder that transformers can load: {error}") from error
+    return model.eval()
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[bad-return]
+    except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
+        raise ValueError(f"{folder} holds no tokenizer that transformers can load: {error}") from error
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens, such as the beginning of a text, that the tokenizer puts before every text."""
+    word = "a"
+    bare = tokenizer(word, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(word)["input_ids"]
+    places = range(len(whole) - len(bare) + 1)
+    return tuple(whole[: next(place for place in places if whole[place : place + len(bare)] == bare)])
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path

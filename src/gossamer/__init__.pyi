@@ -5,6 +5,9 @@ from .config import SparseAttentionConfig as SparseAttentionConfig
 from .config import compute_dynamic_window_size as compute_dynamic_window_size
 from .config import get_recommended_config as get_recommended_config
 from .generation import generate as generate
+from .integrations.huggingface import densify as densify
+from .integrations.huggingface import resparsify as resparsify
+from .integrations.huggingface import sparsify as sparsify
 from .kernels import Unsupported as Unsupported
 from .measure import monitor_performance as monitor_performance
 from .models import GPT2 as GPT2
@@ -18,6 +21,7 @@ from .patterns import Blocks as Blocks
 from .patterns import Causal as Causal
 from .patterns import Dilated as Dilated
 from .patterns import Documents as Documents
+from .patterns import Packed as Packed
 from .patterns import Pattern as Pattern
 from .patterns import PerHead as PerHead
 from .patterns import RandomBlocks as RandomBlocks

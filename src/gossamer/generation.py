@@ -68,7 +68,7 @@ def stream(
     capacity = model.config.context_size if capacity is None else capacity
     _require_room(model, tokens, sampling, capacity)
     _require_known_tokens(model, tokens, sampling)
-    return _decode(model, tokens, sampling, _cache(model, len(tokens), capacity) if use_cache else None, capacity)
+    return _decode(model, tokens, sampling, KVCache(capacity) if use_cache else None, capacity)
 
 
 @torch.inference_mode()
@@ -133,13 +133,6 @@ def _generator(seed: int | None, device: torch.device) -> torch.Generator:
     else:
         generator.manual_seed(seed)
     return generator
-
-
-def _cache(model: GPT2, batch: int, capacity: int) -> KVCache:
-    config, weight = model.config, model.wte.weight
-    autocast = torch.is_autocast_enabled(weight.device.type)
-    dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
-    return KVCache(config.n_layer, batch, config.n_head, capacity, config.head_width, dtype=dtype, device=weight.device)
 
 
 def _require_room(model: GPT2, tokens: Tensor, sampling: SamplingConfig, capacity: int) -> None:

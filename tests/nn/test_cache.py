@@ -1,70 +1,56 @@
 import pytest
 import torch
 
+from gossamer import Causal, Window, attend
 from gossamer.nn.cache import KVCache
 
-
-def cache(**changes):
-    return KVCache(**{"layers": 2, "batch": 1, "heads": 3, "capacity": 8, "width": 4, **changes})
+WINDOWED = Causal() & Window(4)
 
 
-def keys(tokens, seed=0):
-    return torch.randn(1, 3, tokens, 4, generator=torch.Generator().manual_seed(seed))
+def tokens(count, seed=0):
+    return torch.randn(1, 3, count, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def test_append_returns_everything_so_far_in_order():
-    held = cache()
-    pieces = [keys(3, 1), keys(1, 2), keys(4, 3)]
-    for number, piece in enumerate(pieces, start=1):
-        k, v = held.append(0, piece, -piece)
-        held.append(1, 2 * piece, piece)
-        held.advance(piece.shape[2])
-        expected = torch.cat(pieces[:number], dim=2)
-        assert torch.equal(k, expected)
-        assert torch.equal(v, -expected)
-    assert held.length == held.capacity == 8
+def test_layers_of_one_forward_stand_at_the_same_place():
+    cache = KVCache(16)
+    pieces = tokens(12).split([5, 1, 6], dim=2)
+    out = {0: [], 1: []}
+    for piece in pieces:
+        for layer, pattern in enumerate((WINDOWED, Causal())):
+            out[layer].append(cache.attend(layer, piece, piece, piece, pattern))
+        cache.advance(piece.shape[2])
+    whole = tokens(12)
+    for layer, pattern in enumerate((WINDOWED, Causal())):
+        torch.testing.assert_close(torch.cat(out[layer], dim=2), attend(whole, whole, whole, pattern))
+    assert cache.length == 12
 
 
-def test_append_returns_views_and_moves_nothing():
-    held = cache()
-    first, _ = held.append(0, keys(3), keys(3))
-    held.advance(3)
-    second, _ = held.append(0, keys(2), keys(2))
-    assert first.data_ptr() == second.data_ptr() == held.keys.data_ptr()
+def test_each_layer_holds_what_its_own_pattern_reads():
+    cache = KVCache(64)
+    for layer, pattern in enumerate((WINDOWED, Causal())):
+        cache.attend(layer, tokens(40), tokens(40), tokens(40), pattern)
+    assert [cache.layers[layer].held for layer in (0, 1)] == [4, 40]
+    assert cache.nbytes == cache.layers[0].nbytes + cache.layers[1].nbytes
+    assert cache.layers[0].nbytes == 2 * 3 * 4 * 4 * 4
 
 
-def test_layers_of_one_forward_write_at_the_same_place():
-    held = cache()
-    for layer in range(2):
-        k, _ = held.append(layer, keys(3, layer), keys(3))
-        assert torch.equal(k, keys(3, layer))
-    assert held.length == 0
-
-
-def test_a_full_cache_says_its_capacity_and_the_one_that_is_needed():
-    held = cache()
-    held.append(0, keys(7), keys(7))
-    held.advance(7)
+def test_more_than_the_capacity_is_refused_and_nothing_changes():
+    cache = KVCache(8)
+    cache.attend(0, tokens(7), tokens(7), tokens(7), WINDOWED)
+    cache.advance(7)
     with pytest.raises(ValueError, match=r"full: 7 of capacity=8 .* 2 more .* capacity=9"):
-        held.append(0, keys(2), keys(2))
-    k, _ = held.append(0, keys(1), keys(1))
-    assert k.shape[2] == 8
+        cache.attend(0, tokens(2), tokens(2), tokens(2), WINDOWED)
+    assert cache.layers[0].seen == 7
+    assert cache.attend(0, tokens(1), tokens(1), tokens(1), WINDOWED).shape == (1, 3, 1, 4)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 1, 4), (1, 2, 1, 4), (1, 3, 1, 5), (1, 3, 4)])
-def test_keys_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"v has shape .* holds \[1, 3, tokens, 4\]"):
-        cache().append(0, keys(1), torch.zeros(shape))
+def test_a_layer_keeps_the_pattern_that_it_began_with():
+    cache = KVCache(8)
+    cache.attend(0, tokens(2), tokens(2), tokens(2), WINDOWED)
+    with pytest.raises(ValueError, match=r"layer 0 began with .*Window\(size=4\).* begin with a new cache"):
+        cache.attend(0, tokens(1), tokens(1), tokens(1), Causal())
 
 
-def test_keys_of_another_dtype_are_refused_and_the_right_one_named():
-    with pytest.raises(ValueError, match=r"dtype=torch\.bfloat16"):
-        cache().append(0, keys(1).bfloat16(), keys(1))
-    k, _ = cache(dtype=torch.bfloat16).append(0, keys(1).bfloat16(), keys(1).bfloat16())
-    assert k.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("name", ["layers", "batch", "heads", "capacity", "width"])
-def test_sizes_below_one_are_refused_by_name(name):
-    with pytest.raises(ValueError, match=f"{name} is 0"):
-        cache(**{name: 0})
+def test_a_capacity_below_one_is_refused():
+    with pytest.raises(ValueError, match="KVCache: capacity is 0"):
+        KVCache(0)

@@ -42,7 +42,7 @@ def test_no_token_sees_a_later_one(layer):
 @pytest.mark.parametrize("pieces", [[12], [5, 1, 6], [1] * 12, [4, 4, 4]])
 def test_pieces_through_a_cache_equal_the_whole(layer, pieces):
     x = torch.randn(2, 12, 32, dtype=torch.float64)
-    cache = KVCache(1, 2, 4, 12, 8, dtype=torch.float64)
+    cache = KVCache(12)
     out = []
     for piece in x.split(pieces, dim=1):
         out.append(layer(piece, cache=cache))

@@ -73,7 +73,7 @@ def test_pieces_through_a_cache_equal_the_whole(name: str, pieces: list[int]) ->
     """The window is resolved for the cache's capacity, as for a whole that is planned for that length."""
     attention = layer(name)
     x = inputs(attention, 40)
-    cache = KVCache(1, 2, attention.n_head, 64, 8, dtype=torch.float64)
+    cache = KVCache(64)
     out = []
     for piece in x.split(pieces, dim=1):
         out.append(attention(piece, cache=cache))
@@ -84,7 +84,7 @@ def test_pieces_through_a_cache_equal_the_whole(name: str, pieces: list[int]) ->
 def test_captures_of_a_cached_step_are_its_rows() -> None:
     attention = layer("adaptive")
     x = inputs(attention, 20)
-    cache = KVCache(1, 2, 3, 30, 8, dtype=torch.float64)
+    cache = KVCache(30)
     attention(x[:, :17], cache=cache)
     cache.advance(17)
     _, seen = attention(x[:, 17:], return_intermediate=True, cache=cache)

@@ -1,77 +1,76 @@
 """Keys and values of the past, kept so that a new token costs one row of attention."""
 
-import torch
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
+from ..patterns.base import Pattern, require_integer
+from .layer_cache import LayerCache
+
 
 class KVCache:
-    """Every key and value appended so far, in memory that is allocated once.
+    """What each layer will read again of the tokens so far: all of them where attention is dense, fewer where not.
 
-    A model's forward calls `append` once per layer and then `advance` once; until then `length` stays where
-    it was, so that each layer of one forward writes at the same place. Meant for inference: nothing is
+    A model's forward calls `attend` once per layer and then `advance` once; until then `length` stays where
+    it was, so that each layer of one forward stands at the same place. Meant for inference: nothing is
     differentiated through it.
 
-    >>> cache = KVCache(layers=1, batch=1, heads=2, capacity=8, width=4)
-    >>> keys, values = cache.append(0, torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4))
-    >>> cache.advance(3)
-    >>> keys.shape, cache.length, cache.capacity
-    (torch.Size([1, 2, 3, 4]), 3, 8)
+    >>> from gossamer import Causal, Window
+    >>> cache, x = KVCache(capacity=64), torch.ones(1, 2, 48, 8)
+    >>> out = cache.attend(0, x, x, x, Causal() & Window(16))
+    >>> cache.advance(48)
+    >>> cache.length, cache.layers[0].held
+    (48, 16)
     """
 
-    def __init__(
-        self,
-        layers: int,
-        batch: int,
-        heads: int,
-        capacity: int,
-        width: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ):
-        sizes = {"layers": layers, "batch": batch, "heads": heads, "capacity": capacity, "width": width}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"KVCache: {name} is {size}; give at least 1")
-        shape = tuple(sizes.values())
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.capacity = capacity
+    def __init__(self, capacity: int, *, padding: Sequence[int] | None = None):
+        """
+        Args:
+            capacity: Tokens that a sequence may become long: what an adaptive window is resolved from. No memory is
+                taken for them before they come.
+            padding: How many of each sequence's first tokens are padding, which nobody sees; by default none.
+        """
+        self.capacity = require_integer("KVCache", "capacity", capacity, least=1)
+        self.padding = padding
         self.length = 0
+        self.layers: dict[int, LayerCache] = {}
 
-    def append(
-        self, layer: int, k: Float[Tensor, "B G N D"], v: Float[Tensor, "B G N D"]
-    ) -> tuple[Float[Tensor, "B G K D"], Float[Tensor, "B G K D"]]:
-        """All keys and values of `layer` so far, the new ones included, as views into the cache.
+    @property
+    def nbytes(self) -> int:
+        """Memory of all keys and values that are held."""
+        return sum(layer.nbytes for layer in self.layers.values())
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G N D"],
+        v: Float[Tensor, "B G N D"],
+        pattern: Pattern,
+    ) -> Float[Tensor, "B H N D"]:
+        """Attention of the new tokens to those so far, themselves included, over `pattern`.
 
         Raises:
-            ValueError: The new keys do not fit in the capacity, or their shape or dtype is not the cache's.
+            ValueError: The new tokens exceed the capacity, their shape or dtype is not that of the ones before, or
+                the layer had another pattern.
         """
-        self._require_alike("k", k)
-        self._require_alike("v", v)
         end = self.length + k.shape[2]
         if end > self.capacity:
             raise ValueError(
-                f"KVCache: full: {self.length} of capacity={self.capacity} tokens are held and "
+                f"KVCache: full: {self.length} of capacity={self.capacity} tokens have come and "
                 f"{k.shape[2]} more do not fit; make the cache with capacity={end} or more"
             )
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        held = self.layers.setdefault(layer, LayerCache(pattern, padding=self.padding))
+        if held.pattern != pattern:
+            raise ValueError(
+                f"KVCache: layer {layer} began with the pattern {held.pattern}, and now has {pattern}; what the new one "
+                f"reads may be gone: begin with a new cache"
+            )
+        return held.attend(q, k, v)
 
     def advance(self, tokens: int) -> None:
-        """Counts `tokens` as held: called once, after every layer has appended them."""
+        """Counts `tokens` as come: called once, after every layer has taken them."""
         self.length += tokens
-
-    def _require_alike(self, name: str, new: Tensor) -> None:
-        _, batch, heads, _, width = self.keys.shape
-        if new.dim() != 4 or (new.shape[0], new.shape[1], new.shape[3]) != (batch, heads, width):
-            raise ValueError(
-                f"KVCache: {name} has shape {list(new.shape)}, but the cache holds "
-                f"[{batch}, {heads}, tokens, {width}]; make it with the sizes of the model that fills it"
-            )
-        if new.dtype != self.keys.dtype:
-            raise ValueError(
-                f"KVCache: {name} is {new.dtype}, the cache {self.keys.dtype}; make it with dtype={new.dtype}"
-            )

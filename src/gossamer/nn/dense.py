@@ -1,11 +1,11 @@
 """Causal self-attention over every earlier key: the dense counterpart of `SparseAttention`."""
 
-import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..config import GPT2Config
+from ..patterns import Causal, Pattern
 from .self_attention import SelfAttention
 
 
@@ -15,22 +15,15 @@ class CausalSelfAttention(SelfAttention):
     def __init__(self, config: GPT2Config):
         super().__init__(config.n_head, config.n_embed, dropout=config.dropout, bias=config.bias)
 
+    def pattern(self, length: int) -> Pattern:
+        return Causal()
+
     def mix(
         self,
-        q: Float[Tensor, "B H Q D"],
-        k: Float[Tensor, "B H K D"],
-        v: Float[Tensor, "B H K D"],
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B H N D"],
+        v: Float[Tensor, "B H N D"],
         length: int,
-    ) -> Float[Tensor, "B H Q D"]:
+    ) -> Float[Tensor, "B H N D"]:
         dropout = self.dropout if self.training else 0.0
-        if q.shape[2] == k.shape[2]:  # a branch, because a compiler's lengths may be symbols
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        return F.scaled_dot_product_attention(q, k, v, _mask_aligned_at_the_end(q, k), dropout)
-
-
-def _mask_aligned_at_the_end(q: Float[Tensor, "B H Q D"], k: Float[Tensor, "B H K D"]) -> Bool[Tensor, "Q K"] | None:
-    """Causality for queries that are the last of the keys; None for one query, which sees them all."""
-    queries, keys = q.shape[2], k.shape[2]
-    if queries == 1:
-        return None
-    return torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..patterns.base import Pattern
 from .cache import KVCache
 
 
@@ -40,17 +41,20 @@ class SelfAttention(nn.Module):
 
         Args:
             return_intermediate: Return (output, what this layer looked at; None for a dense layer).
-            cache: Holds the keys of earlier calls; those of `x` are appended as `layer`.
+            cache: Holds what is read again of earlier calls; `x` goes on from there, as `layer`.
             planned_length: How long the sequence may become; by default the cache's capacity, or the input's length.
         """
         q, k, v = self.project(x)
         length = planned_length or (x.shape[1] if cache is None else cache.capacity)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)  # [B, H, K, D]
-        out = self.merge(self.mix(q, k, v, length))
+        if cache is None:
+            mixed = self.mix(q, k, v, length)
+        else:
+            mixed = cache.attend(layer, q, k, v, self.pattern(length))
+        out = self.merge(mixed)
         if not return_intermediate:
             return out
-        return out, self.intermediate(q.shape[2], k.shape[2], length, x.device)
+        past = 0 if cache is None else cache.length
+        return out, self.intermediate(q.shape[2], past + k.shape[2], length, x.device)
 
     def project(self, x: Float[Tensor, "B N E"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [B, H, N, D]."""
@@ -62,14 +66,18 @@ class SelfAttention(nn.Module):
         return self.c_proj(out.transpose(1, 2).flatten(2))
 
     @abstractmethod
+    def pattern(self, length: int) -> Pattern:
+        """Who may see whom, in a sequence that may become `length` tokens long."""
+
+    @abstractmethod
     def mix(
         self,
-        q: Float[Tensor, "B H Q D"],
-        k: Float[Tensor, "B H K D"],
-        v: Float[Tensor, "B H K D"],
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B H N D"],
+        v: Float[Tensor, "B H N D"],
         length: int,
-    ) -> Float[Tensor, "B H Q D"]:
-        """Attention itself, in a sequence that may become `length` tokens long."""
+    ) -> Float[Tensor, "B H N D"]:
+        """Attention of a whole sequence to itself, which may become `length` tokens long."""
 
     def intermediate(self, queries: int, keys: int, length: int, device: torch.device) -> object:
         """What a run over these lengths looked at; None where every earlier key is seen."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attention import attend
 from ..config import GPT2Config, SparseAttentionConfig
+from ..patterns.base import Pattern
 from ..plan import plan
 from .masks import masked_attention
 from .self_attention import SelfAttention
@@ -52,15 +53,18 @@ class SparseAttention(SelfAttention):
             )
         self.config = sparse
 
+    def pattern(self, length: int) -> Pattern:
+        return self.config.pattern(length)
+
     def mix(
         self,
-        q: Float[Tensor, "B H Q D"],
-        k: Float[Tensor, "B H K D"],
-        v: Float[Tensor, "B H K D"],
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B H N D"],
+        v: Float[Tensor, "B H N D"],
         length: int,
-    ) -> Float[Tensor, "B H Q D"]:
+    ) -> Float[Tensor, "B H N D"]:
         dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, self.config.pattern(length), dropout=dropout)
+        return attend(q, k, v, self.pattern(length), dropout=dropout)
 
     def intermediate(self, queries: int, keys: int, length: int, device: torch.device) -> Intermediate:
         """What a run over these lengths sees; the masks are n×n and are made here, never for the run itself."""

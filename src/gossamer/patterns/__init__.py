@@ -7,6 +7,8 @@ from .causal import Causal
 from .clauses import Extent
 from .dilated import Dilated
 from .documents import Documents
+from .excerpt import Excerpt
+from .packed import Packed
 from .parse import parse
 from .per_head import PerHead
 from .random_blocks import RandomBlocks
@@ -20,7 +22,9 @@ __all__ = [
     "Causal",
     "Dilated",
     "Documents",
+    "Excerpt",
     "Extent",
+    "Packed",
     "Pattern",
     "PerHead",
     "RandomBlocks",

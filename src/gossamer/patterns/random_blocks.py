@@ -9,6 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from .base import Bools, Pattern, require_integer
 
 
+MOST_ROWS = 2**24
+"""Query blocks whose draws are made, at most: some GiB."""
+
+
 @dataclass(frozen=True, repr=False)
 class RandomBlocks(Pattern):
     """Each query block sees `count` distinct key blocks drawn uniformly from those before it (all, where there
@@ -44,6 +48,8 @@ class RandomBlocks(Pattern):
 
     def bounds(self, q_first: NDArray, q_last: NDArray, k_first: NDArray, k_last: NDArray) -> tuple[Bools, Bools]:
         top, bottom, left, right = np.broadcast_arrays(*(p // self.block for p in (q_first, q_last, k_first, k_last)))
+        if bottom.max(initial=0) >= MOST_ROWS:  # what is drawn so far away is not looked up: any key may be
+            return (bottom >= 0) & (right >= 0), np.zeros(top.shape, bool)
         may = np.zeros(top.shape, bool)
         rows = _power_of_two(max(int(bottom.max(initial=0)) + 1, 1))
         levels = _bit_length(np.bitwise_xor(np.maximum(top, 0), np.maximum(bottom, 0)))

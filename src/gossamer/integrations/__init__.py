@@ -1,0 +1,1 @@
+"""Gossamer within other libraries."""

@@ -1,0 +1,166 @@
+"""A cache of transformers that holds what each layer's pattern will read again, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticCache, StaticLayer
+
+from ...nn.layer_cache import LayerCache, Scores
+from ...patterns import Pattern
+
+
+class EvictingLayer(CacheLayerMixin):
+    """One layer of the cache: a `LayerCache` behind the interface of transformers.
+
+    `update` hands the new keys on as they are; attention itself is what adds them, so that it sees the keys held
+    and the new ones before any is dropped.
+    """
+
+    is_compileable = False
+    is_croppable = False
+    is_sliding = False
+
+    def __init__(self, pattern: Pattern):
+        super().__init__()
+        self.pattern = pattern
+        self.padding: Sequence[int] | None = None
+        self.reset()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of keys and values."""
+        return self.held.nbytes
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Memory is taken when attention has seen the first keys."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+        """The new keys and values alone; `attend` knows the ones before."""
+        if self.waiting:
+            raise RuntimeError(
+                "the keys of the last call were never attended to: the model's attention is no longer Gossamer's; "
+                "begin with a new cache after a switch of the attention"
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.waiting = True
+        return key_states, value_states
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+        """Attention of the new tokens to all so far."""
+        self.waiting = False
+        if not self.held.seen:
+            self.held.padding = self.padding
+        return self.held.attend(q, k, v, scores)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(tokens so far with the new ones, 0)."""
+        return self.held.seen + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens so far, those that are no longer held too."""
+        return self.held.seen
+
+    def get_max_length(self) -> int:
+        """No end."""
+        return -1
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.held = LayerCache(self.pattern)
+        self.padding = None
+        self.waiting = False
+        self.is_initialized = False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Goes on with the chosen beams."""
+        self.held.pick(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each sequence `repeats` times, one after the other."""
+        self.held.repeat(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Goes on with the chosen sequences."""
+        self.held.pick(indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: what was dropped for the tokens to remove cannot be had back.
+
+        Raises:
+            ValueError: Always, but for nothing to remove.
+        """
+        if tokens_to_remove:
+            raise ValueError(
+                "an evicting cache cannot go back: keys that only the removed tokens' past needs are gone; "
+                "switch with sparsify(model, pattern, evict=False) for assisted generation"
+            )
+
+    def offload(self) -> None:
+        """Nothing: what is held is small."""
+
+    def prefetch(self) -> None:
+        """Nothing: what is held never left."""
+
+
+def evicting_cache(patterns: Sequence[Pattern]) -> Cache:
+    """A cache with an evicting layer for each pattern.
+
+    >>> from gossamer import Causal, Window
+    >>> evicting_cache([Causal() & Window(64)] * 2).get_seq_length()
+    0
+    """
+    return Cache(layers=[EvictingLayer(pattern) for pattern in patterns])
+
+
+def evicts(cache: object) -> bool:
+    """Whether the cache is made of evicting layers."""
+    return isinstance(cache, Cache) and bool(cache.layers) and all(isinstance(x, EvictingLayer) for x in cache.layers)
+
+
+def take_over(cache: Cache, patterns: Sequence[Pattern]) -> None:
+    """Puts evicting layers in the place of the empty ones of a dynamic cache: whoever holds it goes on holding it."""
+    cache.layers[:] = [EvictingLayer(pattern) for pattern in patterns]
+    cache.layer_class_to_replicate = None
+
+
+def keep_all(cache: Cache) -> None:
+    """Puts layers that keep every key in the place of those that keep a window: they drop what a pattern may read.
+
+    Raises:
+        ValueError: A static cache has no layer that says how long it is to become.
+    """
+    if isinstance(cache, StaticCache):
+        whole = [layer.max_cache_len for layer in cache.layers if not layer.is_sliding]
+        if not whole:
+            raise ValueError(
+                "a static cache whose layers are all sliding windows does not say how long it may become; generate with "
+                "the default cache, which evicts by the pattern"
+            )
+        cache.layers[:] = [StaticLayer(whole[0]) if layer.is_sliding else layer for layer in cache.layers]
+    else:
+        cache.layers[:] = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
+
+
+def is_new(cache: Cache) -> bool:
+    """Whether the cache has seen no token yet; asks no device."""
+    return not any(layer.is_initialized for layer in cache.layers)
+
+
+def is_dynamic(cache: object) -> bool:
+    """Whether it is transformers' own growing cache, whose layers may be exchanged while it is empty."""
+    return type(cache) is DynamicCache and not cache.offloading
+
+
+def length_of(cache: Cache | None) -> int | Tensor:
+    """Tokens so far; of a static cache, a number that the device alone knows."""
+    if cache is None:
+        return 0
+    if isinstance(cache, StaticCache) and not torch.compiler.is_compiling():
+        return int(cache.get_seq_length())
+    return cache.get_seq_length()

@@ -1,0 +1,115 @@
+"""What a transformers decoder is, as far as attention goes, and the pattern that each of its layers follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ...patterns import Causal, Pattern, Window, parse
+
+KEY = "sparse_attention"
+"""Where a model's configuration says its patterns, as plain values that are saved with it."""
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+Patterns = Pattern | Mapping[int, Pattern] | Callable[[int], Pattern]
+"""One pattern for every layer, one for each (others stay as dense as they are), or a function from a layer's number."""
+
+
+class Unswitchable(ValueError):
+    """The model's attention cannot be switched; the message says why."""
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of the model whose forward hands masks and caches to the layers.
+
+    Raises:
+        Unswitchable: There is none, or its layers do not call attention in the way that can be switched.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise Unswitchable(
+            f"model is a {type(model).__name__}; give a model of transformers, such as AutoModelForCausalLM"
+        )
+    name, config = type(model).__name__, model.config
+    decoder = model.base_model
+    if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise Unswitchable(
+            f"{name} attends to an encoder as well; only decoders that attend to themselves are switched"
+        )
+    if config.get_text_config() is not config:
+        raise Unswitchable(
+            f"{name} has parts that are no text; switch its language model: sparsify(model.language_model)"
+        )
+    if not model._supports_attention_backend:
+        raise Unswitchable(f"{name} does not call attention through transformers' AttentionInterface")
+    if not attentions_of(decoder):
+        raise Unswitchable(f"{name} has no causal self-attention with a layer_idx")
+    _require_known_layers(name, config)
+    return decoder
+
+
+def attentions_of(decoder: PreTrainedModel) -> dict[int, nn.Module]:
+    """The attention module of each layer that has one, by the layer's number."""
+    found = {}
+    for module in decoder.modules():
+        layer = getattr(module, "layer_idx", None)
+        if isinstance(layer, int) and getattr(module, "is_causal", False) and "Attention" in type(module).__name__:
+            found[layer] = module
+    return found
+
+
+def _require_known_layers(name: str, config: PretrainedConfig) -> None:
+    others = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}
+    if others:
+        raise Unswitchable(
+            f"{name} has layers of the type {', '.join(sorted(others))}; only {FULL} and {SLIDING} can be switched"
+        )
+    if getattr(config, "num_kv_shared_layers", None):
+        raise Unswitchable(
+            f"{name} has layers that read the keys of others (num_kv_shared_layers); they are not switched"
+        )
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        raise Unswitchable(f"{name} is configured to see the future; only causal decoders are switched")
+
+
+def own_window(module: nn.Module) -> int | None:
+    """Keys that the layer sees at most in the dense model, the query itself included; None where it sees all."""
+    if hasattr(module, "sliding_window"):
+        return module.sliding_window
+    return getattr(module.config, "sliding_window", None)
+
+
+def texts(decoder: PreTrainedModel, patterns: Patterns) -> list[str]:
+    """The pattern of each layer as text, found to suit the layer.
+
+    Raises:
+        ValueError: A pattern is none, is for another number of heads, or is given for a layer that there is not.
+    """
+    layers, count = attentions_of(decoder), decoder.config.num_hidden_layers
+    if isinstance(patterns, Mapping):
+        unknown = [layer for layer in patterns if layer not in layers]
+        if unknown:
+            raise ValueError(f"pattern is given for layer {unknown[0]!r}; the model has layers 0 to {count - 1}")
+        given = [patterns.get(layer, Causal()) for layer in range(count)]
+    else:
+        given = [patterns if isinstance(patterns, Pattern) else patterns(layer) for layer in range(count)]
+    for layer, pattern in enumerate(given):
+        if not isinstance(pattern, Pattern):
+            raise ValueError(f"pattern of layer {layer} is {pattern!r}; give a pattern such as Window(1024) | Sinks(4)")
+        list(pattern.groups(decoder.config.num_attention_heads))
+    return [pattern.spec for pattern in given]
+
+
+def pattern_of(module: nn.Module, layer: int) -> Pattern:
+    """What the layer's queries see: the configured pattern within the past, and within the layer's own window."""
+    return _within(module.config.sparse_attention["patterns"][layer], own_window(module))
+
+
+@lru_cache(maxsize=256)
+def _within(text: str, window: int | None) -> Pattern:
+    pattern: Any = Causal() & parse(text)
+    return pattern if window is None else pattern & Window(window)

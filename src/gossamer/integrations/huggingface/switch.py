@@ -1,0 +1,98 @@
+"""`sparsify`: a dense model of transformers made sparse in one line, and back."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from transformers import PreTrainedModel
+
+from ...patterns import parse
+from .attention import NAME, register
+from .forward import Before, hooks
+from .layers import KEY, Patterns, decoder_of, texts
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def sparsify(model: Model, pattern: Patterns, *, evict: bool = True) -> Model:
+    """The model itself, whose layers from now on see what `pattern` allows of what they saw before.
+
+    Works on decoders of transformers 5.4 or newer that call attention through its AttentionInterface: training,
+    generation, padding, packing and gradient checkpointing go on as before. Every layer stays causal, and one that
+    has a sliding window of its own stays within it. The patterns are written to `model.config.sparse_attention`
+    and saved with the model; `resparsify` reads them after loading.
+
+    Args:
+        pattern: One pattern for all layers, a dictionary {layer: pattern} (layers left out stay dense), or a
+            function from a layer's number to its pattern.
+        evict: Let caches drop the keys that no later query reads. An empty `DynamicCache`, which is what `generate`
+            begins with, is taken over; a static cache keeps every key.
+
+    Raises:
+        Unswitchable: The model's attention cannot be switched; the message says why.
+        ValueError: A pattern is none, or does not suit the layer that it is for.
+    """
+    decoder = decoder_of(model)
+    written = texts(decoder, pattern)
+    return _switch(model, decoder, written, evict)
+
+
+def resparsify(model: Model, *, evict: bool = True) -> Model:
+    """The model itself, made sparse as its configuration says: for one that was saved sparse and loaded again.
+
+    Raises:
+        ValueError: The configuration says nothing of patterns, or something that is none.
+    """
+    decoder = decoder_of(model)
+    saved = getattr(model.config, KEY, None)
+    count = model.config.num_hidden_layers
+    if not isinstance(saved, dict) or not isinstance(saved.get("patterns"), list):
+        raise ValueError(
+            f"model.config.{KEY} is {saved!r}, not the patterns of a sparse model; "
+            f"choose some with gossamer.sparsify(model, pattern)"
+        )
+    if len(saved["patterns"]) != count:
+        raise ValueError(
+            f"model.config.{KEY} has patterns for {len(saved['patterns'])} layers, but the model has {count}"
+        )
+    patterns = [parse(text) for text in saved["patterns"]]
+    return _switch(model, decoder, texts(decoder, patterns.__getitem__), evict)
+
+
+def densify(model: Model) -> Model:
+    """The model itself, with the attention that it had before `sparsify`, and no pattern in its configuration.
+
+    Raises:
+        ValueError: The model was not made sparse.
+    """
+    decoder = decoder_of(model)
+    found = hooks(decoder)
+    if not found:
+        raise ValueError(f"{type(model).__name__} was not made sparse; there is nothing to undo")
+    before = next(iter(found.values())).replaced
+    _unhook(decoder)
+    model.set_attn_implementation(before)
+    delattr(model.config, KEY)
+    return model
+
+
+def is_sparse(model: PreTrainedModel) -> bool:
+    """Whether the model's attention is Gossamer's now."""
+    return model.config._attn_implementation == NAME and bool(hooks(model.base_model))
+
+
+def _switch(model: Model, decoder: PreTrainedModel, written: list[str], evict: bool) -> Model:
+    register()
+    found = hooks(decoder)
+    replaced = next(iter(found.values())).replaced if found else model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    setattr(model.config, KEY, {"patterns": written})
+    _unhook(decoder)
+    decoder.register_forward_pre_hook(Before(evict, replaced), with_kwargs=True)
+    return model
+
+
+def _unhook(decoder: PreTrainedModel) -> None:
+    for key in hooks(decoder):
+        del decoder._forward_pre_hooks[key]
+        decoder._forward_pre_hooks_with_kwargs.pop(key, None)

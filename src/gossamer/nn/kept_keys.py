@@ -1,0 +1,215 @@
+"""The keys and values that a pattern will read again, and no others: a ring of the newest, an archive of the rest.
+
+A key enters the ring and leaves it when `ring` newer ones have come. What will still be read then (sinks, strided or
+chosen keys) moves on to the archive, which stands behind the ring in the same memory. So what is held is always the
+first slots of one tensor, and where a pattern reads all that is held, a new token needs no mask and no copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..patterns.base import Pattern
+from ..patterns.lifetimes import FOREVER, NEVER, lifetimes
+
+BLOCK = 4096
+"""Lifetimes are found for this many positions at a time, and kept."""
+
+FAR = 2**20
+"""Where lifetimes are asked for besides the start, to see what a pattern does in the long run."""
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Excerpted:
+    """Some sequences' keys in order: those kept from before, and the new ones."""
+
+    keys: Tensor
+    values: Tensor
+    kept: Positions
+    """Positions of the first ones; all others run on from `start`."""
+    start: int
+
+    @property
+    def positions(self) -> Positions:
+        ran = self.keys.shape[2] - len(self.kept)
+        return np.concatenate([self.kept, np.arange(self.start, self.start + ran)])
+
+
+class KeptKeys:
+    """Keys and values [B, G, ·, D] of heads that follow one pattern, as long as it will read them.
+
+    `ahead` counts, for each sequence, the tokens of padding still to come: they are never held.
+    """
+
+    def __init__(self, pattern: Pattern, ahead: Positions):
+        self.pattern = pattern
+        self.ring = _ring(pattern)
+        self.next = -ahead  # [B] position of each sequence's next token; below 0 while padding is still to come
+        self.archived: list[Positions] = [np.empty(0, np.int64) for _ in ahead]
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.plain = True  # each later query sees all that is held, as long as `step` alone adds to it
+
+    @property
+    def filled(self) -> Positions:
+        """[B] how many slots from the first on are held."""
+        return np.clip(self.next, 0, self.ring) + [len(positions) for positions in self.archived]
+
+    def groups(self) -> list[NDArray[np.int64]]:
+        """The sequences, those at one position together."""
+        return [np.flatnonzero(self.next == position) for position in np.unique(self.next)]
+
+    def step(self, k: Tensor, v: Tensor) -> bool:
+        """Takes one token of each sequence, if its query then sees all that is held; else changes nothing."""
+        if not self.plain or self.keys is None or (self.next < 0).any():
+            return False
+        moves = {int(position): self._move(int(position)) for position in np.unique(self.next)}
+        if None in moves.values():
+            return False
+        self._make_room(k, v, max(map(len, self.archived)) + 1)
+        if len(moves) == 1:
+            self._step_together(k, v, int(self.next[0]), moves.popitem()[1])
+        else:
+            self._step_apart(k, v, np.array([moves[int(position)] for position in self.next]))
+        self.next = self.next + 1
+        return True
+
+    def excerpt(self, rows: NDArray[np.int64], k: Tensor, v: Tensor) -> Excerpted:
+        """All that is held of some sequences at one position, in order, and the new keys behind it."""
+        past, archived = int(self.next[rows[0]]), self.archived[rows[0]]
+        ran = np.arange(max(past - self.ring, 0), max(past, 0))
+        held, start = np.concatenate([archived, ran]), max(past, 0)
+        gaps = np.flatnonzero(np.diff(np.append(held, start)) > 1)
+        kept = held[: gaps[-1] + 1] if len(gaps) else held[:0]
+        if len(kept) < len(held):
+            start = int(held[len(kept)])
+        if not len(held):
+            return Excerpted(k, v, kept, start)
+        slots = np.concatenate([self.ring + np.arange(len(archived)), ran % max(self.ring, 1)])
+        old = (_taken(x, rows, slots) for x in (self.keys, self.values))
+        keys, values = (torch.cat([held, new], dim=2) for held, new in zip(old, (k, v), strict=True))
+        return Excerpted(keys, values, kept, start)
+
+    def keep(self, rows: NDArray[np.int64], found: Excerpted, new: int) -> None:
+        """Holds of an excerpt whose last `new` tokens are new what will be read by later queries."""
+        positions = found.positions
+        end = max(int(self.next[rows[0]]), 0) + new
+        last, steady = _lives(self.pattern, positions)
+        ran = np.flatnonzero(positions >= end - self.ring)
+        archived = np.flatnonzero((positions < end - self.ring) & (positions + last >= end))
+        self._make_room(found.keys, found.values, max([len(archived), *map(len, self.archived)]))
+        slots = np.concatenate([self.ring + np.arange(len(archived)), positions[ran] % max(self.ring, 1)])
+        for held, x in ((self.keys, found.keys), (self.values, found.values)):
+            _put(held, rows, slots, _chosen(x.detach(), np.concatenate([archived, ran])))
+        for row in rows:
+            self.archived[row] = positions[archived]
+        self.next[rows] = end
+        plain = (last[archived] == FOREVER).all() and (last[ran] >= self.ring - 1).all()
+        self.plain = bool(self.plain and plain and steady[archived].all() and steady[ran].all())
+
+    def pick(self, order: Tensor) -> None:
+        """Holds the sequences `order` [B'] of those held, as beam search asks."""
+        if self.keys is not None:
+            self.keys, self.values = (x.index_select(0, order.to(x.device)) for x in (self.keys, self.values))
+        if len(order) != len(self.next) or len(self.groups()) > 1:
+            chosen = order.tolist()
+            self.next, self.archived = self.next[chosen], [self.archived[row] for row in chosen]
+
+    def _move(self, position: int) -> tuple[bool, bool] | None:
+        """(the token at `position` is held, the one that leaves the ring for it is archived); None where a query
+        at `position` would not see all that is held."""
+        (last,), (steady,) = _lives(self.pattern, np.array([position]))
+        if not self.ring:
+            return None if last not in (NEVER, FOREVER) or not steady else (bool(last == FOREVER), False)
+        if last < self.ring - 1 or not steady:
+            return None
+        if position < self.ring:
+            return True, False
+        (leaving,), (steady,) = _lives(self.pattern, np.array([position - self.ring]))
+        if leaving not in (self.ring - 1, FOREVER) or not steady:
+            return None
+        return True, bool(leaving == FOREVER)
+
+    def _step_together(self, k: Tensor, v: Tensor, position: int, move: tuple[bool, bool]) -> None:
+        held, archives = move
+        behind = self.ring + len(self.archived[0])
+        slot = position % self.ring if self.ring else behind
+        for cache, new in ((self.keys, k), (self.values, v)):
+            if archives:
+                cache[:, :, behind] = cache[:, :, slot]
+            if held:
+                cache[:, :, slot] = new[:, :, 0].detach()
+        if archives or (held and not self.ring):
+            positions = np.append(self.archived[0], position - self.ring)
+            self.archived = [positions] * len(self.archived)
+
+    def _step_apart(self, k: Tensor, v: Tensor, moves: NDArray[np.bool_]) -> None:
+        behind = self.ring + np.array([len(positions) for positions in self.archived])
+        slots = self.next % self.ring if self.ring else behind
+        held, archives = (np.flatnonzero(chosen) for chosen in moves.T)
+        for cache, new in ((self.keys, k), (self.values, v)):
+            row, to, slot = (
+                torch.from_numpy(x).to(cache.device) for x in (archives, behind[archives], slots[archives])
+            )
+            cache[row, :, to] = cache[row, :, slot]
+            row, slot = (torch.from_numpy(x).to(cache.device) for x in (held, slots[held]))
+            cache[row, :, slot] = new[row, :, 0].detach()
+        for row in archives if self.ring else held:
+            self.archived[row] = np.append(self.archived[row], self.next[row] - self.ring)
+
+    def _make_room(self, k: Tensor, v: Tensor, archived: int) -> None:
+        """Memory for the ring and as many archived keys; it doubles where it has to grow."""
+        batch = len(self.next)
+        if self.keys is None:
+            self.keys, self.values = (x.new_empty(batch, x.shape[1], self.ring + archived, x.shape[3]) for x in (k, v))
+        elif self.ring + archived > self.keys.shape[2]:
+            more = max(archived, self.keys.shape[2] - self.ring, 8)
+            self.keys, self.values = (
+                torch.cat([x, x.new_empty(*x.shape[:2], more, x.shape[3])], dim=2) for x in (self.keys, self.values)
+            )
+
+
+def _lives(pattern: Pattern, positions: Positions) -> tuple[Positions, NDArray[np.bool_]]:
+    """(distance of the last reader, steadiness) of the key at each position."""
+    last, steady = np.empty(len(positions), np.int64), np.empty(len(positions), bool)
+    for block in np.unique(positions // BLOCK):
+        within = positions // BLOCK == block
+        found = lifetimes(pattern, int(block) * BLOCK, int(block + 1) * BLOCK)
+        last[within] = found.last[positions[within] % BLOCK]
+        steady[within] = found.steady[positions[within] % BLOCK]
+    return last, steady
+
+
+def _ring(pattern: Pattern) -> int:
+    """How many of the newest keys are all worth holding: as long as the shortest lifetime that ends."""
+    last, _ = _lives(pattern, np.concatenate([np.arange(BLOCK), FAR + np.arange(BLOCK)]))
+    ending = last[(last != NEVER) & (last != FOREVER)]
+    return int(ending.min()) + 1 if len(ending) else 0
+
+
+def _taken(x: Tensor, rows: NDArray[np.int64], slots: NDArray[np.int64]) -> Tensor:
+    """Some slots of some sequences of what is held [B, G, ·, D]."""
+    return _chosen(x if len(rows) == len(x) else x[torch.from_numpy(rows).to(x.device)], slots)
+
+
+def _chosen(x: Tensor, tokens: NDArray[np.int64]) -> Tensor:
+    """Some tokens of x [B, G, ·, D]."""
+    if len(tokens) and tokens[-1] - tokens[0] == len(tokens) - 1 and (np.diff(tokens) == 1).all():
+        return x[:, :, tokens[0] : tokens[-1] + 1]
+    return x.index_select(2, torch.from_numpy(tokens).to(x.device))
+
+
+def _put(held: Tensor, rows: NDArray[np.int64], slots: NDArray[np.int64], x: Tensor) -> None:
+    """Writes x [b, G, ·, D] to some slots of some sequences."""
+    where = torch.from_numpy(slots).to(held.device)
+    if len(rows) == len(held):
+        held.index_copy_(2, where, x.to(held.dtype))
+    else:
+        held[torch.from_numpy(rows).to(held.device)[:, None], :, where] = x.transpose(1, 2).to(held.dtype)

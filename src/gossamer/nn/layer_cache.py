@@ -1,0 +1,188 @@
+"""One layer's cache: attention of new tokens to those before them, of which only what is read again is held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..attention import attend
+from ..patterns import Causal, Excerpt, Pattern, PerHead
+from ..patterns.base import Or
+from .kept_keys import Excerpted, KeptKeys
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What becomes of the scores; the names and the meaning are those of `attend`."""
+
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, lengths: Tensor | None = None) -> Tensor:
+        """`attend` with these settings."""
+        return attend(
+            q, k, v, pattern, scale=self.scale, softcap=self.softcap, sinks=self.sinks, lengths=lengths
+        )  # fmt: skip
+
+    def of_heads(self, heads: slice) -> Scores:
+        """The same for some of the heads."""
+        return self if self.sinks is None else Scores(self.scale, self.softcap, self.sinks[heads])
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Neighbouring key heads whose query heads follow the same patterns, and what is held for them."""
+
+    queries: slice
+    keys: slice
+    pattern: Pattern
+    store: KeptKeys
+
+
+class LayerCache:
+    """Attention over all tokens so far, as `attend` over the whole sequence gives it, in the memory of what is read.
+
+    Each call brings new tokens, which stand behind those of the calls before. A key is held as long as some later
+    query of its heads may see it, with its true position. For inference: no gradient reaches an earlier call.
+
+    >>> from gossamer import Causal, Window
+    >>> cache, x = LayerCache(Causal() & Window(4)), torch.randn(1, 2, 100, 8)
+    >>> out = torch.cat([cache.attend(piece, piece, piece) for piece in x.split(7, dim=2)], dim=2)
+    >>> torch.allclose(out, attend(x, x, x, Causal() & Window(4)), atol=1e-5), cache.held
+    (True, 4)
+    """
+
+    def __init__(self, pattern: Pattern, *, padding: Sequence[int] | None = None):
+        """`padding`: how many of each sequence's first tokens are padding, which nobody sees; by default none."""
+        self.pattern = pattern
+        self.padding = padding
+        self.seen = 0
+        """Tokens of a sequence so far, its padding included."""
+        self.runs: list[_Run] = []
+
+    @property
+    def held(self) -> int:
+        """Keys held of the sequence and the head that has most."""
+        return max((int(run.store.filled.max()) for run in self.runs), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of keys and values."""
+        return sum(x.nbytes for run in self.runs for x in (run.store.keys, run.store.values) if x is not None)
+
+    def attend(
+        self,
+        q: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G N D"],
+        v: Float[Tensor, "B G N Dv"],
+        scores: Scores | None = None,
+    ) -> Float[Tensor, "B H N Dv"]:
+        """Attention of the new tokens to all so far; those of padding give zeros.
+
+        Raises:
+            ValueError: The new tokens do not fit those held before, or each other.
+        """
+        scores = scores or Scores()
+        self._require_alike(q, k, v)
+        if not self.runs:
+            self.runs = list(self._made(q.shape[0], q.shape[1], k.shape[1]))
+        self.seen += k.shape[2]
+        out = [
+            _attended(run, q[:, run.queries], k[:, run.keys], v[:, run.keys], scores.of_heads(run.queries))
+            for run in self.runs
+        ]
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+
+    def pick(self, order: Tensor) -> None:
+        """Goes on with the sequences `order` [B'] of those held, as beam search asks."""
+        for run in self.runs:
+            run.store.pick(order)
+
+    def repeat(self, times: int) -> None:
+        """Goes on with each sequence `times` times, one after the other."""
+        if self.runs:
+            batch = len(self.runs[0].store.next)
+            self.pick(torch.arange(batch).repeat_interleave(times))
+
+    def _made(self, batch: int, heads: int, key_heads: int) -> Iterator[_Run]:
+        """The runs of key heads, for which nothing is held yet."""
+        if heads % key_heads:
+            raise ValueError(f"q has {heads} heads and k has {key_heads}; the key heads must divide the query heads")
+        padding = np.zeros(batch, np.int64) if self.padding is None else np.array(self.padding, np.int64)
+        if padding.shape != (batch,):
+            raise ValueError(f"padding is of {len(padding)} sequences, but q has {batch}; give one number for each")
+        each = heads // key_heads
+        of_head = [pattern for first, last, pattern in self.pattern.groups(heads) for _ in range(first, last)]
+        numbered = enumerate(tuple(of_head[first : first + each]) for first in range(0, heads, each))
+        for patterns, run in groupby(numbered, key=lambda numbered: numbered[1]):
+            first, last = (lambda numbers: (numbers[0], numbers[-1] + 1))([number for number, _ in run])
+            alike = len(set(patterns)) == 1
+            every = patterns[0] if alike else PerHead([(one, 1) for one in patterns * (last - first)])
+            kept = reduce(Or, dict.fromkeys(patterns))
+            store = KeptKeys(Causal() & kept, padding.copy())
+            store.plain = alike
+            yield _Run(slice(first * each, last * each), slice(first, last), every, store)
+
+    def _require_alike(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if any(x.dim() != 4 for x in (q, k, v)) or q.shape[2] != k.shape[2]:
+            raise ValueError(
+                f"q {tuple(q.shape)} and k {tuple(k.shape)} do not fit: give [batch, heads, length, width] of the "
+                f"new tokens alone, as many queries as keys"
+            )
+        if not self.runs or self.runs[0].store.keys is None:
+            return
+        for name, new, held in (("k", k, self.runs[0].store.keys), ("v", v, self.runs[0].store.values)):
+            heads = self.runs[-1].keys.stop
+            if (new.shape[0], new.shape[1], new.shape[3]) != (len(held), heads, held.shape[3]):
+                raise ValueError(
+                    f"{name} has shape {list(new.shape)}, but the cache holds [{len(held)}, {heads}, tokens, "
+                    f"{held.shape[3]}]; give the next tokens of the sequences that it began with"
+                )
+            if new.dtype != held.dtype:
+                raise ValueError(f"{name} is {new.dtype}, but the cache holds {held.dtype}; give one dtype throughout")
+
+
+def _attended(run: _Run, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+    store = run.store
+    if k.shape[2] == 1 and store.step(k, v):
+        return _over_all_held(store, q, scores)
+    groups = store.groups()
+    if len(groups) == 1 and store.next[0] >= 0:
+        return _over_excerpt(run, groups[0], q, k, v, scores)
+    out = q.new_zeros(*q.shape[:3], v.shape[3])
+    for rows in groups:
+        padding = int(np.clip(-store.next[rows[0]], 0, k.shape[2]))
+        index = torch.from_numpy(rows).to(q.device)
+        given = (x[index][:, :, padding:] for x in (q, k, v))
+        store.next[rows] += padding
+        if padding < k.shape[2]:
+            out[index, :, padding:] = _over_excerpt(run, rows, *given, scores)
+    return out
+
+
+def _over_all_held(store: KeptKeys, q: Tensor, scores: Scores) -> Tensor:
+    """One query of each sequence, which sees every key that is held; the order of keys is no matter to it."""
+    filled = store.filled
+    most = int(filled.max())
+    lengths = None
+    if filled.min() < most:
+        lengths = torch.from_numpy(filled.astype(np.int32)).to(q.device)
+    return scores.attend(q, store.keys[:, :, :most], store.values[:, :, :most], Causal(), lengths)
+
+
+def _over_excerpt(run: _Run, rows: np.ndarray, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+    """New tokens of sequences that stand at one position, over what is held of them and over each other."""
+    found: Excerpted = run.store.excerpt(rows, k, v)
+    whole = not len(found.kept) and not found.start
+    pattern = run.pattern if whole else Excerpt(run.pattern, found.kept.tolist(), found.start)
+    out = scores.attend(q, found.keys, found.values, pattern)
+    run.store.keep(rows, found, k.shape[2])
+    return out

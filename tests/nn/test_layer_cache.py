@@ -1,0 +1,178 @@
+"""A layer's cache gives what `attend` gives over the whole sequence, and holds what is read again and no more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gossamer import Causal, PerHead, Pattern, Sinks, Strided, Tokens, Window, attend
+from gossamer.nn import kept_keys
+from gossamer.nn.layer_cache import LayerCache, Scores
+from gossamer.patterns.lifetimes import Lifetimes, lifetimes
+from tests.patterns_list import CAUSAL, HEADS, LENGTH
+
+PIECES = {
+    "at once": [LENGTH],
+    "one by one": [1] * LENGTH,
+    "ragged": [50, 1, 1, 1, 30, 1, 1, LENGTH - 85],
+    "in chunks": [17] * (LENGTH // 17),
+    "nothing first": [0, 40, LENGTH - 40],
+}
+
+
+def sequence(heads: int, key_heads: int, batch: int = 2) -> tuple[torch.Tensor, ...]:
+    shapes = ((heads, 8), (key_heads, 8), (key_heads, 6))
+    return tuple(torch.randn(batch, count, LENGTH, width, dtype=torch.float64) for count, width in shapes)
+
+
+def through(cache: LayerCache, pieces: list[int], *given: torch.Tensor, scores: Scores | None = None) -> torch.Tensor:
+    split = zip(*(x.split(pieces, dim=2) for x in given), strict=True)
+    return torch.cat([cache.attend(*piece, scores) for piece in split], dim=2)
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("name", CAUSAL)
+def test_pieces_equal_the_whole(name: str, pieces: list[int]) -> None:
+    heads = HEADS[name]
+    for key_heads in {heads, 1, heads // 2 if heads % 2 == 0 else heads}:
+        given = sequence(heads, key_heads)
+        out = through(LayerCache(CAUSAL[name]), pieces, *given)
+        torch.testing.assert_close(out, attend(*given, CAUSAL[name]))
+
+
+@pytest.mark.parametrize(
+    "pieces", [[9, 40, *[1] * 60, 27], [1] * LENGTH, [3, LENGTH - 3]], ids=["mixed", "ones", "two"]
+)
+@pytest.mark.parametrize("name", CAUSAL)
+def test_padded_sequences_equal_those_without_padding(name: str, pieces: list[int]) -> None:
+    """The padding is NaN: nobody may look at it."""
+    padding, heads = [5, 0, 12], HEADS[name]
+    given = sequence(heads, heads, batch=3)
+    for x in given:
+        for row, some in enumerate(padding):
+            x[row, :, :some] = torch.nan
+    out = through(LayerCache(CAUSAL[name], padding=padding), pieces, *given)
+    for row, some in enumerate(padding):
+        alone = attend(*(x[row : row + 1, :, some:] for x in given), CAUSAL[name])
+        torch.testing.assert_close(out[row : row + 1, :, some:], alone)
+        assert not out[row, :, :some].any()
+
+
+def test_settings_of_the_scores_reach_attention() -> None:
+    pattern, sinks = Causal() & (Window(9) | Sinks(2)), torch.randn(4, dtype=torch.float64)
+    given = sequence(4, 2)
+    scores = Scores(scale=0.3, softcap=2.0, sinks=sinks)
+    out = through(LayerCache(pattern), [60, *[1] * (LENGTH - 60)], *given, scores=scores)
+    torch.testing.assert_close(out, attend(*given, pattern, scale=0.3, softcap=2.0, sinks=sinks))
+
+
+SPLIT = PerHead([(Window(9), 2), (Strided(4), 2), (Window(30) | Tokens([3, 50]), 2)]) & Causal()
+
+
+def test_heads_of_several_runs_have_their_own_sinks() -> None:
+    given, scores = sequence(6, 3), Scores(sinks=torch.randn(6, dtype=torch.float64))
+    out = through(LayerCache(SPLIT), [60, *[1] * (LENGTH - 60)], *given, scores=scores)
+    torch.testing.assert_close(out, attend(*given, SPLIT, sinks=scores.sinks))
+
+
+@pytest.mark.parametrize("pieces", [[LENGTH], [1] * LENGTH, [50, 1, 1, LENGTH - 52]], ids=["at once", "ones", "ragged"])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_what_is_held_is_what_will_be_read(name: str, pieces: list[int]) -> None:
+    """Every key that a later query reads, and beside those only keys of a ring shorter than any lifetime that ends."""
+    heads = HEADS[name]
+    cache = LayerCache(CAUSAL[name])
+    through(cache, pieces, *sequence(heads, heads))
+    for run in cache.runs:
+        last = lifetimes(run.store.pattern, 0, LENGTH).last
+        read = (last >= 0) & (torch.arange(LENGTH).numpy() + last >= LENGTH)
+        assert run.store.filled.max() <= read.sum() + 1
+        assert run.store.filled.min() >= read.sum()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "held"),
+    [
+        (Causal() & Window(100), 100),
+        (Causal() & (Window(100) | Sinks(4)), 104),
+        (Causal() & (Window(100) | Tokens([0, 7, 1000, 4000])), 104),
+        (Causal() & Strided(50), 120),
+        (Causal(), 6000),
+    ],
+    ids=str,
+)
+def test_memory_is_flat_where_the_pattern_is_bounded(pattern: Pattern, held: int) -> None:
+    cache, x = LayerCache(pattern), torch.zeros(1, 1, 6000, 1)
+    sizes = []
+    for piece in x.split([2000, 2000, *[1] * 2000], dim=2):
+        cache.attend(piece, piece, piece)
+        sizes.append(cache.nbytes)
+    assert cache.held == held
+    if held < 110:
+        assert len(set(sizes[-1000:])) == 1, "memory grows"
+        assert sizes[-1] <= 2 * 4 * (held + 16)
+
+
+def test_a_ring_that_wraps_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault: lifetimes one query too short."""
+    monkeypatch.setattr(kept_keys, "lifetimes", lambda *given: _shorter(lifetimes(*given)))
+    given = sequence(2, 2)
+    out = through(LayerCache(Causal() & Window(20)), [1] * LENGTH, *given)
+    assert not torch.allclose(out, attend(*given, Causal() & Window(20)))
+
+
+def _shorter(found: Lifetimes) -> Lifetimes:
+    return Lifetimes(found.last - 1, found.steady)
+
+
+@pytest.mark.parametrize("padding", [None, [3, 0, 0, 7]], ids=["whole", "padded"])
+def test_sequences_picked_go_on_as_if_they_had_always_been_there(padding: list[int] | None) -> None:
+    pattern, order = Causal() & (Window(9) | Strided(7)), torch.tensor([2, 2, 0, 3, 1])
+    given = sequence(2, 2, batch=4)
+    cache = LayerCache(pattern, padding=padding)
+    through(cache, [40, *[1] * 20], *(x[:, :, :60] for x in given))
+    cache.pick(order)
+    chosen = [x[order] for x in given]
+    out = through(cache, [1] * (LENGTH - 60), *(x[:, :, 60:] for x in chosen))
+    for row, number in enumerate(order.tolist()):
+        some = padding[number] if padding else 0
+        alone = attend(*(x[row : row + 1, :, some:] for x in chosen), pattern)
+        torch.testing.assert_close(out[row : row + 1], alone[:, :, 60 - some :])
+
+
+def test_no_gradient_reaches_what_is_held() -> None:
+    x = torch.randn(1, 2, 20, 8, requires_grad=True)
+    cache = LayerCache(Causal() & Window(8))
+    out = through(cache, [10, *[1] * 10], x, x, x)
+    out.sum().backward()
+    assert all(not held.requires_grad for run in cache.runs for held in (run.store.keys, run.store.values))
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "message"),
+    [
+        ((1, 3, 2, 4), (1, 3, 1, 4), "as many queries as keys"),
+        ((1, 3, 1, 4), (1, 2, 1, 4), "must divide"),
+        ((2, 3, 1, 4), (2, 3, 1, 4), r"cache holds \[1, 3, tokens, 4\]"),
+        ((1, 3, 1, 5), (1, 3, 1, 5), r"cache holds \[1, 3, tokens, 4\]"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(q: tuple[int, ...], k: tuple[int, ...], message: str) -> None:
+    cache = LayerCache(Causal() & Window(4))
+    if "divide" not in message:
+        first = torch.zeros(1, 3, 5, 4)
+        cache.attend(first, first, first)
+    with pytest.raises(ValueError, match=message):
+        cache.attend(torch.zeros(q), torch.zeros(k), torch.zeros(k))
+
+
+def test_another_dtype_is_refused() -> None:
+    cache, x = LayerCache(Causal() & Window(4)), torch.zeros(1, 3, 5, 4)
+    cache.attend(x, x, x)
+    with pytest.raises(ValueError, match=r"k is torch\.float64, but the cache holds torch\.float32"):
+        cache.attend(x.double(), x.double(), x.double())
+
+
+def test_padding_of_another_batch_is_refused() -> None:
+    x = torch.zeros(3, 2, 5, 4)
+    with pytest.raises(ValueError, match="padding is of 2 sequences, but q has 3"):
+        LayerCache(Causal(), padding=[1, 0]).attend(x, x, x)

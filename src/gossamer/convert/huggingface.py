@@ -20,11 +20,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..integrations.huggingface.layers import decoder_of
 from .checkpoint import CONFIG, Layer, Listener, layer_of
 from .mass import attend_densely
 
 NAME = "gossamer_measure"
-PLAIN = ("full_attention", "sliding_attention")
 FOREIGN = ("indices", "block_indices", "position_bias")
 """Settings of attention that choose or weigh pairs in a way which is not followed here."""
 
@@ -40,8 +40,8 @@ class TransformersModel:
         self.folder, self.config = folder, config
         self._tokenizer = _tokenizer(tokenizer)
         self._model = _decoder(folder).to(torch.device(device))  # type: ignore[bad-argument-type]
-        self._text = self._model.config.get_text_config()
-        self.positions: int | None = getattr(self._text, "max_position_embeddings", None)
+        self._decoder = decoder_of(self._model)
+        self.positions: int | None = getattr(self._model.config, "max_position_embeddings", None)
         self.opening = _opening(self._tokenizer)
         self.files = {name: path for place in (folder, tokenizer) for name, path in _files(place) if name != CONFIG}
 
@@ -57,14 +57,13 @@ class TransformersModel:
         """Its layers, after a comparison of its features with those of the model left alone."""
         tokens = tokens[:, :COMPARED_TOKENS]
         layers: list[Layer] = []
-        self._require_plain_layers()
         given = self._listened(tokens, lambda seen: layers.append(layer_of(seen)))
         self._require_every_layer(layers)
         own = self._features(tokens)
         error = float((given - own).norm() / own.norm())
         if not error <= math.sqrt(torch.finfo(self._model.dtype).eps):  # half of the digits
             raise ValueError(
-                f"{self.folder}: with causal softmax attention this {self._text.model_type} answers otherwise than by "
+                f"{self.folder}: with causal softmax attention {type(self._model).__name__} answers otherwise than by "
                 f"itself (relative difference {error:.2g}): its attention is of another kind; give another model"
             )
         return tuple(layers)
@@ -85,22 +84,14 @@ class TransformersModel:
     @torch.no_grad()
     def _features(self, tokens: Tensor) -> Tensor:
         """[1, N, E], what the output head reads; logits of a whole context would take more memory than all else."""
-        read = self._model.base_model(input_ids=tokens.to(self._model.device), use_cache=False)
+        read = self._decoder(input_ids=tokens.to(self._model.device), use_cache=False)
         return read.last_hidden_state.float()
 
-    def _require_plain_layers(self) -> None:
-        kinds = set(getattr(self._text, "layer_types", None) or ()) - set(PLAIN)
-        if kinds:
-            raise ValueError(
-                f"{self.folder}: its layers are of the kinds {', '.join(sorted(kinds))}; "
-                f"give a model whose layers are all {' or '.join(PLAIN)}"
-            )
-
     def _require_every_layer(self, layers: Sequence[Layer]) -> None:
-        expected, heads = self._text.num_hidden_layers, {layer.heads for layer in layers}
+        expected, heads = self._model.config.num_hidden_layers, {layer.heads for layer in layers}
         if len(layers) != expected or len(heads) != 1:
             raise ValueError(
-                f"{self.folder}: of the {expected} layers of this {self._text.model_type}, {len(layers)} were heard, "
+                f"{self.folder}: of the {expected} layers of {type(self._model).__name__}, {len(layers)} were heard, "
                 f"with {sorted(heads)} heads; give a decoder whose layers all use transformers' AttentionInterface, "
                 "with as many heads each"
             )
@@ -110,12 +101,11 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
     """The layer's own attention, under the call of transformers' AttentionInterface."""
-    kind = type(module).__name__
-    if not getattr(module, "is_causal", True):
-        raise ValueError(f"{kind} sees the future; give a decoder, whose attention is causal")
     foreign = [name for name in FOREIGN if settings.get(name) is not None]
     if foreign:
-        raise ValueError(f"{kind} attends by {', '.join(foreign)}; give a model whose attention is dense")
+        raise ValueError(
+            f"{type(module).__name__} attends by {', '.join(foreign)}; give a model whose attention is dense"
+        )
     out, seen = attend_densely(
         query,
         key,

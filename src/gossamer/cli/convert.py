@@ -38,8 +38,7 @@ class Convert(Command):
     samples: int = 8
     """Sequences to read, at most, spread evenly over the text."""
     candidates: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A pattern that heads may get, such as "Causal() & Window(128)"; repeat the flag for more. By default windows
-    with sinks, every 10th and every 64th key, and dense attention."""
+    """A pattern that heads may get; repeat for more. By default windows, strides and dense attention."""
     out: Path | None = None
     """New folder for the model with its sparse configuration; without it nothing is written."""
     plot: Path | None = None

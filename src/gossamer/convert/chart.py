@@ -47,6 +47,7 @@ def _draw_map(axes: Axes, chosen: Assignment) -> None:
     """One cell a head, in its candidate's colour: from the cheapest, dark, to the dearest."""
     from matplotlib import colormaps
     from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
 
     order = np.argsort(chosen.measured.share.mean(axis=0), kind="stable")
     colours = colormaps[COLOURS](np.linspace(0, 1, len(order)))
@@ -57,4 +58,6 @@ def _draw_map(axes: Axes, chosen: Assignment) -> None:
     labels = [shortened(chosen.measured.candidates[index]) for index in used]
     patches = [Patch(color=colours[rank[index]], label=label) for index, label in zip(used, labels, strict=True)]
     axes.set(xlabel="head", ylabel="layer", title="Each head's pattern")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=7)

@@ -35,12 +35,14 @@ class DenseModel(Protocol):
 
     Attributes:
         opening: Tokens that every sequence begins with.
+        vocabulary: Its tokens are below this number.
         positions: The longest sequence it can read; None: no limit is known.
         config: What its config.json says.
         files: Its other files by their name in the folder: weights, tokenizer, licence.
     """
 
     opening: tuple[int, ...]
+    vocabulary: int
     positions: int | None
     config: dict[str, Any]
     files: dict[str, Path]

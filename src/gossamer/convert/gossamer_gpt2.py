@@ -25,6 +25,7 @@ class GossamerGPT2:
         if model.config.use_sparse_attention:
             raise ValueError(f"{folder} is sparse already: its use_sparse_attention is true; give a dense model")
         self.config = config
+        self.vocabulary: int = model.config.known_tokens
         self.positions: int | None = model.config.context_size
         self.opening: tuple[int, ...] = ()
         names = [FILE, *(name for pair in GPT2_FILES for name in pair)]

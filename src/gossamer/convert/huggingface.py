@@ -28,6 +28,7 @@ NAME = "gossamer_measure"
 FOREIGN = ("indices", "block_indices", "position_bias")
 """Settings of attention that choose or weigh pairs in a way which is not followed here."""
 
+WORD = "a"  # of every vocabulary
 COMPARED_TOKENS = 4096  # the model's own attention, which the check runs too, may make a mask of n×n
 
 _listener: ContextVar[Listener] = ContextVar("listener")  # transformers calls attention by name and passes nothing on
@@ -41,6 +42,7 @@ class TransformersModel:
         self._tokenizer = _tokenizer(tokenizer)
         self._model = _decoder(folder).to(torch.device(device))  # type: ignore[bad-argument-type]
         self._decoder = decoder_of(self._model)
+        self.vocabulary: int = self._model.config.vocab_size
         self.positions: int | None = getattr(self._model.config, "max_position_embeddings", None)
         self.opening = _opening(self._tokenizer)
         self.files = {name: path for place in (folder, tokenizer) for name, path in _files(place) if name != CONFIG}
@@ -60,7 +62,12 @@ class TransformersModel:
         given = self._listened(tokens, lambda seen: layers.append(layer_of(seen)))
         self._require_every_layer(layers)
         own = self._features(tokens)
-        error = float((given - own).norm() / own.norm())
+        if not own.isfinite().all():
+            raise ValueError(
+                f"{self.folder}: {type(self._model).__name__} gives no finite numbers; its weights are damaged, or "
+                f"overflow in {self._model.dtype}: convert them to float32 first"
+            )
+        error = float((given - own).norm() / own.norm().clamp(min=torch.finfo(own.dtype).tiny))
         if not error <= math.sqrt(torch.finfo(self._model.dtype).eps):  # half of the digits
             raise ValueError(
                 f"{self.folder}: with causal softmax attention {type(self._model).__name__} answers otherwise than by "
@@ -134,16 +141,18 @@ def _decoder(folder: Path) -> PreTrainedModel:
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[bad-return]
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ValueError, KeyError, OSError, ImportError, TypeError) as error:
         raise ValueError(f"{folder} holds no tokenizer that transformers can load: {error}") from error
+    if tokenizer is None or not tokenizer(WORD, add_special_tokens=False)["input_ids"]:  # made up from no file
+        raise ValueError(f"{folder} holds no tokenizer that transformers can load; put tokenizer.json there")
+    return tokenizer
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens, such as the beginning of a text, that the tokenizer puts before every text."""
-    word = "a"
-    bare = tokenizer(word, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(word)["input_ids"]
+    bare = tokenizer(WORD, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(WORD)["input_ids"]
     places = range(len(whole) - len(bare) + 1)
     return tuple(whole[: next(place for place in places if whole[place : place + len(bare)] == bare)])
 

@@ -44,11 +44,18 @@ def samples(model: DenseModel, text: str, context: int | None = None, *, most: i
         context: By default as many as the model has positions for, 2048 at most.
 
     Raises:
-        ValueError: The text is shorter than one sequence, or `context` is beyond the model's positions.
+        ValueError: The text is shorter than one sequence, `context` is beyond the model's positions, or the tokenizer
+            is another model's.
     """
     context = _context(model, context)
     require_integer("samples", "most", most, least=1)
     ids = model.encode(text)
+    unknown = max(ids, default=0)
+    if unknown >= model.vocabulary:
+        raise ValueError(
+            f"the tokenizer gives token {unknown}, but the model knows {model.vocabulary:,}; "
+            "give the tokenizer that belongs to the model"
+        )
     new = context - len(model.opening)
     if len(ids) < new:
         raise ValueError(

@@ -50,7 +50,8 @@ def _layers(chosen: Assignment) -> Table:
 
 def _tradeoff(chosen: Assignment, curve: Iterable[Assignment]) -> Table:
     table = _table("What a budget keeps", ["budget", "share of dense", "kept mass", "lowest head", "at most behind"])
-    for one in sorted([*curve, chosen], key=lambda one: one.budget):
+    others = [one for one in curve if one.budget != chosen.budget]
+    for one in sorted([*others, chosen], key=lambda one: one.budget):
         mark = " ←" if one is chosen else ""
         cells = one.share, one.kept, one.mass.min(), one.behind
         table.add_row(f"{_percent(one.budget)}{mark}", *map(_percent, cells))

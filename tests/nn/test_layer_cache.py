@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gossamer import Causal, PerHead, Pattern, Sinks, Strided, Tokens, Window, attend
+from gossamer import Causal, Pattern, PerHead, Sinks, Strided, Tokens, Window, attend
 from gossamer.nn import kept_keys
 from gossamer.nn.layer_cache import LayerCache, Scores
 from gossamer.patterns.lifetimes import Lifetimes, lifetimes
@@ -142,8 +142,7 @@ def test_sequences_picked_go_on_as_if_they_had_always_been_there(padding: list[i
 def test_no_gradient_reaches_what_is_held() -> None:
     x = torch.randn(1, 2, 20, 8, requires_grad=True)
     cache = LayerCache(Causal() & Window(8))
-    out = through(cache, [10, *[1] * 10], x, x, x)
-    out.sum().backward()
+    through(cache, [10, *[1] * 10], x, x, x)
     assert all(not held.requires_grad for run in cache.runs for held in (run.store.keys, run.store.values))
 
 

@@ -7,6 +7,7 @@ first slots of one tensor, and where a pattern reads all that is held, a new tok
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,11 +156,9 @@ class KeptKeys:
         slots = self.next % self.ring if self.ring else behind
         held, archives = (np.flatnonzero(chosen) for chosen in moves.T)
         for cache, new in ((self.keys, k), (self.values, v)):
-            row, to, slot = (
-                torch.from_numpy(x).to(cache.device) for x in (archives, behind[archives], slots[archives])
-            )
+            row, to, slot = _on(cache.device, archives, behind[archives], slots[archives])
             cache[row, :, to] = cache[row, :, slot]
-            row, slot = (torch.from_numpy(x).to(cache.device) for x in (held, slots[held]))
+            row, slot = _on(cache.device, held, slots[held])
             cache[row, :, slot] = new[row, :, 0].detach()
         for row in archives if self.ring else held:
             self.archived[row] = np.append(self.archived[row], self.next[row] - self.ring)
@@ -192,6 +191,10 @@ def _ring(pattern: Pattern) -> int:
     last, _ = _lives(pattern, np.concatenate([np.arange(BLOCK), FAR + np.arange(BLOCK)]))
     ending = last[(last != NEVER) & (last != FOREVER)]
     return int(ending.min()) + 1 if len(ending) else 0
+
+
+def _on(device: torch.device, *numbers: NDArray[np.int64]) -> Iterator[Tensor]:
+    return (torch.from_numpy(x).to(device) for x in numbers)
 
 
 def _taken(x: Tensor, rows: NDArray[np.int64], slots: NDArray[np.int64]) -> Tensor:

@@ -139,8 +139,8 @@ def keep_all(cache: Cache) -> None:
         whole = [layer.max_cache_len for layer in cache.layers if not layer.is_sliding]
         if not whole:
             raise ValueError(
-                "a static cache whose layers are all sliding windows does not say how long it may become; generate with "
-                "the default cache, which evicts by the pattern"
+                "a static cache whose layers are all sliding windows does not say how long it may become; generate "
+                "with the default cache, which evicts by the pattern"
             )
         cache.layers[:] = [StaticLayer(whole[0]) if layer.is_sliding else layer for layer in cache.layers]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -44,7 +45,9 @@ FAMILIES: dict[str, PretrainedConfig] = {
 def decoder(config: PretrainedConfig) -> PreTrainedModel:
     """A model whose random weights are large enough for attention to differ between keys, and between heads."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(
+        copy.deepcopy(config)
+    )  # the model keeps it, and may change it
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)

@@ -19,8 +19,8 @@ WINDOW_OF_STRIDES = 32
 def default_candidates(context: int) -> tuple[Pattern, ...]:
     """Windows of 64 … 2048 below `context` with 4 sinks, every 64th and every 10th key with a small window, and all.
 
-    >>> [round(share, 2) for share in shares(default_candidates(256), 256)]
-    [0.45, 0.76, 0.25, 0.31, 1.0]
+    >>> [f"{share:.2f}" for share in shares(default_candidates(256), 256)]
+    ['0.46', '0.76', '0.25', '0.31', '1.00']
     """
     local = [Causal() & (Window(size) | Sinks(SINKS)) for size in WINDOWS if size < context]
     far = [Causal() & (Strided(every) | Window(WINDOW_OF_STRIDES)) for every in reversed(STRIDES)]

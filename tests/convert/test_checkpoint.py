@@ -64,14 +64,6 @@ def test_attention_that_is_not_the_model_s_is_refused(tmp_path: Path, monkeypatc
         model.survey(TOKENS)
 
 
-def test_listening_leaves_the_model_as_it_was(tmp_path: Path) -> None:
-    model = open_model(folder_of("llama", tmp_path))
-    before = model._features(TOKENS)
-    model.read(TOKENS, lambda seen: None)
-    assert torch.equal(model._features(TOKENS), before)
-    assert model._model.config._attn_implementation == "sdpa"
-
-
 def test_half_precision_is_read_as_it_is(tmp_path: Path) -> None:
     save(decoder(FAMILIES["llama"]).bfloat16(), tmp_path)
     model = open_model(tmp_path)

@@ -29,7 +29,8 @@ FOREIGN = ("indices", "block_indices", "position_bias")
 """Settings of attention that choose or weigh pairs in a way which is not followed here."""
 
 WORD = "a"  # of every vocabulary
-COMPARED_TOKENS = 4096  # the model's own attention, which the check runs too, may make a mask of n×n
+REFERENCE = "eager"  # each model's own formula; others may leave out what they do not know, such as a soft cap
+COMPARED_TOKENS = 2048  # the reference makes an n×n matrix
 
 _listener: ContextVar[Listener] = ContextVar("listener")  # transformers calls attention by name and passes nothing on
 
@@ -56,12 +57,12 @@ class TransformersModel:
         self._listened(tokens, listen)
 
     def survey(self, tokens: Int64[Tensor, "1 N"]) -> tuple[Layer, ...]:
-        """Its layers, after a comparison of its features with those of the model left alone."""
+        """Its layers, after a comparison of its features with those of transformers' reference attention."""
         tokens = tokens[:, :COMPARED_TOKENS]
         layers: list[Layer] = []
         given = self._listened(tokens, lambda seen: layers.append(layer_of(seen)))
         self._require_every_layer(layers)
-        own = self._features(tokens)
+        own = self._features(tokens, REFERENCE)
         if not own.isfinite().all():
             raise ValueError(
                 f"{self.folder}: {type(self._model).__name__} gives no finite numbers; its weights are damaged, or "
@@ -79,18 +80,16 @@ class TransformersModel:
         """The model's features, every layer's attention having been told to `listen`."""
         AttentionInterface.register(NAME, _attention)
         AttentionMaskInterface.register(NAME, _no_mask)
-        own = self._model.config._attn_implementation or "eager"
         token = _listener.set(listen)
         try:
-            self._model.set_attn_implementation(NAME)
-            return self._features(tokens)
+            return self._features(tokens, NAME)
         finally:
-            self._model.set_attn_implementation(own)
             _listener.reset(token)
 
     @torch.no_grad()
-    def _features(self, tokens: Tensor) -> Tensor:
+    def _features(self, tokens: Tensor, attention: str) -> Tensor:
         """[1, N, E], what the output head reads; logits of a whole context would take more memory than all else."""
+        self._model.set_attn_implementation(attention)
         read = self._decoder(input_ids=tokens.to(self._model.device), use_cache=False)
         return read.last_hidden_state.float()
 

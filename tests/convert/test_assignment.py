@@ -110,6 +110,13 @@ def test_a_dearer_candidate_that_keeps_no_more_is_never_chosen() -> None:
     assert {assign(measured, budget).choice[0, 0] for budget in np.linspace(0.1, 1, 20)} == {0, 3}
 
 
+def test_what_an_upgrade_was_too_dear_for_buys_a_cheaper_one() -> None:
+    mass = np.array([[[0.1, 0.9, 0.9, 0.9]], [[0.1, 0.2, 0.2, 0.2]]])
+    share = np.array([[0.1, 0.7, 0.7, 1.0], [0.1, 0.3, 0.3, 1.0]])
+    chosen = assign(Measurement(CANDIDATES, mass, share, (1, 1), 64), 0.25)
+    assert chosen.choice.tolist() == [[0], [1]]
+
+
 def test_patterns_are_in_the_order_of_heads_with_neighbours_merged() -> None:
     share = np.array([[0.1, 0.2, 0.3, 1.0]] * 2)
     choice = np.array([[1, 1, 0, 1], [3, 3, 3, 3]])

@@ -67,7 +67,9 @@ class Before:
         past, new = length_of(cache), tokens.shape[1]
         if evicts(cache):
             if mask is not None and (past == 0 or new > 1):
-                _keep_padding(cache, _padding(mask[:, : past + new], new), past)
+                padding = _padding(mask[:, : past + new], new) or (0,) * len(tokens)
+                for layer in cache.layers:
+                    layer.held.pad(padding)
             return Frame(past + new, self.patterns, cache=cache)
         if mask is None:
             return Frame(past + new, self.patterns, documents=documents)
@@ -99,17 +101,6 @@ def _names(kind: type[PreTrainedModel]) -> list[str]:
 def _may_be_packed(cache: Cache | None) -> bool:
     """Static caches are for generation alone."""
     return cache is None or (is_new(cache) and not isinstance(cache, StaticCache))
-
-
-def _keep_padding(cache: Cache, padding: tuple[int, ...] | None, past: int) -> None:
-    for layer in cache.layers:
-        if past == 0:
-            layer.padding = padding
-        elif tuple(layer.padding or ()) != (padding or ()):
-            raise ValueError(
-                "attention_mask says another padding than when the cache began; give the same zeros before each "
-                "sequence, and ones for all that follows"
-            )
 
 
 def _padding(mask: Tensor, new: int) -> tuple[int, ...] | None:

@@ -25,7 +25,7 @@ q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9,
 attend(q, k, v, Causal())
 attend(q, k, v, Causal(), return_lse=True, sinks=torch.zeros(4))
 reference(q, k, v, Causal())
-KVCache(9).attend(0, q, k[:, :, :5], v[:, :, :5], Causal())
+KVCache(9).attend(0, q, k[:, :, :5], k[:, :, :5], Causal())
 tokens = torch.randint(100, (2, 6))
 for sparse in (False, True):
     model = GPT2(GPT2Config(100, 16, n_layer=1, n_head=3, n_embed=12, use_sparse_attention=sparse))

@@ -66,8 +66,8 @@ class KVCache:
         held = self.layers.setdefault(layer, LayerCache(pattern, padding=self.padding))
         if held.pattern != pattern:
             raise ValueError(
-                f"KVCache: layer {layer} began with the pattern {held.pattern}, and now has {pattern}; what the new one "
-                f"reads may be gone: begin with a new cache"
+                f"KVCache: layer {layer} began with the pattern {held.pattern}, and now has {pattern}; what the new "
+                f"one reads may be gone: begin with a new cache"
             )
         return held.attend(q, k, v)
 

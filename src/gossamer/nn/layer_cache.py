@@ -101,10 +101,49 @@ class LayerCache:
         ]
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
+    def pad(self, padding: Sequence[int]) -> None:
+        """Says how many of each sequence's first tokens are padding; more than before only where all were so far.
+
+        Raises:
+            ValueError: A token that has come would become padding, or padding a token.
+        """
+        before = self.padding or [0] * len(padding)
+        if len(before) != len(padding):
+            raise ValueError(f"padding is of {len(padding)} sequences, but the cache is of {len(before)}")
+        changed = [row for row, (old, new) in enumerate(zip(before, padding, strict=True)) if old != new]
+        if any(min(before[row], padding[row]) < self.seen for row in changed):
+            raise ValueError(
+                f"padding is {list(padding)}, and was {list(before)} when the cache began; give the same zeros before "
+                f"each sequence, and ones for all that follows"
+            )
+        for run in self.runs:
+            run.store.next -= np.array(padding) - np.array(before)
+        self.padding = tuple(padding)
+
     def pick(self, order: Tensor) -> None:
         """Goes on with the sequences `order` [B'] of those held, as beam search asks."""
         for run in self.runs:
             run.store.pick(order)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether what is held stops growing, however long the sequences become."""
+        return all(run.store.bounded for run in self.runs)
+
+    def repeats(self) -> bool:
+        """Whether the next call with one token launches what the last one launched, so that a CUDA graph can."""
+        return bool(self.runs) and all(run.store.repeats() for run in self.runs)
+
+    def count_on_the_device(self, wanted: bool) -> None:
+        """From now on the device counts where new tokens go, or no longer."""
+        for run in self.runs:
+            run.store.count_on_the_device(wanted)
+
+    def repeated(self) -> None:
+        """Counts one token that a replayed graph has taken."""
+        self.seen += 1
+        for run in self.runs:
+            run.store.next = run.store.next + 1
 
     def repeat(self, times: int) -> None:
         """Goes on with each sequence `times` times, one after the other."""

@@ -46,10 +46,7 @@ class SelfAttention(nn.Module):
         """
         q, k, v = self.project(x)
         length = planned_length or (x.shape[1] if cache is None else cache.capacity)
-        if cache is None:
-            mixed = self.mix(q, k, v, length)
-        else:
-            mixed = cache.attend(layer, q, k, v, self.pattern(length))
+        mixed = self.mix(q, k, v, length) if cache is None else cache.attend(layer, q, k, v, self.pattern(length))
         out = self.merge(mixed)
         if not return_intermediate:
             return out

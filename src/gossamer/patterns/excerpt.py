@@ -78,9 +78,7 @@ class Excerpt(Pattern):
             return None
         if any(clause.documents is not None and clause.documents[-1] <= self.start for clause in form.clauses):
             return None
-        nearest = (
-            extent.queries.start - count + 1
-        )  # distance in the excerpt from a query to the last kept key, at least
+        nearest = extent.queries.start - count + 1  # distance in the excerpt of any query from any kept key, at least
         ran = [self._clause(clause, extent, nearest) for clause in form.clauses]
         kept = Clause(Offsets(low=nearest), keys=np.concatenate([must, np.zeros(len(extent.keys) - count, bool)]))
         return (*ran, kept)

@@ -8,7 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from .base import Bools, Pattern, require_integer
 
-
 MOST_ROWS = 2**24
 """Query blocks whose draws are made, at most: some GiB."""
 

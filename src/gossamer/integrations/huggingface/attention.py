@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from ...nn.layer_cache import Scores
 from .frame import Frame
-from .layers import own_window, pattern_of
+from .layers import own_window
 
 NAME = "gossamer"
 """What attention is called in transformers; must hold none of its own names, which it looks for within."""
@@ -42,8 +42,8 @@ def _attention(
     frame = others.get(FRAME)
     if not isinstance(frame, Frame):
         raise RuntimeError(
-            f"{type(module).__name__} was called without its frame: switch the model with gossamer.sparsify(model, pattern), "
-            f"or a loaded one with gossamer.resparsify(model); the name {NAME!r} alone is not enough"
+            f"{type(module).__name__} was called without its frame: the name {NAME!r} alone is not enough; switch the "
+            f"model with gossamer.sparsify(model, pattern), or a loaded one with gossamer.resparsify(model)"
         )
     window = others.get("sliding_window")
     if window is not None and window != own_window(module):
@@ -52,8 +52,7 @@ def _attention(
             f"this model family decides its window at each call, which is not supported"
         )
     scores = Scores(scaling, softcap, s_aux)
-    layer = module.layer_idx
-    out = frame.attend(query, key, value, pattern_of(module, layer), layer=layer, scores=scores, dropout=dropout)
+    out = frame.attend(query, key, value, layer=module.layer_idx, scores=scores, dropout=dropout)
     return out.transpose(1, 2), None
 
 

@@ -26,7 +26,6 @@ class EvictingLayer(CacheLayerMixin):
     def __init__(self, pattern: Pattern):
         super().__init__()
         self.pattern = pattern
-        self.padding: Sequence[int] | None = None
         self.reset()
 
     @property
@@ -54,8 +53,6 @@ class EvictingLayer(CacheLayerMixin):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         """Attention of the new tokens to all so far."""
         self.waiting = False
-        if not self.held.seen:
-            self.held.padding = self.padding
         return self.held.attend(q, k, v, scores)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -73,7 +70,6 @@ class EvictingLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forgets everything."""
         self.held = LayerCache(self.pattern)
-        self.padding = None
         self.waiting = False
         self.is_initialized = False
 
@@ -139,8 +135,8 @@ def keep_all(cache: Cache) -> None:
         whole = [layer.max_cache_len for layer in cache.layers if not layer.is_sliding]
         if not whole:
             raise ValueError(
-                "a static cache whose layers are all sliding windows does not say how long it may become; generate with "
-                "the default cache, which evicts by the pattern"
+                "a static cache whose layers are all sliding windows does not say how long it may become; generate "
+                "with the default cache, which evicts by the pattern"
             )
         cache.layers[:] = [StaticLayer(whole[0]) if layer.is_sliding else layer for layer in cache.layers]
     else:

@@ -16,7 +16,6 @@ from ...patterns import Pattern
 from .attention import FRAME, NAME, flat
 from .cache import evicting_cache, evicts, is_dynamic, is_new, keep_all, length_of, take_over
 from .frame import Documents, Frame
-from .layers import attentions_of, pattern_of
 
 
 @dataclass
@@ -27,6 +26,8 @@ class Before:
     """Whether keys that no later query reads are dropped."""
     replaced: str
     """The attention that the model had before."""
+    patterns: dict[int, Pattern]
+    """What each layer's queries see."""
     warned: bool = field(default=False, init=False)
 
     def __call__(self, decoder: PreTrainedModel, args: tuple, given: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -41,7 +42,7 @@ class Before:
             cache = self._cache(decoder, cache, inputs)
         elif cache is not None:
             raise ValueError("packed sequences have no cache: leave past_key_values out, or give them one by one")
-        frame = _frame(mask, cache, tokens, documents)
+        frame = self._frame(mask, cache, tokens, documents)
         added = {FRAME: frame}
         if cache is not None and "past_key_values" not in dict(zip(_names(type(decoder)), args, strict=False)):
             added["past_key_values"] = cache
@@ -53,14 +54,29 @@ class Before:
             use = inputs.get("use_cache")
             wanted = decoder.config.use_cache if use is None else use
             alone = self.evict and wanted and not decoder.training
-            return evicting_cache(_patterns(decoder)) if alone else None
+            return evicting_cache(list(self.patterns.values())) if alone else None
         if evicts(cache) or not is_new(cache):
             return cache
         if self.evict and is_dynamic(cache):
-            take_over(cache, _patterns(decoder))
+            take_over(cache, list(self.patterns.values()))
         else:
             keep_all(cache)
         return cache
+
+    def _frame(self, mask: Tensor | None, cache: Cache | None, tokens: Tensor, documents: Documents | None) -> Frame:
+        past, new = length_of(cache), tokens.shape[1]
+        if evicts(cache):
+            if mask is not None and (past == 0 or new > 1):
+                padding = _padding(mask[:, : past + new], new) or (0,) * len(tokens)
+                for layer in cache.layers:
+                    layer.held.pad(padding)
+            return Frame(past + new, self.patterns, cache=cache)
+        if mask is None:
+            return Frame(past + new, self.patterns, documents=documents)
+        if torch.compiler.is_compiling():
+            return Frame(past + new, self.patterns, (mask == 0).long().cumprod(1).sum(1))
+        goes_on = 0 if cache is None else new
+        return Frame(past + new, self.patterns, _padding(mask[:, : past + new], goes_on))
 
     def _warn(self, decoder: PreTrainedModel) -> None:
         if not self.warned:
@@ -82,37 +98,9 @@ def _names(kind: type[PreTrainedModel]) -> list[str]:
     return list(inspect.signature(kind.forward).parameters)[1:]
 
 
-def _patterns(decoder: PreTrainedModel) -> list[Pattern]:
-    return [pattern_of(module, layer) for layer, module in sorted(attentions_of(decoder).items())]
-
-
-def _is_unused(cache: Cache | None) -> bool:
+def _may_be_packed(cache: Cache | None) -> bool:
+    """Static caches are for generation alone."""
     return cache is None or (is_new(cache) and not isinstance(cache, StaticCache))
-
-
-def _frame(mask: Tensor | None, cache: Cache | None, tokens: Tensor, documents: Documents | None) -> Frame:
-    past, new = length_of(cache), tokens.shape[1]
-    evicting = cache if evicts(cache) else None
-    if evicting is not None:
-        if mask is not None and (past == 0 or new > 1):
-            _keep_padding(evicting, _padding(mask[:, : past + new], new), past)
-        return Frame(past + new, cache=evicting)
-    if mask is None:
-        return Frame(past + new, documents=documents)
-    if torch.compiler.is_compiling():
-        return Frame(past + new, (mask == 0).long().cumprod(1).sum(1))
-    return Frame(past + new, _padding(mask[:, : past + new], new if cache is not None else 0))
-
-
-def _keep_padding(cache: Cache, padding: tuple[int, ...] | None, past: int) -> None:
-    for layer in cache.layers:
-        if past == 0:
-            layer.padding = padding
-        elif tuple(layer.padding or ()) != (padding or ()):
-            raise ValueError(
-                "attention_mask says another padding than when the cache began; give the same zeros before each "
-                "sequence, and ones for all that follows"
-            )
 
 
 def _padding(mask: Tensor, new: int) -> tuple[int, ...] | None:

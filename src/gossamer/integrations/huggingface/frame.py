@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ class Frame:
 
     length: int | Tensor
     """Tokens of a sequence so far, these and its padding included."""
+    patterns: Mapping[int, Pattern]
+    """What each layer's queries see."""
     padding: tuple[int, ...] | Tensor | None = None
     """How many of each sequence's first tokens are padding; a tensor where only the device knows, None for none."""
     documents: Documents | None = None
@@ -28,10 +31,9 @@ class Frame:
     cache: Cache | None = None
     """The evicting cache that the layers add to, where there is one."""
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, layer: int, scores: Scores, dropout: float
-    ) -> Tensor:
-        """Attention of the new tokens [B, H, Q, D] to `pattern`, over the keys that a cache gave for them."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, layer: int, scores: Scores, dropout: float) -> Tensor:
+        """Attention of a layer's new tokens [B, H, Q, D] over the keys that a cache gave for them."""
+        pattern = self.patterns[layer]
         if self.cache is not None:
             return self.cache.layers[layer].attend(q, k, v, scores)
         if self.documents is not None:

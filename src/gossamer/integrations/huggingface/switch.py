@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ...patterns import parse
 from .attention import NAME, register
 from .forward import Before, hooks
-from .layers import KEY, Patterns, decoder_of, texts
+from .layers import KEY, Patterns, attentions_of, decoder_of, pattern_of, texts
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -88,7 +88,8 @@ def _switch(model: Model, decoder: PreTrainedModel, written: list[str], evict: b
     model.set_attn_implementation(NAME)
     setattr(model.config, KEY, {"patterns": written})
     _unhook(decoder)
-    decoder.register_forward_pre_hook(Before(evict, replaced), with_kwargs=True)
+    patterns = {layer: pattern_of(module, layer) for layer, module in sorted(attentions_of(decoder).items())}
+    decoder.register_forward_pre_hook(Before(evict, replaced, patterns), with_kwargs=True)
     return model
 
 

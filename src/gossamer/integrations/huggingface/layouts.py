@@ -17,8 +17,8 @@ from .selection import Selection
 ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 """About so many numbers a block holds: few enough for a small part of memory, enough to be worth a call."""
 
-GATHERING = {"cpu": 64, "cuda": 512}
-"""A number gathered for one query head costs as much as so many numbers of a matrix product."""
+GATHERING = 64
+"""A key that is gathered for one query head costs as much as so many that stand there; more heads share the cost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Layout:
         batch, heads, _, width = q.shape
         _, key_heads, keys, _ = k.shape
         device = "cuda" if q.is_cuda else "cpu"
-        gathers = selection.size * max(GATHERING[device] * key_heads // heads, 2) < keys
+        gathers = selection.size * max(GATHERING * key_heads // heads, 2) < keys
         gathered = batch * key_heads * selection.size * (width + v.shape[3])
         numbers = gathered if gathers else 2 * batch * heads * keys
         return cls(selection, heads, key_heads, max(ELEMENTS[device] // max(numbers, 1), 1), gathers)

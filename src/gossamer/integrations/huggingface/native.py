@@ -6,51 +6,58 @@ but transformers' own two. They make their choice from a real mask, so they are 
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from .choosing import selects, selects_by_mask
 from .indexed import indexed_attention
+from .layers import KEY, Unswitchable
 from .selection import Selection
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 NAME = "gossamer_indexed"
 """What this attention is called in transformers; must hold none of its own names, which it looks for within."""
 
-CHOICES = ("indices", "block_indices")
-"""The keyword arguments that bring a choice."""
 
+def keep_to_choice(model: Model) -> Model:
+    """The model itself, whose attention computes the pairs that the model chooses and no others.
 
-def register() -> None:
-    """Makes the name known to transformers; again and again is as good as once."""
+    Raises:
+        Unswitchable: The model chooses no keys, or does not hand its choice to attention.
+    """
+    name, config = type(model).__name__, model.config
+    if config.get_text_config() is not config:
+        raise Unswitchable(f"{name} has parts that are no text; switch its language model: sparsify(model.language_model)")
+    if selects_by_mask(model):
+        raise Unswitchable(f"{name} says the keys that it chooses in its mask alone, so no work can be left out")
+    if not selects(model):
+        raise Unswitchable(
+            f"{name} chooses no keys itself; give a pattern: sparsify(model, Causal() & (Window(1024) | Sinks(4)))"
+        )
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)
+    saved = getattr(config, KEY, None)
+    replaced = saved["replaced"] if is_own_choice(saved) else config._attn_implementation
+    model.set_attn_implementation(NAME)
+    setattr(config, KEY, {"choice": "model", "replaced": replaced})
+    return model
 
 
-def selects(model: nn.Module) -> bool:
-    """Whether the model chooses keys itself and hands its choice to attention."""
-    return any(_hands_over(module) for module in _choosing(model))
+def forget_choice(model: Model) -> Model:
+    """The model itself, with the attention that it had before; it chooses as it did."""
+    model.set_attn_implementation(getattr(model.config, KEY)["replaced"])
+    delattr(model.config, KEY)
+    return model
 
 
-def selects_by_mask(model: nn.Module) -> bool:
-    """Whether the model chooses keys itself and tells attention by the mask alone, for each pair."""
-    indexers = any(name.rpartition(".")[2] == "indexer" for name, _ in model.named_modules())
-    return indexers and not selects(model)
-
-
-def _choosing(model: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in model.modules() if hasattr(module, "indexer"))
-
-
-def _hands_over(module: nn.Module) -> bool:
-    """Whether its forward passes an argument of that name on: the name is then among the constants of its code."""
-    code = inspect.unwrap(type(module).forward).__code__
-    names = [name for constant in code.co_consts for name in (constant if isinstance(constant, tuple) else (constant,))]
-    return any(name in CHOICES for name in names if isinstance(name, str))
+def is_own_choice(saved: object) -> bool:
+    """Whether that is what a configuration says of a model that keeps to its own choice."""
+    return isinstance(saved, dict) and saved.get("choice") == "model"
 
 
 def _attention(

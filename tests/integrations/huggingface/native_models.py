@@ -1,4 +1,4 @@
-"""Tiny models of every family that hands its own choice of keys to attention, as the installed transformers has them."""
+"""Tiny models of the families that hand their choice of keys to attention, as far as transformers has them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 VOCABULARY = 64
 EVERY = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
-    "num_experts_per_tok": 2, "initializer_range": 0.2,
+    "num_attention_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": None, "num_experts_per_tok": 2, "initializer_range": 0.2,
 }  # fmt: skip
 LATENT = EVERY | {  # keys of other width than values, as in latent attention; 5 of some 40 keys are chosen
     "num_key_value_heads": 4, "moe_intermediate_size": 16, "n_shared_experts": 1, "n_routed_experts": 4, "n_group": 1,

@@ -43,7 +43,9 @@ def oracle(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, *, scaling=None, softc
     return (weights @ v).transpose(1, 2)
 
 
-def inputs(keys: int, *, heads=4, key_heads=2, queries=9, dtype=torch.float32, batch=2) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(
+    keys: int, *, heads=4, key_heads=2, queries=9, dtype=torch.float32, batch=2
+) -> tuple[Tensor, Tensor, Tensor]:
     q = torch.randn(batch, heads, queries, 8, dtype=dtype)
     k, v = torch.randn(batch, key_heads, keys, 8, dtype=dtype), torch.randn(batch, key_heads, keys, 6, dtype=dtype)
     return tuple(x.requires_grad_() for x in (q, k, v))
@@ -159,7 +161,7 @@ class Largest(TorchDispatchMode):
 
     numbers = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **kwargs or {})
         for x in made if isinstance(made, (tuple, list)) else (made,):
             if isinstance(x, Tensor) and x.is_contiguous():  # not a view that repeats one number

@@ -17,7 +17,9 @@ from tests.integrations.huggingface.native_models import FAMILIES, VOCABULARY, F
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 every_writer = pytest.mark.parametrize(
-    "family", [family for name, family in FAMILIES.items() if name != "mistral_large4"], ids=lambda family: family.module
+    "family",
+    [family for name, family in FAMILIES.items() if name != "mistral_large4"],
+    ids=lambda family: family.module,
 )
 LIMIT = 1e-5
 
@@ -122,7 +124,8 @@ def test_it_writes_the_same_tokens(family: Family, settings: dict[str, object]) 
     if not family.pads_right:
         mask[1, :7] = 0
     written = [
-        model.generate(ids, attention_mask=mask, max_new_tokens=16, do_sample=False, **settings) for model in (dense, ours)
+        model.generate(ids, attention_mask=mask, max_new_tokens=16, do_sample=False, **settings)
+        for model in (dense, ours)
     ]
     assert torch.equal(*written)
 

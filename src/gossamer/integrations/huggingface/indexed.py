@@ -96,9 +96,7 @@ def _backward_shapes(
     return torch.empty_like(q), k.new_empty(k.shape), v.new_empty(v.shape), dsinks
 
 
-def _given(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, *others: Any
-) -> Inputs:
+def _given(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, *others: Any) -> Inputs:
     indices, mask, block_size, scale, softcap, dropout = others
     return Inputs(q, k, v, sinks, Selection(indices, block_size, mask), Softmax(scale, softcap, dropout, seed))
 

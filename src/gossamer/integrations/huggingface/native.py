@@ -32,7 +32,9 @@ def keep_to_choice(model: Model) -> Model:
     """
     name, config = type(model).__name__, model.config
     if config.get_text_config() is not config:
-        raise Unswitchable(f"{name} has parts that are no text; switch its language model: sparsify(model.language_model)")
+        raise Unswitchable(
+            f"{name} has parts that are no text; switch its language model: sparsify(model.language_model)"
+        )
     if selects_by_mask(model):
         raise Unswitchable(f"{name} says the keys that it chooses in its mask alone, so no work can be left out")
     if not selects(model):
@@ -102,7 +104,7 @@ def _dense(
     """Attention of a layer that chooses nothing: to all that its mask shows."""
     if any(extra is not None for extra in extras):
         raise RuntimeError(
-            f"{type(module).__name__} chooses no keys and has sinks or a softcap; such layers run with attention 'eager'"
+            f"{type(module).__name__} chooses no keys and has sinks or a softcap; densify(model) runs such layers"
         )
     query, key, value = states
     seen = mask if mask.dtype == torch.bool else mask == 0

@@ -20,7 +20,7 @@ class Selection:
             each of N runs of heads has its own; N divides the key heads.
         block_size: The numbers are those of blocks of so many keys, of which the last may be cut short.
         mask: [B, 1 or N, Q, K], or 1 in place of B or Q: True where a query may see a key. A floating one hides
-            wherever it is not 0, as the masks that transformers adds to scores do. It may have more keys than there are.
+            wherever it is not 0, as the masks that transformers adds to scores do. Keys beyond the last are ignored.
     """
 
     indices: Tensor

@@ -83,7 +83,7 @@ def _attend_backward(grad_out: Tensor, out: Tensor, lse: Tensor, *inputs: Any) -
 
 @torch.library.register_fake("gossamer::attend_selected")
 def _shapes(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    batch, heads, queries, _ = q.shape
+    batch, heads, queries = q.shape[:3]
     lse = q.new_empty(batch, heads, queries, dtype=torch.promote_types(q.dtype, torch.float32))
     return q.new_empty(batch, queries, heads, v.shape[3]), lse
 

@@ -43,7 +43,7 @@ def keep_to_choice(model: Model) -> Model:
         )
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, _mask)
-    saved = getattr(config, KEY, None)
+    saved: Any = getattr(config, KEY, None)
     replaced = saved["replaced"] if is_own_choice(saved) else config._attn_implementation
     model.set_attn_implementation(NAME)
     setattr(config, KEY, {"choice": "model", "replaced": replaced})
@@ -91,10 +91,11 @@ def _attention(
 
 def _selection(module: nn.Module, mask: Tensor, given: dict[str, Any]) -> Selection | None:
     """What the layer chose; None for one that sees all that its mask shows."""
+    indexer: Any = getattr(module, "indexer", None)
     if given.get("indices") is not None:
         return Selection(given["indices"], mask=mask)
     if given.get("block_indices") is not None:
-        return Selection(given["block_indices"], module.indexer.block_size, mask)
+        return Selection(given["block_indices"], indexer.block_size, mask)
     return None
 
 

@@ -117,4 +117,4 @@ def _dense(
 
 def _mask(**sizes: Any) -> Tensor:
     """The mask [B, 1, Q, K] that transformers' eager attention adds to scores: indexers of every version read it."""
-    return AttentionMaskInterface()["eager"](**{**sizes, "allow_is_causal_skip": False})
+    return AttentionMaskInterface()["eager"](**sizes)

@@ -43,7 +43,7 @@ class Before:
         elif cache is not None:
             raise ValueError("packed sequences have no cache: leave past_key_values out, or give them one by one")
         frame = self._frame(mask, cache, tokens, documents)
-        added = {FRAME: frame}
+        added: dict[str, Any] = {FRAME: frame}
         if cache is not None and "past_key_values" not in dict(zip(_names(type(decoder)), args, strict=False)):
             added["past_key_values"] = cache
         return args, {**given, **added}
@@ -65,10 +65,11 @@ class Before:
 
     def _frame(self, mask: Tensor | None, cache: Cache | None, tokens: Tensor, documents: Documents | None) -> Frame:
         past, new = length_of(cache), tokens.shape[1]
-        if evicts(cache):
+        if cache is not None and evicts(cache):
             if mask is not None and (past == 0 or new > 1):
                 padding = _padding(mask[:, : past + new], new) or (0,) * len(tokens)
-                for layer in cache.layers:
+                layers: list[Any] = cache.layers
+                for layer in layers:
                     layer.held.pad(padding)
             return Frame(past + new, self.patterns, cache=cache)
         if mask is None:
@@ -136,7 +137,8 @@ def _documents(inputs: dict[str, Any], tokens: Tensor) -> Documents | None:
     Raises:
         ValueError: In a compiled graph, where positions are known to the device alone.
     """
-    bounds, positions = inputs.get("cu_seq_lens_q"), inputs.get("position_ids")
+    bounds: Tensor | None = inputs.get("cu_seq_lens_q")
+    positions: Any = inputs.get("position_ids")
     if bounds is None and positions is None:
         return None
     if torch.compiler.is_compiling():

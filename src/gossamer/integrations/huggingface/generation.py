@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -82,7 +83,7 @@ def _prefilled(
         tokens[row, length - len(prompt) :] = torch.tensor(prompt)
     tokens, place = tokens.to(device), torch.arange(length, device=device) - padding[:, None]
     (before,) = hooks(model.base_model).values()
-    cache, logits = evicting_cache(list(before.patterns.values())), None
+    cache, logits = evicting_cache(list(before.patterns.values())), torch.empty(0)
     for first in range(0, length, chunk):
         end = min(first + chunk, length)
         out = model(
@@ -98,7 +99,8 @@ def _prefilled(
 
 
 def _require_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
-    known = model.get_input_embeddings().num_embeddings
+    embeddings: Any = model.get_input_embeddings()
+    known = len(embeddings.weight)
     if not len(prompts):
         raise ValueError("prompts is empty; give at least one")
     for number, prompt in enumerate(prompts):

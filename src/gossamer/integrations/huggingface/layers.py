@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...patterns import Causal, Pattern, Window, parse
+from .choosing import selects, selects_by_mask
 
 KEY = "sparse_attention"
 """Where a model's configuration says its patterns, as plain values that are saved with it."""
@@ -44,6 +45,10 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
         raise Unswitchable(
             f"{name} has parts that are no text; switch its language model: sparsify(model.language_model)"
         )
+    if selects(model):
+        raise Unswitchable(f"{name} chooses its keys itself, and a pattern would be lost on it: sparsify(model)")
+    if selects_by_mask(model):
+        raise Unswitchable(f"{name} chooses its keys itself and says them in its mask, which no pattern can replace")
     if not model._supports_attention_backend:
         raise Unswitchable(f"{name} does not call attention through transformers' AttentionInterface")
     if not attentions_of(decoder):

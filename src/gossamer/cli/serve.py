@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,8 +78,11 @@ def run(arguments: Sequence[str]) -> None:
     pattern = read_pattern(command.pattern)
     require_engine()
     require_model(command.model, pattern)
-    listener = bound(command.host, command.port)
+    with bound(command.host, command.port) as listener:
+        _serve(command, pattern, listener)
 
+
+def _serve(command: Serve, pattern: Pattern | None, listener: socket.socket) -> None:
     from ..integrations.huggingface.gateway import Limits
     from ..integrations.huggingface.serving import card_of, load, serve
     from ..training.config import RunConfig
@@ -137,12 +141,14 @@ def bound(host: str, port: int) -> socket.socket:
     Raises:
         OSError: The address is another process's, or none of this machine's.
     """
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"cannot listen on {host}:{port} ({reason}); give another --port or --host") from error
+    with ExitStack() as opened:
+        try:
+            family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = opened.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"cannot listen on {host}:{port} ({reason}); give another --port or --host") from error
+        opened.pop_all()
     return listener

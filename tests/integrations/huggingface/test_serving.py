@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -297,16 +297,17 @@ def test_a_prompt_beyond_the_context_is_refused_and_an_answer_ends_with_it(folde
 
 def test_sigterm_ends_what_is_under_way_and_the_process(folder: Path, sparse: Writes) -> None:
     """An answer that the grace suffices for is whole, an endless stream is cut, who waits is told, and 143 is left."""
-    with served(folder, "--grace", "3") as server:
-        short = server.client.completions.create(model="tiny", prompt="short", max_tokens=100, stream=True)
+    with served(folder, "--grace", "3") as server, ThreadPoolExecutor(8) as pool, ExitStack() as last:
+        last.callback(server.process.kill)  # where the test fails, nobody waits for the endless
+        asked = {"model": "tiny", "prompt": "short", "max_tokens": 100}
+        short = last.enter_context(server.client.completions.create(**asked, stream=True))
         first = next(iter(short)).choices[0].text
-        with ThreadPoolExecutor(8) as pool:
-            endless = [pool.submit(streamed, server, "endless", ENDLESS) for _ in range(4)]
-            waiting = [pool.submit(complete, server, "waiting", ENDLESS) for _ in range(4)]
-            time.sleep(0.5)  # so that they are on their way
-            server.process.send_signal(signal.SIGTERM)
-            assert first + "".join(chunk.choices[0].text for chunk in short) == sparse("short", 100)
-            assert server.process.wait(timeout=PATIENCE) == 128 + signal.SIGTERM
+        endless = [pool.submit(streamed, server, "endless", ENDLESS) for _ in range(4)]
+        waiting = [pool.submit(complete, server, "waiting", ENDLESS) for _ in range(4)]
+        time.sleep(0.5)  # so that they are on their way
+        server.process.send_signal(signal.SIGTERM)
+        assert first + "".join(chunk.choices[0].text for chunk in short) == sparse("short", 100)
+        assert server.process.wait(timeout=PATIENCE) == 128 + signal.SIGTERM
         assert all(isinstance(job.exception(), openai.InternalServerError) for job in waiting)
         assert all("stopping" in str(job.exception()) for job in waiting)
         assert all(job.exception() is not None for job in endless)

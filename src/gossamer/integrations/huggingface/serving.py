@@ -7,10 +7,13 @@ serve` joins them, two of them with one method of their own.
 from __future__ import annotations
 
 import inspect
+import os
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import torch
 import uvicorn
@@ -76,7 +79,8 @@ def serve(
     """Answers requests at the bound `listener` until a signal comes, which ends as this process's handler ends it.
 
     One token is drawn before the first request is taken, so a model that cannot run is not served. After the signal
-    answers under way have `grace` seconds; then streams are cut and requests that wait are refused.
+    answers under way have `grace` seconds; then streams are cut and requests that wait are refused. A single step
+    that takes longer still, such as a long prompt's, is not waited for: the process ends within it.
     """
     cast(Callable, model.generate)(torch.zeros(1, 1, dtype=torch.int64, device=model.device), max_new_tokens=1)
     state = InTurns(card.context)
@@ -86,8 +90,17 @@ def serve(
     print(f"serving {card.name} on {address(listener)}", flush=True)
     try:
         uvicorn.Server(config).run(sockets=[listener])
-    finally:
-        state.turns.settle()
+    except (SystemExit, KeyboardInterrupt) as end:
+        if not state.turns.settled():
+            _leave(end)
+        raise
+
+
+def _leave(end: SystemExit | KeyboardInterrupt) -> NoReturn:
+    """Ends the process at once: Python's own way out aborts it where a thread computes on."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(end.code or 0) if isinstance(end, SystemExit) else 128 + signal.SIGINT)
 
 
 def address(listener: socket.socket) -> str:

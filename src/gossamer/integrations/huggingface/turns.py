@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
     from transformers.cli.serving.utils import DirectStreamer
 
-SECONDS_TO_STOP = 5.0
+SECONDS_TO_STOP = 3.0
 """How long a step of generation that is under way at the end may still take."""
 
 
@@ -64,10 +64,13 @@ class Turns(GenerateManager):
         text = cast(str, processor.decode(made, skip_special_tokens=True))
         return text, inputs["input_ids"].shape[-1], made
 
-    def settle(self) -> None:
-        """Returns when the thread is idle, or after SECONDS_TO_STOP."""
-        with suppress(NotIdle):
+    def settled(self) -> bool:
+        """Whether the thread is idle, which it may take SECONDS_TO_STOP to become."""
+        try:
             self.submit(int).result(timeout=SECONDS_TO_STOP)
+        except NotIdle:
+            return False
+        return True
 
     def _fit(self, inputs: dict, gen_config: GenerationConfig) -> None:
         """Lets an answer end where the context ends, as its finish_reason "length" will say."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..attention import attend
 from ..patterns import Causal, Excerpt, Pattern, PerHead
-from ..patterns.base import Or
+from ..patterns.base import Or, looks_at_distance_alone
 from .kept_keys import Excerpted, KeptKeys
 
 
@@ -222,7 +222,7 @@ def _over_all_held(store: KeptKeys, q: Tensor, scores: Scores) -> Tensor:
 def _over_excerpt(run: _Run, rows: np.ndarray, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
     """New tokens of sequences that stand at one position, over what is held of them and over each other."""
     found: Excerpted = run.store.excerpt(rows, k, v)
-    whole = not len(found.kept) and not found.start
+    whole = not len(found.kept) and (not found.start or looks_at_distance_alone(run.pattern))
     pattern = run.pattern if whole else Excerpt(run.pattern, found.kept.tolist(), found.start)
     out = scores.attend(q, found.keys, found.values, pattern)
     run.store.keep(rows, found, k.shape[2])

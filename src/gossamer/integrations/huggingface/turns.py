@@ -119,6 +119,8 @@ class InTurns(GenerationState):
         super().__init__()
         self.turns = Turns(context)
 
-    def get_manager(self, model_id: str, use_cb: bool = False) -> Turns:
-        """The thread that generates."""
+    def thread_of(self, model_id: str, use_cb: bool = False) -> Turns:
+        """The thread that generates, which is the same for all that is asked."""
         return self.turns
+
+    get_manager = thread_of  # the engine's name for it

@@ -123,20 +123,25 @@ def read_prompts(command: Generate) -> list[str]:
     if len(flags) > 1:
         raise WrongUsage(f"{' and '.join(flags)} are both given; give one of them")
     if command.prompts is not None:
-        lines = _text(command.prompts.read_bytes(), str(command.prompts)).splitlines()
+        lines = text_of(command.prompts.read_bytes(), str(command.prompts)).splitlines()
         if not lines:
             raise WrongUsage(f"--prompts {command.prompts} is empty; write a prompt on each line")
         return lines
     if command.prompt_file is not None:
-        return [_text(command.prompt_file.read_bytes(), str(command.prompt_file))]
+        return [text_of(command.prompt_file.read_bytes(), str(command.prompt_file))]
     if command.prompt != STANDARD_INPUT:
         return [command.prompt]
     if sys.stdin.isatty():
         print("type the prompt, and end it with Ctrl-D", file=sys.stderr)
-    return [_text(sys.stdin.buffer.read(), "standard input")]
+    return [text_of(sys.stdin.buffer.read(), "standard input")]
 
 
-def _text(content: bytes, source: str) -> str:
+def text_of(content: bytes, source: str) -> str:
+    """The text in UTF-8 that was read from `source`.
+
+    Raises:
+        ValueError: It is none; the message names the source and the byte.
+    """
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -43,8 +43,9 @@ class Generate(Command):
 def run(arguments: Sequence[str]) -> None:
     """Prints the prompt and then each piece of text as soon as the model has written it."""
     command = parsed(Generate, arguments)
-    texts = read_prompts(command)
+    require_one_prompt(command)
     writer = loaded(command)
+    texts = read_prompts(command)
     sampling = replace(command.sampling, stop=command.sampling.stop or writer.stop)
     if command.endless:
         sampling = replace(sampling, max_new_tokens=None, stop=())
@@ -108,11 +109,11 @@ def locate(model: Path) -> tuple[Path, Path]:
     raise FileNotFoundError(f"--model {model} has no tokenizer; put tokenizer.json, or GPT-2's two files, beside it")
 
 
-def read_prompts(command: Generate) -> list[str]:
-    """The texts that the model is to go on from.
+def require_one_prompt(command: Generate) -> None:
+    """Sees that the prompt is given in one way.
 
     Raises:
-        WrongUsage: They are given in more than one way, or there is none.
+        WrongUsage: It is given in several.
     """
     given = {
         "--prompt": command.prompt != STANDARD_INPUT,
@@ -122,6 +123,14 @@ def read_prompts(command: Generate) -> list[str]:
     flags = [flag for flag, value in given.items() if value]
     if len(flags) > 1:
         raise WrongUsage(f"{' and '.join(flags)} are both given; give one of them")
+
+
+def read_prompts(command: Generate) -> list[str]:
+    """The texts that the model is to go on from.
+
+    Raises:
+        WrongUsage: There is none.
+    """
     if command.prompts is not None:
         lines = text_of(command.prompts.read_bytes(), str(command.prompts)).splitlines()
         if not lines:

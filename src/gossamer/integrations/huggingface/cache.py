@@ -70,6 +70,10 @@ class EvictingLayer(CacheLayerMixin):
         """No end."""
         return -1
 
+    def get_max_cache_shape(self) -> int:
+        """No end, by the name that transformers 5.4 asks for."""
+        return -1
+
     def reset(self) -> None:
         """Forgets everything."""
         self.held = LayerCache(self.pattern)

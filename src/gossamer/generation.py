@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from .generation_config import SamplingConfig
 from .models.gpt2 import GPT2
@@ -50,6 +51,7 @@ def stream(
     *,
     use_cache: bool = True,
     capacity: int | None = None,
+    padding: Sequence[int] | None = None,
 ) -> Iterator[Int64[Tensor, " B"]]:
     """Yields the next token of each text as soon as it is chosen, until all texts have stopped.
 
@@ -61,6 +63,8 @@ def stream(
             The tokens are the same.
         capacity: The length to plan for: the cache's size, and what an adaptive window is resolved from.
             By default the model's `context_size`, at which it was trained.
+        padding: How many of each prompt's first tokens are padding, where prompts differ in length: nobody sees
+            them, and positions count without them. By default none.
 
     Raises:
         ValueError: An argument is out of its range, or prompt and new tokens exceed the capacity.
@@ -68,31 +72,58 @@ def stream(
     capacity = model.config.context_size if capacity is None else capacity
     _require_room(model, tokens, sampling, capacity)
     _require_known_tokens(model, tokens, sampling)
-    return _decode(model, tokens, sampling, KVCache(capacity) if use_cache else None, capacity)
+    _require_padding(tokens, padding, use_cache)
+    cache = KVCache(capacity, padding=padding) if use_cache else None
+    return _decode(model, tokens, sampling, cache, capacity)
 
 
-@torch.inference_mode()
 def _decode(
     model: GPT2, tokens: Tensor, sampling: SamplingConfig, cache: KVCache | None, capacity: int
 ) -> Iterator[Tensor]:
-    training = [module for module in model.modules() if module.training]
-    generator = _generator(sampling.seed, tokens.device)
-    stop = torch.tensor(sampling.stop, dtype=torch.int64, device=tokens.device)
-    last, stopped = tokens[:, -1], torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     unseen = tokens
+
+    def after(last: Tensor | None) -> Tensor:
+        nonlocal unseen
+        if last is not None:
+            unseen = torch.cat([unseen, last[:, None]], dim=1) if cache is None else last[:, None]
+        features, _ = model.features(unseen, cache=cache, planned_length=capacity)
+        return model.logits(features[:, -1])  # of the last token alone: a long prompt's would not fit
+
+    return drawn(model, after, sampling, batch=len(tokens), device=tokens.device)
+
+
+@torch.inference_mode()
+def drawn(
+    model: nn.Module,
+    after: Callable[[Tensor | None], Float[Tensor, "B V"]],
+    sampling: SamplingConfig,
+    *,
+    batch: int,
+    device: torch.device,
+) -> Iterator[Int64[Tensor, " B"]]:
+    """Yields the next token of each text until all have stopped; those that have repeat their stop token.
+
+    `after` gives the logits behind the prompts, and then behind the tokens that were chosen last. The model is in
+    evaluation mode while tokens are drawn; afterwards each module is as it was.
+    """
+    training = [module for module in model.modules() if module.training]
+    generator = generator_of(sampling.seed, device)
+    stop = torch.tensor(sampling.stop, dtype=torch.int64, device=device)
+    last, stopped = None, torch.zeros(batch, dtype=torch.bool, device=device)
     model.eval()
     try:
-        for step in range(sampling.max_new_tokens):
-            features, _ = model.features(unseen, cache=cache, planned_length=capacity)
-            logits = model.logits(features[:, -1])  # of the last token alone: a long prompt's would not fit
-            if step == 0:
+        for number in itertools.count():
+            if number == sampling.max_new_tokens:
+                return
+            logits = after(last)
+            if last is None:
                 _require_numbers(logits)
-            last = torch.where(stopped, last, choose(logits, sampling, generator))
+            chosen = choose(logits, sampling, generator)
+            last = chosen if last is None else torch.where(stopped, last, chosen)
             yield last
             stopped = stopped | torch.isin(last, stop)
             if sampling.stop and stopped.all():
                 return
-            unseen = torch.cat([unseen, last[:, None]], dim=1) if cache is None else last[:, None]
     finally:
         for module in training:
             module.training = True
@@ -126,7 +157,8 @@ def _keep_nucleus(logits: Float[Tensor, "B V"], mass: float) -> Float[Tensor, "B
     return torch.empty_like(logits).scatter(-1, order, ordered)
 
 
-def _generator(seed: int | None, device: torch.device) -> torch.Generator:
+def generator_of(seed: int | None, device: torch.device) -> torch.Generator:
+    """A generator for the seed, or for one drawn anew."""
     generator = torch.Generator(device)
     if seed is None:
         generator.seed()
@@ -153,12 +185,29 @@ def _require_room(model: GPT2, tokens: Tensor, sampling: SamplingConfig, capacit
             "give at most that, or load the model with a larger context_size"
         )
     length = tokens.shape[1]
+    if sampling.max_new_tokens is None:
+        raise ValueError(
+            f"generate: max_new_tokens is None, but the model has {context} positions: its texts end; "
+            f"give at most {context - length}"
+        )
     if length + sampling.max_new_tokens > capacity:
         room = capacity - length
         fix = f"give max_new_tokens={room}" if room > 0 else f"keep the last {capacity - 1} tokens, or fewer"
         raise ValueError(
             f"generate: tokens has {length} tokens a text and max_new_tokens is {sampling.max_new_tokens}, "
             f"but {capacity} fit; {fix}"
+        )
+
+
+def _require_padding(tokens: Tensor, padding: Sequence[int] | None, use_cache: bool) -> None:
+    if padding is None:
+        return
+    batch, length = tokens.shape
+    if not use_cache:
+        raise ValueError("generate: padding is given, but use_cache is False; padded prompts need the cache")
+    if len(padding) != batch or not all(0 <= some < length for some in padding):
+        raise ValueError(
+            f"generate: padding is {list(padding)}; give a number from 0 to {length - 1} for each of {batch} prompts"
         )
 
 

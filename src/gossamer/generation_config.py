@@ -25,8 +25,8 @@ class SamplingConfig:
         ValueError: A field is out of its range.
     """
 
-    max_new_tokens: int = 256
-    """How many tokens to write at most."""
+    max_new_tokens: int | None = 256
+    """How many tokens to write at most; None: no end but a stop token, for models whose positions have none."""
     temperature: float = 1.0
     """1 samples the model's own distribution; 0 always takes the likeliest token."""
     top_k: int | None = None
@@ -39,7 +39,8 @@ class SamplingConfig:
     """Token ids that end a text; the one that did is part of it."""
 
     def __post_init__(self) -> None:
-        require_integer("generate", "max_new_tokens", self.max_new_tokens, least=0)
+        if self.max_new_tokens is not None:
+            require_integer("generate", "max_new_tokens", self.max_new_tokens, least=0)
         if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
             raise ValueError(
                 f"generate: temperature is {self.temperature!r}; give 0 (greedy), or {LEAST_TEMPERATURE} or more"

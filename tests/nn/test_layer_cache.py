@@ -171,6 +171,21 @@ def test_another_dtype_is_refused() -> None:
         cache.attend(x.double(), x.double(), x.double())
 
 
+def test_padding_that_goes_on_in_the_next_chunk_is_known_then() -> None:
+    pattern, padding = Causal() & (Window(9) | Sinks(2)), [30, 3]
+    given, cache = sequence(2, 2), LayerCache(pattern)
+    out = []
+    for first in range(0, LENGTH, 17):
+        end = min(first + 17, LENGTH)
+        cache.pad([min(some, end) for some in padding])
+        out.append(cache.attend(*(x[:, :, first:end] for x in given)))
+    for row, some in enumerate(padding):
+        alone = attend(*(x[row : row + 1, :, some:] for x in given), pattern)
+        torch.testing.assert_close(torch.cat(out, dim=2)[row : row + 1, :, some:], alone)
+    with pytest.raises(ValueError, match=r"padding is \[31, 3\], and was \[30, 3\]"):
+        cache.pad([31, 3])
+
+
 def test_padding_of_another_batch_is_refused() -> None:
     x = torch.zeros(3, 2, 5, 4)
     with pytest.raises(ValueError, match="padding is of 2 sequences, but q has 3"):

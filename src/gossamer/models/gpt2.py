@@ -148,6 +148,9 @@ class GPT2(nn.Module):
         past = 0 if cache is None else cache.length
         self._require_tokens(tokens, past)
         positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+        if cache is not None and cache.padding is not None:
+            before = torch.tensor(cache.padding, device=tokens.device)
+            positions = (positions - before[:, None]).clamp(min=0)  # [B, N]
         x = self.drop(self.wte(tokens) + self.wpe(positions))  # [B, N, E]
         intermediates = []
         for layer, block in enumerate(self.h):

@@ -51,12 +51,23 @@ class KeptKeys:
 
     def __init__(self, pattern: Pattern, ahead: Positions):
         self.pattern = pattern
-        self.ring = _ring(pattern)
+        self.ring, self.bounded = _ring(pattern)
         self.next = -ahead  # [B] position of each sequence's next token; below 0 while padding is still to come
         self.archived: list[Positions] = [np.empty(0, np.int64) for _ in ahead]
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self.keys, self.values = torch.empty(0), torch.empty(0)  # until the first come
         self.plain = True  # each later query sees all that is held, as long as `step` alone adds to it
+        self.quiet = 0  # before this position, a step drops what leaves the ring, and archives nothing
+        self.slots: Tensor | None = None  # [B] where the next tokens go, where the device itself counts
+
+    @property
+    def empty(self) -> bool:
+        """Whether no memory was taken yet, because no token came."""
+        return self.keys.dim() == 1
+
+    @property
+    def together(self) -> bool:
+        """Whether all sequences stand at one position."""
+        return len(self.next) < 2 or bool((self.next == self.next[0]).all())
 
     @property
     def filled(self) -> Positions:
@@ -69,18 +80,34 @@ class KeptKeys:
 
     def step(self, k: Tensor, v: Tensor) -> bool:
         """Takes one token of each sequence, if its query then sees all that is held; else changes nothing."""
-        if not self.plain or self.keys is None or (self.next < 0).any():
+        if not self.plain or self.empty or self.next.min() < 0:
             return False
-        moves = {int(position): self._move(int(position)) for position in np.unique(self.next)}
-        if None in moves.values():
-            return False
-        self._make_room(k, v, max(map(len, self.archived)) + 1)
-        if len(moves) == 1:
-            self._step_together(k, v, int(self.next[0]), moves.popitem()[1])
+        if self.slots is not None:
+            self._step_on_the_device(k, v, self.slots)
+        elif self.together:
+            position = int(self.next[0])
+            move = (True, False) if self._is_quiet(position) else self._move(position)
+            if move is None:
+                return False
+            self._step_together(k, v, position, move)
         else:
+            moves = {int(position): self._move(int(position)) for position in np.unique(self.next)}
+            if None in moves.values():
+                return False
             self._step_apart(k, v, np.array([moves[int(position)] for position in self.next]))
         self.next = self.next + 1
         return True
+
+    def repeats(self) -> bool:
+        """Whether the next step is one more of a kind that the device can repeat alone: a token into a full ring of
+        each sequence, and one dropped."""
+        full = self.plain and not self.empty and self.ring and self.next.min() >= self.ring
+        alike = len(set(map(len, self.archived))) == 1
+        return bool(full) and alike and all(self._is_quiet(int(position)) for position in np.unique(self.next))
+
+    def count_on_the_device(self, wanted: bool) -> None:
+        """From now on the device counts where the next tokens go, or no longer; asked only where a step `repeats`."""
+        self.slots = torch.from_numpy(self.next % self.ring).to(self.keys.device) if wanted else None
 
     def excerpt(self, rows: NDArray[np.int64], k: Tensor, v: Tensor) -> Excerpted:
         """All that is held of some sequences at one position, in order, and the new keys behind it."""
@@ -117,7 +144,7 @@ class KeptKeys:
 
     def pick(self, order: Tensor) -> None:
         """Holds the sequences `order` [B'] of those held, as beam search asks."""
-        if self.keys is not None:
+        if not self.empty:
             self.keys, self.values = (x.index_select(0, order.to(x.device)) for x in (self.keys, self.values))
         if len(order) != len(self.next) or len(self.groups()) > 1:
             chosen = order.tolist()
@@ -138,9 +165,25 @@ class KeptKeys:
             return None
         return True, bool(leaving == FOREVER)
 
+    def _is_quiet(self, position: int) -> bool:
+        """Whether a step at this position moves nothing to the archive, and lets its query see all that is held."""
+        if position >= self.quiet and self.ring and position >= self.ring:
+            come, leave = (_lives(self.pattern, position - back + np.arange(BLOCK)) for back in (0, self.ring))
+            fine = (come[0] >= self.ring - 1) & come[1] & (leave[0] == self.ring - 1) & leave[1]
+            self.quiet = position + (BLOCK if fine.all() else int(fine.argmin()))
+        return self.ring <= position < self.quiet
+
+    def _step_on_the_device(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        rows = torch.arange(len(self.next), device=k.device)
+        self.keys[rows, :, slots] = k[:, :, 0].detach()
+        self.values[rows, :, slots] = v[:, :, 0].detach()
+        slots.add_(1).remainder_(self.ring)
+
     def _step_together(self, k: Tensor, v: Tensor, position: int, move: tuple[bool, bool]) -> None:
         held, archives = move
         behind = self.ring + len(self.archived[0])
+        if archives or not self.ring:
+            self._make_room(k, v, behind - self.ring + 1)
         slot = position % self.ring if self.ring else behind
         for cache, new in ((self.keys, k), (self.values, v)):
             if archives:
@@ -153,6 +196,7 @@ class KeptKeys:
 
     def _step_apart(self, k: Tensor, v: Tensor, moves: NDArray[np.bool_]) -> None:
         behind = self.ring + np.array([len(positions) for positions in self.archived])
+        self._make_room(k, v, int(behind.max()) - self.ring + 1)
         slots = self.next % self.ring if self.ring else behind
         held, archives = (np.flatnonzero(chosen) for chosen in moves.T)
         for cache, new in ((self.keys, k), (self.values, v)):
@@ -166,7 +210,7 @@ class KeptKeys:
     def _make_room(self, k: Tensor, v: Tensor, archived: int) -> None:
         """Memory for the ring and as many archived keys; it doubles where it has to grow."""
         batch = len(self.next)
-        if self.keys is None:
+        if self.empty:
             self.keys, self.values = (x.new_empty(batch, x.shape[1], self.ring + archived, x.shape[3]) for x in (k, v))
         elif self.ring + archived > self.keys.shape[2]:
             more = max(archived, self.keys.shape[2] - self.ring, 8)
@@ -186,11 +230,12 @@ def _lives(pattern: Pattern, positions: Positions) -> tuple[Positions, NDArray[n
     return last, steady
 
 
-def _ring(pattern: Pattern) -> int:
-    """How many of the newest keys are all worth holding: as long as the shortest lifetime that ends."""
+def _ring(pattern: Pattern) -> tuple[int, bool]:
+    """(how many of the newest keys are all worth holding: as long as the shortest lifetime that ends; whether far
+    from the start no key is read forever)."""
     last, _ = _lives(pattern, np.concatenate([np.arange(BLOCK), FAR + np.arange(BLOCK)]))
     ending = last[(last != NEVER) & (last != FOREVER)]
-    return int(ending.min()) + 1 if len(ending) else 0
+    return int(ending.min()) + 1 if len(ending) else 0, not (last[BLOCK:] == FOREVER).any()
 
 
 def _on(device: torch.device, *numbers: NDArray[np.int64]) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ...nn.layer_cache import Scores
@@ -26,7 +26,7 @@ def register() -> None:
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -51,8 +51,8 @@ def _attention(
             f"{type(module).__name__} asks for a window of {window}, but was switched with {own_window(module)}; "
             f"this model family decides its window at each call, which is not supported"
         )
-    scores = Scores(scaling, softcap, s_aux)
-    out = frame.attend(query, key, value, layer=module.layer_idx, scores=scores, dropout=dropout)
+    scores = Scores(scaling, softcap, s_aux, dropout)
+    out = frame.attend(query, key, value, layer=module.layer_idx, scores=scores)
     return out.transpose(1, 2), None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,6 @@ class EvictingLayer(CacheLayerMixin):
     def __init__(self, pattern: Pattern):
         super().__init__()
         self.pattern = pattern
-        self.padding: Sequence[int] | None = None
         self.reset()
 
     @property
@@ -54,8 +54,6 @@ class EvictingLayer(CacheLayerMixin):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         """Attention of the new tokens to all so far."""
         self.waiting = False
-        if not self.held.seen:
-            self.held.padding = self.padding
         return self.held.attend(q, k, v, scores)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -77,7 +75,6 @@ class EvictingLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forgets everything."""
         self.held = LayerCache(self.pattern)
-        self.padding = None
         self.waiting = False
         self.is_initialized = False
 
@@ -139,21 +136,25 @@ def keep_all(cache: Cache) -> None:
     Raises:
         ValueError: A static cache has no layer that says how long it is to become.
     """
-    if isinstance(cache, StaticCache):
-        whole = [layer.max_cache_len for layer in cache.layers if not layer.is_sliding]
-        if not whole:
-            raise ValueError(
-                "a static cache whose layers are all sliding windows does not say how long it may become; generate "
-                "with the default cache, which evicts by the pattern"
-            )
-        cache.layers[:] = [StaticLayer(whole[0]) if layer.is_sliding else layer for layer in cache.layers]
-    else:
-        cache.layers[:] = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
+    layers: list[Any] = cache.layers
+    if not any(layer.is_sliding for layer in layers):
+        return
+    if not isinstance(cache, StaticCache):
+        cache.layers = [DynamicLayer() if layer.is_sliding else layer for layer in layers]
+        return
+    whole = [layer.max_cache_len for layer in layers if not layer.is_sliding]
+    if not whole:
+        raise ValueError(
+            "a static cache whose layers are all sliding windows does not say how long it may become; generate "
+            "with the default cache, which evicts by the pattern"
+        )
+    cache.layers = [StaticLayer(whole[0]) if layer.is_sliding else layer for layer in layers]
 
 
 def is_new(cache: Cache) -> bool:
     """Whether the cache has seen no token yet; asks no device."""
-    return not any(layer.is_initialized for layer in cache.layers)
+    layers: list[Any] = cache.layers
+    return not any(layer.is_initialized for layer in layers)
 
 
 def is_dynamic(cache: object) -> bool:

@@ -43,7 +43,7 @@ class Before:
         elif cache is not None:
             raise ValueError("packed sequences have no cache: leave past_key_values out, or give them one by one")
         frame = self._frame(mask, cache, tokens, documents)
-        added = {FRAME: frame}
+        added: dict[str, Any] = {FRAME: frame}
         if cache is not None and "past_key_values" not in dict(zip(_names(type(decoder)), args, strict=False)):
             added["past_key_values"] = cache
         return args, {**given, **added}
@@ -65,9 +65,12 @@ class Before:
 
     def _frame(self, mask: Tensor | None, cache: Cache | None, tokens: Tensor, documents: Documents | None) -> Frame:
         past, new = length_of(cache), tokens.shape[1]
-        if evicts(cache):
+        if cache is not None and evicts(cache):
             if mask is not None and (past == 0 or new > 1):
-                _keep_padding(cache, _padding(mask[:, : past + new], new), past)
+                padding = _padding(mask[:, : past + new], new) or (0,) * len(tokens)
+                layers: list[Any] = cache.layers
+                for layer in layers:
+                    layer.held.pad(padding)
             return Frame(past + new, self.patterns, cache=cache)
         if mask is None:
             return Frame(past + new, self.patterns, documents=documents)
@@ -99,17 +102,6 @@ def _names(kind: type[PreTrainedModel]) -> list[str]:
 def _may_be_packed(cache: Cache | None) -> bool:
     """Static caches are for generation alone."""
     return cache is None or (is_new(cache) and not isinstance(cache, StaticCache))
-
-
-def _keep_padding(cache: Cache, padding: tuple[int, ...] | None, past: int) -> None:
-    for layer in cache.layers:
-        if past == 0:
-            layer.padding = padding
-        elif tuple(layer.padding or ()) != (padding or ()):
-            raise ValueError(
-                "attention_mask says another padding than when the cache began; give the same zeros before each "
-                "sequence, and ones for all that follows"
-            )
 
 
 def _padding(mask: Tensor, new: int) -> tuple[int, ...] | None:
@@ -145,7 +137,8 @@ def _documents(inputs: dict[str, Any], tokens: Tensor) -> Documents | None:
     Raises:
         ValueError: In a compiled graph, where positions are known to the device alone.
     """
-    bounds, positions = inputs.get("cu_seq_lens_q"), inputs.get("position_ids")
+    bounds: Tensor | None = inputs.get("cu_seq_lens_q")
+    positions: Any = inputs.get("position_ids")
     if bounds is None and positions is None:
         return None
     if torch.compiler.is_compiling():

@@ -35,7 +35,7 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
             f"model is a {type(model).__name__}; give a model of transformers, such as AutoModelForCausalLM"
         )
     name, config = type(model).__name__, model.config
-    decoder = model.base_model
+    decoder: Any = model.base_model
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
         raise Unswitchable(
             f"{name} attends to an encoder as well; only decoders that attend to themselves are switched"
@@ -52,7 +52,7 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     return decoder
 
 
-def attentions_of(decoder: PreTrainedModel) -> dict[int, nn.Module]:
+def attentions_of(decoder: nn.Module) -> dict[int, nn.Module]:
     """The attention module of each layer that has one, by the layer's number."""
     found = {}
     for module in decoder.modules():
@@ -76,7 +76,7 @@ def _require_known_layers(name: str, config: PretrainedConfig) -> None:
         raise Unswitchable(f"{name} is configured to see the future; only causal decoders are switched")
 
 
-def own_window(module: nn.Module) -> int | None:
+def own_window(module: Any) -> int | None:
     """Keys that the layer sees at most in the dense model, the query itself included; None where it sees all."""
     if hasattr(module, "sliding_window"):
         return module.sliding_window
@@ -104,7 +104,7 @@ def texts(decoder: PreTrainedModel, patterns: Patterns) -> list[str]:
     return [pattern.spec for pattern in given]
 
 
-def pattern_of(module: nn.Module, layer: int) -> Pattern:
+def pattern_of(module: Any, layer: int) -> Pattern:
     """What the layer's queries see: the configured pattern within the past, and within the layer's own window."""
     return _within(module.config.sparse_attention["patterns"][layer], own_window(module))
 

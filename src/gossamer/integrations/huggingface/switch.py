@@ -84,7 +84,7 @@ def is_sparse(model: PreTrainedModel) -> bool:
 def _switch(model: Model, decoder: PreTrainedModel, written: list[str], evict: bool) -> Model:
     register()
     found = hooks(decoder)
-    replaced = next(iter(found.values())).replaced if found else model.config._attn_implementation
+    replaced = next(iter(found.values())).replaced if found else str(model.config._attn_implementation)
     model.set_attn_implementation(NAME)
     setattr(model.config, KEY, {"patterns": written})
     _unhook(decoder)

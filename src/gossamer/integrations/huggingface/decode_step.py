@@ -1,0 +1,78 @@
+"""One more token of each sequence: the model's forward, as a CUDA graph where it can be one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+EAGER_STEPS = 3
+"""Steps that run before a graph is made of one: they make the tables and pick the kernels that it launches."""
+
+
+class DecodeStep:
+    """The logits after one more token of each sequence, which stand behind those that an evicting cache has seen.
+
+    Where the patterns are bounded, each layer's memory stops growing and every step launches what the last one did:
+    on a GPU it is then recorded once and replayed, and costs the host one launch. Elsewhere, and at the few steps at
+    which a layer moves a key to its archive, the model runs as it is. The logits are the same.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: Cache, padding: Int64[Tensor, " B"]):
+        """`padding`: how many of each sequence's first tokens were padding: positions count without them."""
+        self.model, self.cache = model, cache
+        self.layers: list[Any] = cache.layers
+        self.tokens = torch.zeros(len(padding), 1, dtype=torch.int64, device=padding.device)
+        self.positions = (cache.get_seq_length() - padding)[:, None]
+        self.recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
+        self.alike = 0
+        """Steps in a row that could repeat."""
+
+    def __call__(self, tokens: Int64[Tensor, " B"]) -> Float[Tensor, "B V"]:
+        """The logits [B, V] after these tokens; a replay overwrites those of the one before."""
+        self.tokens.copy_(tokens[:, None])
+        repeats = tokens.is_cuda and all(layer.held.repeats() for layer in self.layers)
+        if not repeats:
+            self._forget()
+            return self._forward()
+        if self.alike == 0:
+            self._count_on_the_device(True)
+        self.alike += 1
+        if self.alike <= EAGER_STEPS:
+            return self._forward()
+        if self.recorded is None:
+            self.recorded = self._record()
+        else:
+            for layer in self.layers:
+                layer.held.repeated()
+        graph, logits = self.recorded
+        graph.replay()
+        return logits
+
+    def _forward(self) -> Tensor:
+        out = self.model(
+            input_ids=self.tokens, position_ids=self.positions, past_key_values=self.cache, use_cache=True
+        )  # fmt: skip
+        self.positions.add_(1)
+        return out.logits[:, -1]
+
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """A step that nothing of has run yet; but the host has counted the token that its first replay takes."""
+        torch.cuda.synchronize(self.tokens.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.tokens.device), torch.cuda.graph(graph):
+            logits = self._forward()
+        return graph, logits
+
+    def _forget(self) -> None:
+        if self.alike:
+            self._count_on_the_device(False)
+        self.recorded, self.alike = None, 0
+
+    def _count_on_the_device(self, wanted: bool) -> None:
+        for layer in self.layers:
+            layer.held.count_on_the_device(wanted)

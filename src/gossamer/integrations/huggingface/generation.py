@@ -82,7 +82,7 @@ def _prefilled(
     for row, prompt in enumerate(prompts):
         tokens[row, length - len(prompt) :] = torch.tensor(prompt)
     tokens, place = tokens.to(device), torch.arange(length, device=device) - padding[:, None]
-    (before,) = hooks(model.base_model).values()
+    (before,) = hooks(model.get_decoder()).values()
     cache, logits = evicting_cache(list(before.patterns.values())), torch.empty(0)
     for first in range(0, length, chunk):
         end = min(first + chunk, length)

@@ -35,7 +35,7 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
             f"model is a {type(model).__name__}; give a model of transformers, such as AutoModelForCausalLM"
         )
     name, config = type(model).__name__, model.config
-    decoder: Any = model.base_model
+    decoder: Any = model.get_decoder()
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
         raise Unswitchable(
             f"{name} attends to an encoder as well; only decoders that attend to themselves are switched"
@@ -46,9 +46,10 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
         )
     if not model._supports_attention_backend:
         raise Unswitchable(f"{name} does not call attention through transformers' AttentionInterface")
-    if not attentions_of(decoder):
-        raise Unswitchable(f"{name} has no causal self-attention with a layer_idx")
     _require_known_layers(name, config)
+    without = set(range(config.num_hidden_layers)) - attentions_of(decoder).keys()
+    if without:
+        raise Unswitchable(f"{name} has no causal self-attention with a layer_idx in layer {min(without)}")
     return decoder
 
 
@@ -78,9 +79,8 @@ def _require_known_layers(name: str, config: PretrainedConfig) -> None:
 
 def own_window(module: Any) -> int | None:
     """Keys that the layer sees at most in the dense model, the query itself included; None where it sees all."""
-    if hasattr(module, "sliding_window"):
-        return module.sliding_window
-    return getattr(module.config, "sliding_window", None)
+    owner = module if hasattr(module, "sliding_window") else module.config
+    return getattr(owner, "sliding_window", None) or None  # some configurations say 0 for none
 
 
 def texts(decoder: PreTrainedModel, patterns: Patterns) -> list[str]:

@@ -78,7 +78,7 @@ def densify(model: Model) -> Model:
 
 def is_sparse(model: PreTrainedModel) -> bool:
     """Whether the model's attention is Gossamer's now."""
-    return model.config._attn_implementation == NAME and bool(hooks(model.base_model))
+    return model.config._attn_implementation == NAME and bool(hooks(model.get_decoder()))
 
 
 def _switch(model: Model, decoder: PreTrainedModel, written: list[str], evict: bool) -> Model:

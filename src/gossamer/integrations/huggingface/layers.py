@@ -95,8 +95,15 @@ def texts(decoder: PreTrainedModel, patterns: Patterns) -> list[str]:
         if unknown:
             raise ValueError(f"pattern is given for layer {unknown[0]!r}; the model has layers 0 to {count - 1}")
         given = [patterns.get(layer, Causal()) for layer in range(count)]
+    elif isinstance(patterns, Pattern):
+        given = [patterns] * count
+    elif callable(patterns):
+        given = [patterns(layer) for layer in range(count)]
     else:
-        given = [patterns if isinstance(patterns, Pattern) else patterns(layer) for layer in range(count)]
+        raise ValueError(
+            f"pattern is {patterns!r}; give one such as Window(1024) | Sinks(4), a dictionary {{layer: pattern}}, "
+            f"or a function from a layer's number to its pattern"
+        )
     for layer, pattern in enumerate(given):
         if not isinstance(pattern, Pattern):
             raise ValueError(f"pattern of layer {layer} is {pattern!r}; give a pattern such as Window(1024) | Sinks(4)")

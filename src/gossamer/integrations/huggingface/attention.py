@@ -43,7 +43,8 @@ def _attention(
     if not isinstance(frame, Frame):
         raise RuntimeError(
             f"{type(module).__name__} was called without its frame: the name {NAME!r} alone is not enough; switch the "
-            f"model with gossamer.sparsify(model, pattern), or a loaded one with gossamer.resparsify(model)"
+            f"model with gossamer.sparsify(model, pattern), or a loaded one with gossamer.resparsify(model). If it was "
+            f"switched, its layers do not hand keyword arguments on to attention: this family is not supported"
         )
     window = others.get("sliding_window")
     if window is not None and window != own_window(module):
@@ -53,7 +54,7 @@ def _attention(
         )
     scores = Scores(scaling, softcap, s_aux, dropout)
     out = frame.attend(query, key, value, layer=module.layer_idx, scores=scores)
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None  # some models take a view of it
 
 
 def _mask(*, attention_mask: Tensor | None = None, **sizes: Any) -> Tensor | None:

@@ -88,7 +88,7 @@ def densify(model: Model) -> Model:
 def is_sparse(model: PreTrainedModel) -> bool:
     """Whether the model's attention is Gossamer's now."""
     attention = model.config._attn_implementation
-    return attention == OWN_CHOICE or (attention == NAME and bool(hooks(model.base_model)))
+    return attention == OWN_CHOICE or (attention == NAME and bool(hooks(model.get_decoder())))
 
 
 def _switch(model: Model, decoder: PreTrainedModel, written: list[str], evict: bool) -> Model:

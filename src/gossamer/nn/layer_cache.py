@@ -103,6 +103,11 @@ class LayerCache:
         ]
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
+    @property
+    def may_be_padded(self) -> bool:
+        """Whether the next token of some sequence may be padding: all that came of it were."""
+        return self.seen in (self.padding or (0,))
+
     def pad(self, padding: Sequence[int]) -> None:
         """Says how many of each sequence's first tokens are padding; more than before only where all were so far.
 

@@ -112,8 +112,7 @@ def test_sound_code_passes_every_rule(name: str, text: str) -> None:
 def test_an_exception_is_still_needed(function: str) -> None:
     module, _, name = function.rpartition(".")
     source = read((SRC / PACKAGE / module.replace(".", "/")).with_suffix(".py"))
-    (function_node,) = (node for public, node in source.public if public == name)
-    assert len(arguments(function_node)) > PARAMETERS
+    assert any(len(arguments(node)) > PARAMETERS for node in source.functions if node.name == name)
 
 
 def test_every_place_on_the_street_is_taken() -> None:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
+
+import tyro
 
 from ..generation_config import SamplingConfig
 from .flags import Command, Unprefixed, WrongUsage, parsed
-
-if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+from .writer import Vocabulary, Writer, is_of_transformers, own_writer, transformers_writer
 
 STANDARD_INPUT = "-"
 HALF_A_CHARACTER = "\ufffd"
@@ -20,14 +20,21 @@ HALF_A_CHARACTER = "\ufffd"
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Command):
-    """Write on from a prompt with a trained model, token by token."""
+    """Write on from prompts with a trained model, token by token."""
 
     model: Path
-    """A run's folder, one of its checkpoints, or a folder with a GPT-2 of Hugging Face and its tokenizer."""
+    """A run's folder, one of its checkpoints, or a folder with a model of Hugging Face and its tokenizer."""
     prompt: str = STANDARD_INPUT
     """Text to go on from; - reads standard input."""
     prompt_file: Path | None = None
     """File with the text to go on from, instead of --prompt."""
+    prompts: Path | None = None
+    """File with a prompt on each line: all are written on from at once, and printed when all have ended."""
+    pattern: str | None = None
+    """What a Hugging Face model's layers are to see, such as 'Window(1024) | Sinks(4)'; by default what its
+    configuration says."""
+    endless: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write without end, until interrupted: for models whose positions have no end."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1 ..."""
     sampling: Annotated[SamplingConfig, Unprefixed] = field(default_factory=SamplingConfig)
@@ -36,24 +43,43 @@ class Generate(Command):
 def run(arguments: Sequence[str]) -> None:
     """Prints the prompt and then each piece of text as soon as the model has written it."""
     command = parsed(Generate, arguments)
-    import torch
+    require_one_prompt(command)
+    writer = loaded(command)
+    texts = read_prompts(command)
+    sampling = replace(command.sampling, stop=command.sampling.stop or writer.stop)
+    if command.endless:
+        sampling = replace(sampling, max_new_tokens=None, stop=())
+    columns = writer.stream([writer.vocabulary.encode(text) or list(writer.begin) for text in texts], sampling)
+    if len(texts) == 1:
+        show(texts[0], decoded(writer.vocabulary, (int(column[0]) for column in columns), stop=sampling.stop))
+        return
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    for text, new in zip(texts, list(rows) or [()] * len(texts), strict=True):
+        show(text, decoded(writer.vocabulary, new, stop=sampling.stop))
 
-    from ..generation import stream
-    from ..models.gpt2 import GPT2
-    from ..tokenizer import load_tokenizer
+
+def loaded(command: Generate) -> Writer:
+    """The model that the command names.
+
+    Raises:
+        WrongUsage: A pattern is given for a model that has its own.
+    """
     from ..training.config import RunConfig
     from ..training.loop import pick_device
 
-    weights, vocabulary = locate(command.model)
-    tokenizer, prompt = load_tokenizer(vocabulary), read_prompt(command)
     device = pick_device(RunConfig(device=command.device))
-    model = GPT2.load(weights, device=device)
-    ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
-    sampling = replace(command.sampling, stop=command.sampling.stop or (tokenizer.end_of_text,))
-    new = stream(model, torch.tensor([ids], device=device), sampling)
+    if is_of_transformers(command.model):
+        return transformers_writer(command.model, command.pattern, device)
+    if command.pattern is not None:
+        raise WrongUsage("--pattern is for models of Hugging Face; this one's own configuration says what is seen")
+    return own_writer(*locate(command.model), device)
+
+
+def show(prompt: str, pieces: Iterable[str]) -> None:
+    """Prints a text as it comes."""
     print(prompt, end="", flush=True)
-    for text in decoded(tokenizer, (int(token) for token in new), stop=sampling.stop):
-        print(text, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
     print()
 
 
@@ -83,36 +109,64 @@ def locate(model: Path) -> tuple[Path, Path]:
     raise FileNotFoundError(f"--model {model} has no tokenizer; put tokenizer.json, or GPT-2's two files, beside it")
 
 
-def read_prompt(command: Generate) -> str:
-    """The text that the model is to go on from."""
+def require_one_prompt(command: Generate) -> None:
+    """Sees that the prompt is given in one way.
+
+    Raises:
+        WrongUsage: It is given in several.
+    """
+    given = {
+        "--prompt": command.prompt != STANDARD_INPUT,
+        "--prompt-file": command.prompt_file,
+        "--prompts": command.prompts,
+    }
+    flags = [flag for flag, value in given.items() if value]
+    if len(flags) > 1:
+        raise WrongUsage(f"{' and '.join(flags)} are both given; give one of them")
+
+
+def read_prompts(command: Generate) -> list[str]:
+    """The texts that the model is to go on from.
+
+    Raises:
+        WrongUsage: There is none.
+    """
+    if command.prompts is not None:
+        lines = text_of(command.prompts.read_bytes(), str(command.prompts)).splitlines()
+        if not lines:
+            raise WrongUsage(f"--prompts {command.prompts} is empty; write a prompt on each line")
+        return lines
     if command.prompt_file is not None:
-        if command.prompt != STANDARD_INPUT:
-            raise WrongUsage("--prompt and --prompt-file are both given; give one of them")
-        return _text(command.prompt_file.read_bytes(), str(command.prompt_file))
+        return [text_of(command.prompt_file.read_bytes(), str(command.prompt_file))]
     if command.prompt != STANDARD_INPUT:
-        return command.prompt
+        return [command.prompt]
     if sys.stdin.isatty():
         print("type the prompt, and end it with Ctrl-D", file=sys.stderr)
-    return _text(sys.stdin.buffer.read(), "standard input")
+    return [text_of(sys.stdin.buffer.read(), "standard input")]
 
 
-def _text(content: bytes, source: str) -> str:
+def text_of(content: bytes, source: str) -> str:
+    """The text in UTF-8 that was read from `source`.
+
+    Raises:
+        ValueError: It is none; the message names the source and the byte.
+    """
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8 text (byte {error.start}); convert it first") from error
 
 
-def decoded(tokenizer: Tokenizer, ids: Iterable[int], *, stop: Sequence[int]) -> Iterator[str]:
+def decoded(vocabulary: Vocabulary, ids: Iterable[int], *, stop: Sequence[int]) -> Iterator[str]:
     """The text of the ids as soon as it is whole (a character may need several), up to a stop token."""
     waiting: list[int] = []
     for token in ids:
         if token in stop:
             break
         waiting.append(token)
-        text = tokenizer.decode(waiting)
+        text = vocabulary.decode(waiting)
         if not text.endswith(HALF_A_CHARACTER):
             yield text
             waiting.clear()
     if waiting:
-        yield tokenizer.decode(waiting)
+        yield vocabulary.decode(waiting)

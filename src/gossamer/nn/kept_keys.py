@@ -54,11 +54,15 @@ class KeptKeys:
         self.ring, self.bounded = _ring(pattern)
         self.next = -ahead  # [B] position of each sequence's next token; below 0 while padding is still to come
         self.archived: list[Positions] = [np.empty(0, np.int64) for _ in ahead]
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self.keys, self.values = torch.empty(0), torch.empty(0)  # until the first come
         self.plain = True  # each later query sees all that is held, as long as `step` alone adds to it
         self.quiet = 0  # before this position, a step drops what leaves the ring, and archives nothing
         self.slots: Tensor | None = None  # [B] where the next tokens go, where the device itself counts
+
+    @property
+    def empty(self) -> bool:
+        """Whether no memory was taken yet, because no token came."""
+        return self.keys.dim() == 1
 
     @property
     def together(self) -> bool:
@@ -76,10 +80,10 @@ class KeptKeys:
 
     def step(self, k: Tensor, v: Tensor) -> bool:
         """Takes one token of each sequence, if its query then sees all that is held; else changes nothing."""
-        if not self.plain or self.keys is None or self.next.min() < 0:
+        if not self.plain or self.empty or self.next.min() < 0:
             return False
         if self.slots is not None:
-            self._step_on_the_device(k, v)
+            self._step_on_the_device(k, v, self.slots)
         elif self.together:
             position = int(self.next[0])
             move = (True, False) if self._is_quiet(position) else self._move(position)
@@ -97,7 +101,7 @@ class KeptKeys:
     def repeats(self) -> bool:
         """Whether the next step is one more of a kind that the device can repeat alone: a token into a full ring of
         each sequence, and one dropped."""
-        full = self.plain and self.keys is not None and self.ring and self.next.min() >= self.ring
+        full = self.plain and not self.empty and self.ring and self.next.min() >= self.ring
         alike = len(set(map(len, self.archived))) == 1
         return bool(full) and alike and all(self._is_quiet(int(position)) for position in np.unique(self.next))
 
@@ -140,7 +144,7 @@ class KeptKeys:
 
     def pick(self, order: Tensor) -> None:
         """Holds the sequences `order` [B'] of those held, as beam search asks."""
-        if self.keys is not None:
+        if not self.empty:
             self.keys, self.values = (x.index_select(0, order.to(x.device)) for x in (self.keys, self.values))
         if len(order) != len(self.next) or len(self.groups()) > 1:
             chosen = order.tolist()
@@ -169,11 +173,11 @@ class KeptKeys:
             self.quiet = position + (BLOCK if fine.all() else int(fine.argmin()))
         return self.ring <= position < self.quiet
 
-    def _step_on_the_device(self, k: Tensor, v: Tensor) -> None:
+    def _step_on_the_device(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
         rows = torch.arange(len(self.next), device=k.device)
-        self.keys[rows, :, self.slots] = k[:, :, 0].detach()
-        self.values[rows, :, self.slots] = v[:, :, 0].detach()
-        self.slots.add_(1).remainder_(self.ring)
+        self.keys[rows, :, slots] = k[:, :, 0].detach()
+        self.values[rows, :, slots] = v[:, :, 0].detach()
+        slots.add_(1).remainder_(self.ring)
 
     def _step_together(self, k: Tensor, v: Tensor, position: int, move: tuple[bool, bool]) -> None:
         held, archives = move
@@ -206,7 +210,7 @@ class KeptKeys:
     def _make_room(self, k: Tensor, v: Tensor, archived: int) -> None:
         """Memory for the ring and as many archived keys; it doubles where it has to grow."""
         batch = len(self.next)
-        if self.keys is None:
+        if self.empty:
             self.keys, self.values = (x.new_empty(batch, x.shape[1], self.ring + archived, x.shape[3]) for x in (k, v))
         elif self.ring + archived > self.keys.shape[2]:
             more = max(archived, self.keys.shape[2] - self.ring, 8)

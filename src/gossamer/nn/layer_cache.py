@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import groupby
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..attention import attend
 from ..patterns import Causal, Excerpt, Pattern, PerHead
-from ..patterns.base import Or
+from ..patterns.base import Or, looks_at_distance_alone
 from .kept_keys import Excerpted, KeptKeys
 
 
@@ -25,16 +25,18 @@ class Scores:
     scale: float | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    dropout: float = 0.0
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, lengths: Tensor | None = None) -> Tensor:
         """`attend` with these settings."""
         return attend(
-            q, k, v, pattern, scale=self.scale, softcap=self.softcap, sinks=self.sinks, lengths=lengths
+            q, k, v, pattern,
+            scale=self.scale, softcap=self.softcap, sinks=self.sinks, dropout=self.dropout, lengths=lengths,
         )  # fmt: skip
 
     def of_heads(self, heads: slice) -> Scores:
         """The same for some of the heads."""
-        return self if self.sinks is None else Scores(self.scale, self.softcap, self.sinks[heads])
+        return self if self.sinks is None else replace(self, sinks=self.sinks[heads])
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ class LayerCache:
     @property
     def nbytes(self) -> int:
         """Memory of keys and values."""
-        return sum(x.nbytes for run in self.runs for x in (run.store.keys, run.store.values) if x is not None)
+        return sum(x.nbytes for run in self.runs for x in (run.store.keys, run.store.values))
 
     def attend(
         self,
@@ -176,7 +178,7 @@ class LayerCache:
                 f"q {tuple(q.shape)} and k {tuple(k.shape)} do not fit: give [batch, heads, length, width] of the "
                 f"new tokens alone, as many queries as keys"
             )
-        if not self.runs or self.runs[0].store.keys is None:
+        if not self.runs or self.runs[0].store.empty:
             return
         for name, new, held in (("k", k, self.runs[0].store.keys), ("v", v, self.runs[0].store.values)):
             heads = self.runs[-1].keys.stop
@@ -200,10 +202,10 @@ def _attended(run: _Run, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Ten
     for rows in groups:
         padding = int(np.clip(-store.next[rows[0]], 0, k.shape[2]))
         index = torch.from_numpy(rows).to(q.device)
-        given = (x[index][:, :, padding:] for x in (q, k, v))
+        new_q, new_k, new_v = (x[index][:, :, padding:] for x in (q, k, v))
         store.next[rows] += padding
         if padding < k.shape[2]:
-            out[index, :, padding:] = _over_excerpt(run, rows, *given, scores)
+            out[index, :, padding:] = _over_excerpt(run, rows, new_q, new_k, new_v, scores)
     return out
 
 
@@ -220,7 +222,7 @@ def _over_all_held(store: KeptKeys, q: Tensor, scores: Scores) -> Tensor:
 def _over_excerpt(run: _Run, rows: np.ndarray, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
     """New tokens of sequences that stand at one position, over what is held of them and over each other."""
     found: Excerpted = run.store.excerpt(rows, k, v)
-    whole = not len(found.kept) and not found.start
+    whole = not len(found.kept) and (not found.start or looks_at_distance_alone(run.pattern))
     pattern = run.pattern if whole else Excerpt(run.pattern, found.kept.tolist(), found.start)
     out = scores.attend(q, found.keys, found.values, pattern)
     run.store.keep(rows, found, k.shape[2])

@@ -275,6 +275,13 @@ class OffsetSet(Pattern, named=False):
         return (self.clause,)
 
 
+def looks_at_distance_alone(pattern: Pattern) -> bool:
+    """Whether the pattern is the same wherever a sequence begins: made of nothing but sets of distances."""
+    return isinstance(pattern, OffsetSet) or (
+        bool(pattern.parts) and all(map(looks_at_distance_alone, pattern.parts))
+    )  # fmt: skip
+
+
 def written(setting: object) -> str:
     """A setting of a pattern as text that `parse` reads."""
     match setting:

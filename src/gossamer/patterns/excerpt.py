@@ -73,7 +73,8 @@ class Excerpt(Pattern):
         stood = self.start - count
         queries = range(stood + extent.queries.start, stood + extent.queries.stop)
         form = normal_form(self.pattern, Extent(queries, range(self.start, max(stood + extent.keys.stop, self.start))))
-        may, must = self.pattern.bounds(np.int64(queries.start), np.int64(queries.stop - 1), self._kept, self._kept)
+        first, last = np.array(queries.start), np.array(queries.stop - 1)
+        may, must = self.pattern.bounds(first, last, self._kept, self._kept)
         if form.rest is not None or (may & ~must).any():
             return None
         if any(clause.documents is not None and clause.documents[-1] <= self.start for clause in form.clauses):

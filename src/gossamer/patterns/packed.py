@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -35,7 +36,6 @@ class Packed(Pattern):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", Documents(self.lengths).lengths)
-        object.__setattr__(self, "_documents", Documents(self.lengths))
 
     @property
     def parts(self) -> tuple[Pattern, ...]:
@@ -44,7 +44,11 @@ class Packed(Pattern):
     def for_head(self, head: int) -> Pattern:
         return replace(self, pattern=self.pattern.for_head(head))
 
-    @property
+    @cached_property
+    def _documents(self) -> Documents:
+        return Documents(self.lengths)
+
+    @cached_property
     def _starts(self) -> NDArray[np.int64]:
         return np.cumsum([0, *self.lengths[:-1]])
 

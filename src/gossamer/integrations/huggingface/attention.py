@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from ...nn.layer_cache import Scores
@@ -26,7 +26,7 @@ def register() -> None:
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -43,7 +43,8 @@ def _attention(
     if not isinstance(frame, Frame):
         raise RuntimeError(
             f"{type(module).__name__} was called without its frame: the name {NAME!r} alone is not enough; switch the "
-            f"model with gossamer.sparsify(model, pattern), or a loaded one with gossamer.resparsify(model)"
+            f"model with gossamer.sparsify(model, pattern), or a loaded one with gossamer.resparsify(model). If it was "
+            f"switched, its layers do not hand keyword arguments on to attention: this family is not supported"
         )
     window = others.get("sliding_window")
     if window is not None and window != own_window(module):
@@ -51,9 +52,9 @@ def _attention(
             f"{type(module).__name__} asks for a window of {window}, but was switched with {own_window(module)}; "
             f"this model family decides its window at each call, which is not supported"
         )
-    scores = Scores(scaling, softcap, s_aux)
-    out = frame.attend(query, key, value, layer=module.layer_idx, scores=scores, dropout=dropout)
-    return out.transpose(1, 2), None
+    scores = Scores(scaling, softcap, s_aux, dropout)
+    out = frame.attend(query, key, value, layer=module.layer_idx, scores=scores)
+    return out.transpose(1, 2).contiguous(), None  # some models take a view of it
 
 
 def _mask(*, attention_mask: Tensor | None = None, **sizes: Any) -> Tensor | None:

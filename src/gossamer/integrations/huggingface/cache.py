@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,21 +39,26 @@ class EvictingLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, kwargs: object = None) -> tuple[Tensor, Tensor]:
         """The new keys and values alone; `attend` knows the ones before."""
-        if self.waiting:
+        if self.turn != "keys":
             raise RuntimeError(
-                "the keys of the last call were never attended to: the model's attention is no longer Gossamer's; "
-                "begin with a new cache after a switch of the attention"
+                "an evicting cache was given to a model whose attention is not Gossamer's, or no longer; begin with a "
+                "new cache after a switch of the attention"
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.waiting = True
+        self.turn = "attention"
         return key_states, value_states
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         """Attention of the new tokens to all so far."""
-        self.waiting = False
+        if self.turn != "attention":
+            raise RuntimeError(
+                "the layer attends twice to the keys that it gave its cache once; an evicting cache cannot do this: "
+                "switch with sparsify(model, pattern, evict=False)"
+            )
+        self.turn = "over"
         return self.held.attend(q, k, v, scores)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -67,10 +73,15 @@ class EvictingLayer(CacheLayerMixin):
         """No end."""
         return -1
 
+    def get_max_cache_shape(self) -> int:
+        """No end, by the name that transformers 5.4 asks for."""
+        return -1
+
     def reset(self) -> None:
         """Forgets everything."""
         self.held = LayerCache(self.pattern)
-        self.waiting = False
+        self.turn = "keys"
+        """What is next in a forward: the layer's keys, attention to them, or (`over`) another forward."""
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -119,6 +130,27 @@ def evicts(cache: object) -> bool:
     return isinstance(cache, Cache) and bool(cache.layers) and all(isinstance(x, EvictingLayer) for x in cache.layers)
 
 
+def await_keys(cache: Cache, patterns: Sequence[Pattern]) -> None:
+    """Begins a forward with an evicting cache, whose layers take keys only then.
+
+    Raises:
+        ValueError: The cache began with other patterns, or a forward broke off when some layers had taken their keys.
+    """
+    layers: list[Any] = cache.layers
+    if [layer.pattern for layer in layers] != list(patterns):
+        raise ValueError(
+            "past_key_values holds what other patterns than the model's read; what these read may be gone: begin "
+            "with a new cache"
+        )
+    if len({layer.held.seen for layer in layers}) > 1:
+        raise ValueError(
+            "past_key_values holds more tokens in some layers than in others, since a forward broke off; begin with "
+            "a new cache"
+        )
+    for layer in layers:
+        layer.turn = "keys"
+
+
 def take_over(cache: Cache, patterns: Sequence[Pattern]) -> None:
     """Puts evicting layers in the place of the empty ones of a dynamic cache: whoever holds it goes on holding it."""
     cache.layers[:] = [EvictingLayer(pattern) for pattern in patterns]
@@ -131,21 +163,36 @@ def keep_all(cache: Cache) -> None:
     Raises:
         ValueError: A static cache has no layer that says how long it is to become.
     """
-    if isinstance(cache, StaticCache):
-        whole = [layer.max_cache_len for layer in cache.layers if not layer.is_sliding]
-        if not whole:
-            raise ValueError(
-                "a static cache whose layers are all sliding windows does not say how long it may become; generate "
-                "with the default cache, which evicts by the pattern"
-            )
-        cache.layers[:] = [StaticLayer(whole[0]) if layer.is_sliding else layer for layer in cache.layers]
-    else:
-        cache.layers[:] = [DynamicLayer() if layer.is_sliding else layer for layer in cache.layers]
+    layers: list[Any] = cache.layers
+    if not any(layer.is_sliding for layer in layers):
+        return
+    if not isinstance(cache, StaticCache):
+        cache.layers = [DynamicLayer() if layer.is_sliding else layer for layer in layers]
+        return
+    whole = [layer.max_cache_len for layer in layers if not layer.is_sliding]
+    if not whole:
+        raise ValueError(
+            "a static cache whose layers are all sliding windows does not say how long it may become; generate "
+            "with the default cache, which evicts by the pattern"
+        )
+    cache.layers = [_whole(layer, whole[0]) if layer.is_sliding else layer for layer in layers]
+
+
+def _whole(sliding: Any, length: int) -> StaticLayer:
+    """A layer of the whole length, which has memory already if the empty one that it stands in for had."""
+    layer = StaticLayer(length)
+    if sliding.is_initialized:
+        layer.lazy_initialization(sliding.keys, sliding.values)
+    return layer
 
 
 def is_new(cache: Cache) -> bool:
-    """Whether the cache has seen no token yet; asks no device."""
-    return not any(layer.is_initialized for layer in cache.layers)
+    """Whether the cache has seen no token yet; asks no device, which alone knows the length of a whole static layer."""
+    layers: list[Any] = cache.layers
+    counted = [layer for layer in layers if layer.is_sliding or not isinstance(layer, StaticLayer)]
+    if not counted:
+        return not any(layer.is_initialized for layer in layers)
+    return not any(layer.get_seq_length() for layer in counted)
 
 
 def is_dynamic(cache: object) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from .cache import EvictingLayer
+from .layers import cache_name
 
 EAGER_STEPS = 3
 """Steps that run before a graph is made of one: they make the tables and pick the kernels that it launches."""
@@ -25,11 +27,10 @@ class DecodeStep:
     def __init__(self, model: PreTrainedModel, cache: Cache, padding: Int64[Tensor, " B"]):
         """`padding`: how many of each sequence's first tokens were padding: positions count without them."""
         self.model, self.cache = model, cache
-        self.layers: list[EvictingLayer] = cache.layers
+        self.layers: list[Any] = cache.layers
         self.tokens = torch.zeros(len(padding), 1, dtype=torch.int64, device=padding.device)
         self.positions = (cache.get_seq_length() - padding)[:, None]
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.logits: Tensor | None = None
+        self.recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
         self.alike = 0
         """Steps in a row that could repeat."""
 
@@ -45,32 +46,34 @@ class DecodeStep:
         self.alike += 1
         if self.alike <= EAGER_STEPS:
             return self._forward()
-        if self.graph is None:
-            self._record()
+        if self.recorded is None:
+            self.recorded = self._record()
         else:
             for layer in self.layers:
                 layer.held.repeated()
-        self.graph.replay()
-        return self.logits
+        graph, logits = self.recorded
+        graph.replay()
+        return logits
 
     def _forward(self) -> Tensor:
         out = self.model(
-            input_ids=self.tokens, position_ids=self.positions, past_key_values=self.cache, use_cache=True
+            input_ids=self.tokens, position_ids=self.positions, use_cache=True, **{cache_name(self.model): self.cache}
         )  # fmt: skip
         self.positions.add_(1)
         return out.logits[:, -1]
 
-    def _record(self) -> None:
-        """Makes the graph; nothing of it runs yet, but the host has counted the token that its first replay takes."""
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """A step that nothing of has run yet; but the host has counted the token that its first replay takes."""
         torch.cuda.synchronize(self.tokens.device)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.tokens.device), torch.cuda.graph(self.graph):
-            self.logits = self._forward()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self.tokens.device), torch.cuda.graph(graph):
+            logits = self._forward()
+        return graph, logits
 
     def _forget(self) -> None:
         if self.alike:
             self._count_on_the_device(False)
-        self.graph, self.logits, self.alike = None, None, 0
+        self.recorded, self.alike = None, 0
 
     def _count_on_the_device(self, wanted: bool) -> None:
         for layer in self.layers:

@@ -14,8 +14,9 @@ from transformers.cache_utils import Cache, StaticCache
 
 from ...patterns import Pattern
 from .attention import FRAME, NAME, flat
-from .cache import evicting_cache, evicts, is_dynamic, is_new, keep_all, length_of, take_over
+from .cache import await_keys, evicting_cache, evicts, is_dynamic, is_new, keep_all, length_of, take_over
 from .frame import Documents, Frame
+from .layers import OLD_CACHE, cache_name
 
 
 @dataclass
@@ -34,41 +35,64 @@ class Before:
         if decoder.config._attn_implementation != NAME:
             self._warn(decoder)
             return args, given
-        inputs = {**dict(zip(_names(type(decoder)), args, strict=False)), **given}
-        mask, cache = flat(inputs.get("attention_mask")), inputs.get("past_key_values")
-        tokens = inputs["inputs_embeds"] if inputs.get("input_ids") is None else inputs["input_ids"]
+        names = _names(type(decoder))
+        name = cache_name(decoder)
+        if OLD_CACHE in given and name != OLD_CACHE:  # the decoder would rename it, but only after this
+            given = {name: given[OLD_CACHE], **given}
+            del given[OLD_CACHE]
+        inputs = {**dict(zip(names, args, strict=False)), **given}
+        tokens = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
+        if tokens is None:
+            return args, given  # the decoder itself says what is missing
+        changed = self._changed(decoder, inputs, tokens)
+        args = tuple(changed.pop(name, given) for name, given in zip(names, args, strict=False))
+        return args, {**given, **changed}
+
+    def _changed(self, decoder: PreTrainedModel, inputs: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+        """The arguments of the decoder's forward that are to be others than the caller gave."""
+        if _asked(decoder, inputs, "output_attentions"):
+            raise ValueError(
+                "output_attentions=True: sparse attention makes no matrix of weights; leave it out, or ask the dense "
+                "model, after gossamer.densify(model)"
+            )
+        mask, cache = flat(inputs.get("attention_mask")), inputs.get(cache_name(decoder))
         documents = _documents(inputs, tokens) if mask is None and _may_be_packed(cache) else None
-        if documents is None:
-            cache = self._cache(decoder, cache, inputs)
-        elif cache is not None:
-            raise ValueError("packed sequences have no cache: leave past_key_values out, or give them one by one")
-        frame = self._frame(mask, cache, tokens, documents)
-        added = {FRAME: frame}
-        if cache is not None and "past_key_values" not in dict(zip(_names(type(decoder)), args, strict=False)):
-            added["past_key_values"] = cache
-        return args, {**given, **added}
+        if documents is not None:
+            if cache is not None:
+                raise ValueError("packed sequences have no cache: leave past_key_values out, or give them one by one")
+            return {FRAME: self._frame(mask, None, tokens, documents)}
+        if cache is None and inputs.get("use_cache") is None and mask is not None and _pads_behind(mask):
+            return {FRAME: self._frame(mask, None, tokens, None), "use_cache": False}  # nothing can go on behind it
+        cache = self._cache(decoder, cache, inputs)
+        changed = {FRAME: self._frame(mask, cache, tokens, None)}
+        return changed if cache is None else {**changed, cache_name(decoder): cache}
 
     def _cache(self, decoder: PreTrainedModel, cache: Cache | None, inputs: dict[str, Any]) -> Cache | None:
-        """The cache that this forward fills, with layers that keep what the patterns read."""
+        """The cache that this forward fills, with layers that keep what the patterns read.
+
+        Where gradients or a graph are made of the forward, no keys are dropped.
+        """
+        patterns = list(self.patterns.values())
+        evict = self.evict and not decoder.training and not torch.compiler.is_compiling()
         if cache is None:
-            use = inputs.get("use_cache")
-            wanted = decoder.config.use_cache if use is None else use
-            alone = self.evict and wanted and not decoder.training
-            return evicting_cache(list(self.patterns.values())) if alone else None
-        if evicts(cache) or not is_new(cache):
-            return cache
-        if self.evict and is_dynamic(cache):
-            take_over(cache, list(self.patterns.values()))
-        else:
+            return evicting_cache(patterns) if evict and _asked(decoder, inputs, "use_cache") else None
+        if evicts(cache):
+            await_keys(cache, patterns)
+        elif is_new(cache) and evict and is_dynamic(cache):
+            take_over(cache, patterns)
+        elif is_new(cache):
             keep_all(cache)
         return cache
 
     def _frame(self, mask: Tensor | None, cache: Cache | None, tokens: Tensor, documents: Documents | None) -> Frame:
         past, new = length_of(cache), tokens.shape[1]
-        if evicts(cache):
+        if mask is not None and isinstance(past, int):
+            _require_width(mask, past + new, isinstance(cache, StaticCache))
+        if cache is not None and evicts(cache):
             if mask is not None and (past == 0 or new > 1):
                 padding = _padding(mask[:, : past + new], new) or (0,) * len(tokens)
-                for layer in cache.layers:
+                layers: list[Any] = cache.layers
+                for layer in layers:
                     layer.held.pad(padding)
             return Frame(past + new, self.patterns, cache=cache)
         if mask is None:
@@ -99,8 +123,29 @@ def _names(kind: type[PreTrainedModel]) -> list[str]:
 
 
 def _may_be_packed(cache: Cache | None) -> bool:
-    """Static caches are for generation alone."""
-    return cache is None or (is_new(cache) and not isinstance(cache, StaticCache))
+    """Static caches are for generation alone, and so is any that a compiled forward is given."""
+    if cache is None or torch.compiler.is_compiling():
+        return cache is None
+    return is_new(cache) and not isinstance(cache, StaticCache)
+
+
+def _asked(decoder: PreTrainedModel, inputs: dict[str, Any], name: str) -> bool:
+    """Whether the caller wants it, or its configuration where the caller does not say."""
+    asked = inputs.get(name)
+    return bool(getattr(decoder.config, name, False) if asked is None else asked)
+
+
+def _pads_behind(mask: Tensor) -> bool:
+    """Whether the last token of some sequence is padding; a compiled graph does not ask."""
+    return not torch.compiler.is_compiling() and not bool(mask[:, -1].all())
+
+
+def _require_width(mask: Tensor, tokens: int, has_room: bool) -> None:
+    if mask.shape[1] < tokens or (mask.shape[1] > tokens and not has_room):
+        raise ValueError(
+            f"attention_mask is of {mask.shape[1]} tokens, but there are {tokens} with those of the cache; give one "
+            f"number for each"
+        )
 
 
 def _padding(mask: Tensor, new: int) -> tuple[int, ...] | None:
@@ -136,7 +181,8 @@ def _documents(inputs: dict[str, Any], tokens: Tensor) -> Documents | None:
     Raises:
         ValueError: In a compiled graph, where positions are known to the device alone.
     """
-    bounds, positions = inputs.get("cu_seq_lens_q"), inputs.get("position_ids")
+    bounds: Tensor | None = inputs.get("cu_seq_lens_q")
+    positions: Any = inputs.get("position_ids")
     if bounds is None and positions is None:
         return None
     if torch.compiler.is_compiling():
@@ -146,6 +192,10 @@ def _documents(inputs: dict[str, Any], tokens: Tensor) -> Documents | None:
         )
     if bounds is not None:
         return (tuple(int(length) for length in bounds.diff() if length),)
+    if positions.dim() == 3:  # of several kinds, the first of which are those in the text, if there are four
+        if len(positions) != 4:
+            return None
+        positions = positions[0]
     starts = [[0, *((row.diff() != 1).nonzero().flatten() + 1).tolist()] for row in positions]
     if all(len(row) == 1 for row in starts):
         return None

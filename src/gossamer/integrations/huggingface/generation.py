@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,6 +17,7 @@ from ...patterns.base import require_integer
 from .cache import evicting_cache
 from .decode_step import DecodeStep
 from .forward import hooks
+from .layers import cache_name
 from .switch import is_sparse
 
 CHUNK = 4096
@@ -81,24 +83,25 @@ def _prefilled(
     for row, prompt in enumerate(prompts):
         tokens[row, length - len(prompt) :] = torch.tensor(prompt)
     tokens, place = tokens.to(device), torch.arange(length, device=device) - padding[:, None]
-    (before,) = hooks(model.base_model).values()
-    cache, logits = evicting_cache(list(before.patterns.values())), None
+    (before,) = hooks(model.get_decoder()).values()
+    cache, logits = evicting_cache(list(before.patterns.values())), torch.empty(0)
     for first in range(0, length, chunk):
         end = min(first + chunk, length)
         out = model(
             input_ids=tokens[:, first:end],
             attention_mask=(place[:, :end] >= 0).long() if len(prompts) > 1 else None,
             position_ids=place[:, first:end].clamp(min=0),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_name(model): cache},
         )
         logits = out.logits[:, -1]
     return cache, padding, logits
 
 
 def _require_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
-    known = model.get_input_embeddings().num_embeddings
+    embeddings: Any = model.get_input_embeddings()
+    known = len(embeddings.weight)
     if not len(prompts):
         raise ValueError("prompts is empty; give at least one")
     for number, prompt in enumerate(prompts):

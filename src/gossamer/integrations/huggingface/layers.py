@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -10,9 +11,12 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...patterns import Causal, Pattern, Window, parse
+from .choosing import selects, selects_by_mask
 
 KEY = "sparse_attention"
 """Where a model's configuration says its patterns, as plain values that are saved with it."""
+
+OLD_CACHE, NEW_CACHE = "past_key_values", "cache"
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -35,7 +39,7 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
             f"model is a {type(model).__name__}; give a model of transformers, such as AutoModelForCausalLM"
         )
     name, config = type(model).__name__, model.config
-    decoder = model.base_model
+    decoder: Any = model.get_decoder()
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
         raise Unswitchable(
             f"{name} attends to an encoder as well; only decoders that attend to themselves are switched"
@@ -44,15 +48,25 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
         raise Unswitchable(
             f"{name} has parts that are no text; switch its language model: sparsify(model.language_model)"
         )
+    if selects(model):
+        raise Unswitchable(f"{name} chooses its keys itself, and a pattern would be lost on it: sparsify(model)")
+    if selects_by_mask(model):
+        raise Unswitchable(f"{name} chooses its keys itself and says them in its mask, which no pattern can replace")
     if not model._supports_attention_backend:
         raise Unswitchable(f"{name} does not call attention through transformers' AttentionInterface")
-    if not attentions_of(decoder):
-        raise Unswitchable(f"{name} has no causal self-attention with a layer_idx")
     _require_known_layers(name, config)
+    without = set(range(config.num_hidden_layers)) - attentions_of(decoder).keys()
+    if without:
+        raise Unswitchable(f"{name} has no causal self-attention with a layer_idx in layer {min(without)}")
     return decoder
 
 
-def attentions_of(decoder: PreTrainedModel) -> dict[int, nn.Module]:
+def cache_name(model: PreTrainedModel) -> str:
+    """What the forward calls its cache: transformers renamed it in 5.24."""
+    return NEW_CACHE if NEW_CACHE in inspect.signature(type(model).forward).parameters else OLD_CACHE
+
+
+def attentions_of(decoder: nn.Module) -> dict[int, nn.Module]:
     """The attention module of each layer that has one, by the layer's number."""
     found = {}
     for module in decoder.modules():
@@ -76,11 +90,10 @@ def _require_known_layers(name: str, config: PretrainedConfig) -> None:
         raise Unswitchable(f"{name} is configured to see the future; only causal decoders are switched")
 
 
-def own_window(module: nn.Module) -> int | None:
+def own_window(module: Any) -> int | None:
     """Keys that the layer sees at most in the dense model, the query itself included; None where it sees all."""
-    if hasattr(module, "sliding_window"):
-        return module.sliding_window
-    return getattr(module.config, "sliding_window", None)
+    owner = module if hasattr(module, "sliding_window") else module.config
+    return getattr(owner, "sliding_window", None) or None  # some configurations say 0 for none
 
 
 def texts(decoder: PreTrainedModel, patterns: Patterns) -> list[str]:
@@ -95,8 +108,15 @@ def texts(decoder: PreTrainedModel, patterns: Patterns) -> list[str]:
         if unknown:
             raise ValueError(f"pattern is given for layer {unknown[0]!r}; the model has layers 0 to {count - 1}")
         given = [patterns.get(layer, Causal()) for layer in range(count)]
+    elif isinstance(patterns, Pattern):
+        given = [patterns] * count
+    elif callable(patterns):
+        given = [patterns(layer) for layer in range(count)]
     else:
-        given = [patterns if isinstance(patterns, Pattern) else patterns(layer) for layer in range(count)]
+        raise ValueError(
+            f"pattern is {patterns!r}; give one such as Window(1024) | Sinks(4), a dictionary {{layer: pattern}}, "
+            f"or a function from a layer's number to its pattern"
+        )
     for layer, pattern in enumerate(given):
         if not isinstance(pattern, Pattern):
             raise ValueError(f"pattern of layer {layer} is {pattern!r}; give a pattern such as Window(1024) | Sinks(4)")
@@ -104,7 +124,7 @@ def texts(decoder: PreTrainedModel, patterns: Patterns) -> list[str]:
     return [pattern.spec for pattern in given]
 
 
-def pattern_of(module: nn.Module, layer: int) -> Pattern:
+def pattern_of(module: Any, layer: int) -> Pattern:
     """What the layer's queries see: the configured pattern within the past, and within the layer's own window."""
     return _within(module.config.sparse_attention["patterns"][layer], own_window(module))
 

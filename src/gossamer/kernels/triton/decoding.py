@@ -21,7 +21,7 @@ class Decode:
         """The first thing that decoding does not do."""
         if find_spec("triton") is None:
             return "it needs Triton; pip install triton"
-        return decode_table.refuses(problem) or without_gpu(problem.device)
+        return without_gpu(problem.device) or decode_table.refuses(problem)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax

@@ -42,7 +42,7 @@ def save_endless(endless: Endless, path: Path) -> None:
     right.plot(written, [held / MIB for held in endless.held])
     right.set(title="memory besides the weights", xlabel="tokens written", ylabel="MiB")
     for axes in (left, right):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.2 * (axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1))
         axes.grid(alpha=0.3)
     _save(figure, path)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from gossamer import Causal, Pattern
@@ -97,7 +98,8 @@ def decode_case(family: Family, held: CacheBytes) -> Case:
         contender("flex", static, lambda cache: one_by_one(twin(BY_BLOCKS), cache), sparse),
         contender("flex-compiled", static, compiled(BY_BLOCKS), sparse),
         contender("gossamer", evicting, lambda cache: one_by_one(family.sparse, cache), sparse),
-        contender("gossamer-graph", evicting, partial(decode_step, family), sparse),
+        contender("gossamer-graph", evicting, lambda cache: decode_step(family.sparse, cache), sparse),
+        contender("gossamer-compiled", evicting, lambda cache: decode_step(family.compiled, cache), sparse),
     )
     return Case(decode_title(setting.config), setting.config.model.lengths, contenders, clock=token_clock)
 
@@ -171,7 +173,8 @@ def one_graph(forward: Callable[..., Any], device: torch.device) -> Callable[...
     return torch.compile(forward, fullgraph=True, dynamic=False, **how)
 
 
-def decode_step(family: Family, cache: Cache) -> NextLogits:
+def decode_step(model: PreTrainedModel, cache: Cache) -> NextLogits:
     """What `stream` does for each token: a CUDA graph, as soon as one step is like the next."""
-    padding = torch.zeros(family.setting.config.batch, dtype=torch.int64, device=family.setting.device)
-    return DecodeStep(family.sparse, cache, padding)
+    layers: list[Any] = cache.layers
+    batch = len(layers[0].held.runs[0].store.next)
+    return DecodeStep(model, cache, torch.zeros(batch, dtype=torch.int64, device=model.device))

@@ -54,7 +54,7 @@ def fault(family: Family, prompt: int) -> str | None:
 
 def _tokens(family: Family, prompt: int) -> Iterator[Tensor]:
     words = text(family.setting, prompt)[:1].tolist()
-    return stream(family.sparse, words, SamplingConfig(max_new_tokens=None, temperature=0))
+    return stream(family.compiled, words, SamplingConfig(max_new_tokens=None, temperature=0))
 
 
 def _write(tokens: Iterator[Tensor], count: int, device: torch.device) -> float:

@@ -66,6 +66,19 @@ class Family:
         c = self.setting.config
         return self._once("sparse", lambda: sparsify(self._twin(), Window(c.window) | Sinks(sinks(c))))
 
+    @property
+    def compiled(self) -> PreTrainedModel:
+        """The same with each layer compiled, all by one graph; a CPU only sees that there are graphs."""
+
+        def made() -> PreTrainedModel:
+            c = self.setting.config
+            twin = sparsify(self._twin(), Window(c.window) | Sinks(sinks(c)))
+            for layer in twin.model.layers:
+                layer.compile(backend="inductor" if self.setting.device.type == "cuda" else "eager", dynamic=False)
+            return twin
+
+        return self._once("compiled", made)
+
     def twin(self, implementation: str) -> PreTrainedModel:
         """The twin whose attention has this name in transformers."""
 

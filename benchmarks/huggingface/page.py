@@ -23,6 +23,7 @@ WHO = {
     "flex-compiled": 'the same within the whole model by `torch.compile(mode="reduce-overhead", fullgraph=True)`',
     "gossamer": "`gossamer.sparsify(model, pattern)`, eager",
     "gossamer-graph": "the same by the steps of `stream`, which a CUDA graph replays",
+    "gossamer-compiled": "the same with `layer.compile()` called for each of the model's layers before",
 }
 NOTES = (
     "All share one model's weights; no one is timed whose logits are wrong. Milliseconds: median (fastest–slowest), "

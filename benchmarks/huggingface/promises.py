@@ -15,7 +15,7 @@ DRIFT = 0.05
 MEMORY = 1.01
 """So much of the least that was held may be held at any block's end."""
 
-OURS = ("gossamer", "gossamer-graph")
+OURS = ("gossamer", "gossamer-graph", "gossamer-compiled")
 SDPA = ("sdpa", "cudnn", "sdpa-compiled")
 FLEX = ("flex-dense", "flex", "flex-compiled")
 

@@ -237,7 +237,7 @@ def test_before_anything_was_measured_nothing_is_kept(script, part, tmp_path):
 def test_a_text_whose_first_tokens_are_wrong_is_not_measured(script, part, family):
     endless = part("endless")
     assert endless.fault(family, 2 * WINDOW) is None
-    family._made["sparse"] = sparsify(family._twin(), Window(2))
+    family._made["compiled"] = sparsify(family._twin(), Window(2))
     assert "less likely than another" in endless.fault(family, 2 * WINDOW)
     (told,) = script.run_endless(family, 40, 10, this_machine())
     assert "less likely" in told.fault and not told.seconds

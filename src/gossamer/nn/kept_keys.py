@@ -43,6 +43,25 @@ class Excerpted:
         return np.concatenate([self.kept, np.arange(self.start, self.start + ran)])
 
 
+class Clocks:
+    """Where the next tokens go in rings, counted on the device: once for all that have one size and one position."""
+
+    def __init__(self) -> None:
+        self._slots: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+    def slots(self, ring: int, positions: Positions, device: torch.device) -> Tensor:
+        """The slots [B], or [1] for all, of tokens at these positions, which `advance` will count on."""
+        key = ring, tuple(positions.tolist())
+        if key not in self._slots:
+            self._slots[key] = torch.from_numpy(positions % ring).to(device)
+        return self._slots[key]
+
+    def advance(self) -> None:
+        """Counts one token of each sequence, after every layer has taken it."""
+        for (ring, _), slots in self._slots.items():
+            slots.add_(1).remainder_(ring)
+
+
 class KeptKeys:
     """Keys and values [B, G, ·, D] of heads that follow one pattern, as long as it will read them.
 
@@ -57,7 +76,9 @@ class KeptKeys:
         self.keys, self.values = torch.empty(0), torch.empty(0)  # until the first come
         self.plain = True  # each later query sees all that is held, as long as `step` alone adds to it
         self.quiet = 0  # before this position, a step drops what leaves the ring, and archives nothing
-        self.slots: Tensor | None = None  # [B] where the next tokens go, where the device itself counts
+        self.slots: Tensor | None = (
+            None  # [B], or [1] for all: where the next tokens go, where the device itself counts
+        )
 
     @property
     def empty(self) -> bool:
@@ -105,9 +126,10 @@ class KeptKeys:
         alike = len(set(map(len, self.archived))) == 1
         return bool(full) and alike and all(self._is_quiet(int(position)) for position in np.unique(self.next))
 
-    def count_on_the_device(self, wanted: bool) -> None:
-        """From now on the device counts where the next tokens go, or no longer; asked only where a step `repeats`."""
-        self.slots = torch.from_numpy(self.next % self.ring).to(self.keys.device) if wanted else None
+    def follow(self, clocks: Clocks | None) -> None:
+        """From now on the device alone knows where the next tokens go, or no longer; only where a step `repeats`."""
+        places = self.next[:1] if self.together else self.next
+        self.slots = None if clocks is None else clocks.slots(self.ring, places, self.keys.device)
 
     def excerpt(self, rows: NDArray[np.int64], k: Tensor, v: Tensor) -> Excerpted:
         """All that is held of some sequences at one position, in order, and the new keys behind it."""
@@ -174,10 +196,12 @@ class KeptKeys:
         return self.ring <= position < self.quiet
 
     def _step_on_the_device(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        rows = torch.arange(len(self.next), device=k.device)
-        self.keys[rows, :, slots] = k[:, :, 0].detach()
-        self.values[rows, :, slots] = v[:, :, 0].detach()
-        slots.add_(1).remainder_(self.ring)
+        """As few launches as can be: a replayed graph has nothing else to wait for."""
+        for cache, new in ((self.keys, k), (self.values, v)):
+            if len(slots) == 1:
+                cache.index_copy_(2, slots, new.detach())
+            else:
+                cache[torch.arange(len(slots), device=k.device), :, slots] = new[:, :, 0].detach()
 
     def _step_together(self, k: Tensor, v: Tensor, position: int, move: tuple[bool, bool]) -> None:
         held, archives = move

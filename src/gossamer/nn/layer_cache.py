@@ -15,7 +15,7 @@ from torch import Tensor
 from ..attention import attend
 from ..patterns import Causal, Excerpt, Pattern, PerHead
 from ..patterns.base import Or, looks_at_distance_alone
-from .kept_keys import Excerpted, KeptKeys
+from .kept_keys import Clocks, Excerpted, KeptKeys
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,10 +141,10 @@ class LayerCache:
         """Whether the next call with one token launches what the last one launched, so that a CUDA graph can."""
         return bool(self.runs) and all(run.store.repeats() for run in self.runs)
 
-    def count_on_the_device(self, wanted: bool) -> None:
-        """From now on the device counts where new tokens go, or no longer."""
+    def follow(self, clocks: Clocks | None) -> None:
+        """From now on the device alone knows where new tokens go, by these clocks, or no longer."""
         for run in self.runs:
-            run.store.count_on_the_device(wanted)
+            run.store.follow(clocks)
 
     def repeated(self) -> None:
         """Counts one token that a replayed graph has taken."""

@@ -13,6 +13,7 @@ from gossamer.generation_config import SamplingConfig
 from gossamer.integrations.huggingface import evicting_cache, stream
 from gossamer.integrations.huggingface.decode_step import DecodeStep
 from gossamer.integrations.huggingface.layers import cache_name
+from gossamer.nn.kept_keys import Clocks
 
 VOCABULARY = 97
 PATTERNS = {
@@ -99,11 +100,33 @@ def test_a_cache_whose_device_counts_gives_the_same() -> None:
     cache = layer.held
     cache.attend(*(x[:, :, :20],) * 3)
     assert cache.repeats()
-    cache.count_on_the_device(True)
-    out = [cache.attend(*(x[:, :, at : at + 1],) * 3) for at in range(20, 40)]
-    cache.count_on_the_device(False)
+    clocks, out = Clocks(), []
+    cache.follow(clocks)
+    for at in range(20, 40):
+        out.append(cache.attend(*(x[:, :, at : at + 1],) * 3))
+        clocks.advance()
+    cache.follow(None)
     out += [cache.attend(*(x[:, :, at : at + 1],) * 3) for at in range(40, 60)]
     torch.testing.assert_close(torch.cat(out, dim=2), attend(x, x, x, pattern)[:, :, 20:])
+
+
+def test_compiled_layers_write_the_same_and_are_compiled_once() -> None:
+    model, texts = llama(PATTERNS["bounded"]), prompts(20)
+    plain = written(model, texts, new=40)
+    compiled: list[torch.fx.GraphModule] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    for layer in model.model.layers:
+        layer.compile(backend=counting)
+    steps = stream(model, texts, SamplingConfig(40, temperature=0))
+    first = [next(steps) for _ in range(3)]
+    count = len(compiled)
+    assert torch.equal(torch.stack([*first, *steps], dim=1), plain)
+    assert len(compiled) == count > 0, "each token was compiled anew"
 
 
 @pytest.mark.parametrize(

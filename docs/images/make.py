@@ -13,6 +13,8 @@ from gossamer.patterns import (
     Causal,
     Dilated,
     Documents,
+    Excerpt,
+    Packed,
     Pattern,
     PerHead,
     RandomBlocks,
@@ -52,6 +54,8 @@ DRAWINGS: dict[str, Pattern] = {
     "blocks": Blocks(6, ["1000", "1100", "0110", "1011"]),
     "random-blocks": Causal() & (Window(4) | RandomBlocks(3, count=1, seed=1)),
     "documents": Causal() & Documents([9, 4, 11]),
+    "packed": Packed(Causal() & (Window(3) | Sinks(1)), [9, 4, 11]),
+    "excerpt": Excerpt(Causal() & (Window(6) | Sinks(2)), kept=(0, 1), start=40),
     "not": Causal() & ~Window(6),
 }
 PER_HEAD = PerHead([(Causal() & Window(6), 8), (Causal() & Strided(5), 4)])

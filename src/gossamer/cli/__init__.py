@@ -1,4 +1,4 @@
-"""The library's own values as commands and flags: `gossamer train | generate | bench | show | doctor`."""
+"""The library's own values as commands: `gossamer train | generate | convert | serve | bench | show | doctor`."""
 
 import lazy_loader as lazy
 

@@ -43,8 +43,9 @@ class Generate(Command):
 def run(arguments: Sequence[str]) -> None:
     """Prints the prompt and then each piece of text as soon as the model has written it."""
     command = parsed(Generate, arguments)
-    texts = read_prompts(command)
+    require_one_prompt(command)
     writer = loaded(command)
+    texts = read_prompts(command)
     sampling = replace(command.sampling, stop=command.sampling.stop or writer.stop)
     if command.endless:
         sampling = replace(sampling, max_new_tokens=None, stop=())
@@ -108,11 +109,11 @@ def locate(model: Path) -> tuple[Path, Path]:
     raise FileNotFoundError(f"--model {model} has no tokenizer; put tokenizer.json, or GPT-2's two files, beside it")
 
 
-def read_prompts(command: Generate) -> list[str]:
-    """The texts that the model is to go on from.
+def require_one_prompt(command: Generate) -> None:
+    """Sees that the prompt is given in one way.
 
     Raises:
-        WrongUsage: They are given in more than one way, or there is none.
+        WrongUsage: It is given in several.
     """
     given = {
         "--prompt": command.prompt != STANDARD_INPUT,
@@ -122,21 +123,34 @@ def read_prompts(command: Generate) -> list[str]:
     flags = [flag for flag, value in given.items() if value]
     if len(flags) > 1:
         raise WrongUsage(f"{' and '.join(flags)} are both given; give one of them")
+
+
+def read_prompts(command: Generate) -> list[str]:
+    """The texts that the model is to go on from.
+
+    Raises:
+        WrongUsage: There is none.
+    """
     if command.prompts is not None:
-        lines = _text(command.prompts.read_bytes(), str(command.prompts)).splitlines()
+        lines = text_of(command.prompts.read_bytes(), str(command.prompts)).splitlines()
         if not lines:
             raise WrongUsage(f"--prompts {command.prompts} is empty; write a prompt on each line")
         return lines
     if command.prompt_file is not None:
-        return [_text(command.prompt_file.read_bytes(), str(command.prompt_file))]
+        return [text_of(command.prompt_file.read_bytes(), str(command.prompt_file))]
     if command.prompt != STANDARD_INPUT:
         return [command.prompt]
     if sys.stdin.isatty():
         print("type the prompt, and end it with Ctrl-D", file=sys.stderr)
-    return [_text(sys.stdin.buffer.read(), "standard input")]
+    return [text_of(sys.stdin.buffer.read(), "standard input")]
 
 
-def _text(content: bytes, source: str) -> str:
+def text_of(content: bytes, source: str) -> str:
+    """The text in UTF-8 that was read from `source`.
+
+    Raises:
+        ValueError: It is none; the message names the source and the byte.
+    """
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -18,7 +18,7 @@ class KVCache:
     it was, so that each layer of one forward stands at the same place. Meant for inference: nothing is
     differentiated through it.
 
-    >>> from gossamer import Causal, Window
+    >>> import torch
     >>> cache, x = KVCache(capacity=64), torch.ones(1, 2, 48, 8)
     >>> out = cache.attend(0, x, x, x, Causal() & Window(16))
     >>> cache.advance(48)

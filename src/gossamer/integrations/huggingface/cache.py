@@ -39,7 +39,7 @@ class EvictingLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, kwargs: object = None) -> tuple[Tensor, Tensor]:
         """The new keys and values alone; `attend` knows the ones before."""
         if self.turn != "keys":
             raise RuntimeError(

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from .layers import cache_name
+
 EAGER_STEPS = 3
 """Steps that run before a graph is made of one: they make the tables and pick the kernels that it launches."""
 
@@ -55,7 +57,7 @@ class DecodeStep:
 
     def _forward(self) -> Tensor:
         out = self.model(
-            input_ids=self.tokens, position_ids=self.positions, past_key_values=self.cache, use_cache=True
+            input_ids=self.tokens, position_ids=self.positions, use_cache=True, **{cache_name(self.model): self.cache}
         )  # fmt: skip
         self.positions.add_(1)
         return out.logits[:, -1]

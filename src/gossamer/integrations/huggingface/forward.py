@@ -16,6 +16,7 @@ from ...patterns import Pattern
 from .attention import FRAME, NAME, flat
 from .cache import await_keys, evicting_cache, evicts, is_dynamic, is_new, keep_all, length_of, take_over
 from .frame import Documents, Frame
+from .layers import OLD_CACHE, cache_name
 
 
 @dataclass
@@ -35,6 +36,10 @@ class Before:
             self._warn(decoder)
             return args, given
         names = _names(type(decoder))
+        name = cache_name(decoder)
+        if OLD_CACHE in given and name != OLD_CACHE:  # the decoder would rename it, but only after this
+            given = {name: given[OLD_CACHE], **given}
+            del given[OLD_CACHE]
         inputs = {**dict(zip(names, args, strict=False)), **given}
         tokens = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
         if tokens is None:
@@ -50,7 +55,7 @@ class Before:
                 "output_attentions=True: sparse attention makes no matrix of weights; leave it out, or ask the dense "
                 "model, after gossamer.densify(model)"
             )
-        mask, cache = flat(inputs.get("attention_mask")), inputs.get("past_key_values")
+        mask, cache = flat(inputs.get("attention_mask")), inputs.get(cache_name(decoder))
         documents = _documents(inputs, tokens) if mask is None and _may_be_packed(cache) else None
         if documents is not None:
             if cache is not None:
@@ -60,7 +65,7 @@ class Before:
             return {FRAME: self._frame(mask, None, tokens, None), "use_cache": False}  # nothing can go on behind it
         cache = self._cache(decoder, cache, inputs)
         changed = {FRAME: self._frame(mask, cache, tokens, None)}
-        return changed if cache is None else {**changed, "past_key_values": cache}
+        return changed if cache is None else {**changed, cache_name(decoder): cache}
 
     def _cache(self, decoder: PreTrainedModel, cache: Cache | None, inputs: dict[str, Any]) -> Cache | None:
         """The cache that this forward fills, with layers that keep what the patterns read.

@@ -17,6 +17,7 @@ from ...patterns.base import require_integer
 from .cache import evicting_cache
 from .decode_step import DecodeStep
 from .forward import hooks
+from .layers import cache_name
 from .switch import is_sparse
 
 CHUNK = 4096
@@ -90,9 +91,9 @@ def _prefilled(
             input_ids=tokens[:, first:end],
             attention_mask=(place[:, :end] >= 0).long() if len(prompts) > 1 else None,
             position_ids=place[:, first:end].clamp(min=0),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{cache_name(model): cache},
         )
         logits = out.logits[:, -1]
     return cache, padding, logits

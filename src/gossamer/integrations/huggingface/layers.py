@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -10,9 +11,12 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...patterns import Causal, Pattern, Window, parse
+from .choosing import selects, selects_by_mask
 
 KEY = "sparse_attention"
 """Where a model's configuration says its patterns, as plain values that are saved with it."""
+
+OLD_CACHE, NEW_CACHE = "past_key_values", "cache"
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -44,6 +48,10 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
         raise Unswitchable(
             f"{name} has parts that are no text; switch its language model: sparsify(model.language_model)"
         )
+    if selects(model):
+        raise Unswitchable(f"{name} chooses its keys itself, and a pattern would be lost on it: sparsify(model)")
+    if selects_by_mask(model):
+        raise Unswitchable(f"{name} chooses its keys itself and says them in its mask, which no pattern can replace")
     if not model._supports_attention_backend:
         raise Unswitchable(f"{name} does not call attention through transformers' AttentionInterface")
     _require_known_layers(name, config)
@@ -51,6 +59,11 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     if without:
         raise Unswitchable(f"{name} has no causal self-attention with a layer_idx in layer {min(without)}")
     return decoder
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What the forward calls its cache: transformers renamed it in 5.24."""
+    return NEW_CACHE if NEW_CACHE in inspect.signature(type(model).forward).parameters else OLD_CACHE
 
 
 def attentions_of(decoder: nn.Module) -> dict[int, nn.Module]:

@@ -10,11 +10,13 @@ from ...patterns import parse
 from .attention import NAME, register
 from .forward import Before, hooks
 from .layers import KEY, Patterns, attentions_of, decoder_of, pattern_of, texts
+from .native import NAME as OWN_CHOICE
+from .native import forget_choice, is_own_choice, keep_to_choice
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def sparsify(model: Model, pattern: Patterns, *, evict: bool = True) -> Model:
+def sparsify(model: Model, pattern: Patterns | None = None, *, evict: bool = True) -> Model:
     """The model itself, whose layers from now on see what `pattern` allows of what they saw before.
 
     Works on decoders of transformers 5.4 or newer that call attention through its AttentionInterface: training,
@@ -24,7 +26,8 @@ def sparsify(model: Model, pattern: Patterns, *, evict: bool = True) -> Model:
 
     Args:
         pattern: One pattern for all layers, a dictionary {layer: pattern} (layers left out stay dense), or a
-            function from a layer's number to its pattern.
+            function from a layer's number to its pattern. None for a model that chooses its keys itself, such as
+            DeepSeek-V3.2 or MiniMax-M3: its attention then computes the chosen pairs and no others.
         evict: Let caches drop the keys that no later query reads. An empty `DynamicCache`, which is what `generate`
             begins with, is taken over; a static cache keeps every key.
 
@@ -32,6 +35,8 @@ def sparsify(model: Model, pattern: Patterns, *, evict: bool = True) -> Model:
         Unswitchable: The model's attention cannot be switched; the message says why.
         ValueError: A pattern is none, or does not suit the layer that it is for.
     """
+    if pattern is None:
+        return keep_to_choice(model)
     decoder = decoder_of(model)
     written = texts(decoder, pattern)
     return _switch(model, decoder, written, evict)
@@ -43,8 +48,10 @@ def resparsify(model: Model, *, evict: bool = True) -> Model:
     Raises:
         ValueError: The configuration says nothing of patterns, or something that is none.
     """
-    decoder = decoder_of(model)
     saved = getattr(model.config, KEY, None)
+    if is_own_choice(saved):
+        return keep_to_choice(model)
+    decoder = decoder_of(model)
     count = model.config.num_hidden_layers
     if not isinstance(saved, dict) or not isinstance(saved.get("patterns"), list):
         raise ValueError(
@@ -65,6 +72,8 @@ def densify(model: Model) -> Model:
     Raises:
         ValueError: The model was not made sparse.
     """
+    if is_own_choice(getattr(model.config, KEY, None)):
+        return forget_choice(model)
     decoder = decoder_of(model)
     found = hooks(decoder)
     if not found:
@@ -78,7 +87,8 @@ def densify(model: Model) -> Model:
 
 def is_sparse(model: PreTrainedModel) -> bool:
     """Whether the model's attention is Gossamer's now."""
-    return model.config._attn_implementation == NAME and bool(hooks(model.get_decoder()))
+    attention = model.config._attn_implementation
+    return attention == OWN_CHOICE or (attention == NAME and bool(hooks(model.get_decoder())))
 
 
 def _switch(model: Model, decoder: PreTrainedModel, written: list[str], evict: bool) -> Model:

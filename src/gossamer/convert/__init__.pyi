@@ -1,0 +1,15 @@
+from .assignment import Assignment as Assignment
+from .assignment import assign as assign
+from .assignment import tradeoff as tradeoff
+from .candidates import default_candidates as default_candidates
+from .chart import save_chart as save_chart
+from .checkpoint import DenseModel as DenseModel
+from .checkpoint import open_model as open_model
+from .mass import DenseAttention as DenseAttention
+from .mass import attend_densely as attend_densely
+from .mass import kept_mass as kept_mass
+from .measure import Measurement as Measurement
+from .measure import measure as measure
+from .measure import samples as samples
+from .table import tables as tables
+from .writing import write_sparse as write_sparse

@@ -61,7 +61,7 @@ def text(keeping: PreTrainedModel) -> Tensor:
     return greedy(keeping, tokens(2, LENGTH), use_cache=False)
 
 
-@pytest.mark.parametrize("pattern", EACH_LAYER.values(), ids=EACH_LAYER)
+@pytest.mark.parametrize("pattern", (PATTERNS | BY_LAYER).values(), ids=PATTERNS | BY_LAYER)
 def test_greedy_text_is_that_of_the_whole_cache_and_of_no_cache(
     family: str, pattern: Pattern | dict[int, Pattern] | Callable[[int], Pattern]
 ) -> None:
@@ -198,7 +198,7 @@ def test_memory_is_flat_where_the_pattern_is_bounded(family: str, pattern: Patte
 
 
 def test_strides_grow_by_what_they_read() -> None:
-    """Of 400 tokens a stride of 10 reads 40 again; memory doubles where it has to grow, so it is less than twice that."""
+    """Of 400 tokens a stride of 10 reads 40 again; memory doubles where it grows, so it is at most twice that."""
     model = sparsify(tiny("llama"), Strided(10))
     name = cache_name(model)
     cache = getattr(model(tokens(1, 100)), name)

@@ -10,6 +10,7 @@ from gossamer import Causal, Dilated, Pattern, PerHead, Sinks, Strided, Tokens, 
 from gossamer.generation_config import SamplingConfig
 from gossamer.integrations.huggingface import stream
 from gossamer.integrations.huggingface.decode_step import EAGER_STEPS, DecodeStep
+from gossamer.integrations.huggingface.layers import cache_name
 from gossamer.nn.layer_cache import LayerCache
 
 pytestmark = pytest.mark.gpu
@@ -66,7 +67,7 @@ def test_a_step_is_recorded_and_its_logits_are_those_of_the_model() -> None:
     padding = torch.zeros(2, dtype=torch.int64, device="cuda")
     with torch.inference_mode():
         whole = model(tokens, use_cache=False).logits
-        cache = model(tokens[:, :300], use_cache=True).past_key_values
+        cache = model(tokens[:, :300], use_cache=True)[cache_name(model)]
         step, recorded = DecodeStep(model, cache, padding), []
         for position in range(300, 700):
             logits = step(tokens[:, position])

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, StaticCache
 from gossamer import Causal, Window
 from gossamer.integrations.huggingface import densify, is_sparse, resparsify, sparsify
 from gossamer.integrations.huggingface.choosing import selects, selects_by_mask
-from gossamer.integrations.huggingface.layers import Unswitchable
+from gossamer.integrations.huggingface.layers import Unswitchable, cache_name
 from tests.integrations.huggingface.native_models import FAMILIES, VOCABULARY, Family
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -109,8 +109,8 @@ def test_a_cache_changes_nothing(family: Family) -> None:
     ours, ids = sparsify(family.build()), tokens()
     cache, pieces = None, []
     for piece in ids.split([20, 13, 1, 1, 1, 1, 1, 1, 1], dim=1):
-        output = ours(piece, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = ours(piece, use_cache=True, **{cache_name(ours): cache})
+        cache = output[cache_name(ours)]
         pieces.append(output.logits if "logits" in output else output.last_hidden_state)
     assert (torch.cat(pieces, dim=1) - result(ours, ids)).abs().max() <= LIMIT
 
@@ -135,8 +135,8 @@ def test_it_writes_the_same_tokens(family: Family, settings: dict[str, object]) 
 def test_a_static_cache_holds_room_that_nobody_sees(family: Family) -> None:
     ours, ids = sparsify(family.build()), tokens()
     cache = StaticCache(config=ours.config, max_cache_len=64)
-    first = ours(ids[:, :33], past_key_values=cache).logits
-    last = ours(ids[:, 33:], past_key_values=cache).logits
+    first = ours(ids[:, :33], **{cache_name(ours): cache}).logits
+    last = ours(ids[:, 33:], **{cache_name(ours): cache}).logits
     assert (torch.cat([first, last], dim=1) - result(ours, ids)).abs().max() <= LIMIT
 
 

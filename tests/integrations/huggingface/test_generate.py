@@ -31,10 +31,7 @@ from tests.integrations.huggingface.families import (
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
 NEW = 24
-EACH_LAYER: dict[str, Any] = PATTERNS | {
-    "mapping": MIXED,
-    "function": lambda layer: Window(5 + layer) | Sinks(1 + layer),
-}
+BY_LAYER: dict[str, Any] = {"mapping": MIXED, "function": lambda layer: Window(5 + layer) | Sinks(1 + layer)}
 ROWS = [tokens(LENGTH - 13, seed=2), tokens(LENGTH, seed=3), tokens(LENGTH - 1, seed=4)]
 
 

@@ -62,9 +62,12 @@ class Packed(Pattern):
 
     def bounds(self, q_first: NDArray, q_last: NDArray, k_first: NDArray, k_last: NDArray) -> tuple[Bools, Bools]:
         may, within_one = self._documents.bounds(q_first, q_last, k_first, k_last)
-        start = self._start(np.maximum(q_first, k_first))
-        inner_may, inner_must = self.pattern.bounds(q_first - start, q_last - start, k_first - start, k_last - start)
-        return may & (inner_may | ~within_one), within_one & inner_must
+        start = self._start(k_first)
+        keys_in_one = start == self._start(k_last)
+        last = start + np.array(self.lengths)[np.searchsorted(self._starts, start)] - 1
+        first, last = (np.clip(q, start, last) - start for q in (q_first, q_last))  # no other query sees these keys
+        inner_may, inner_must = self.pattern.bounds(first, last, k_first - start, k_last - start)
+        return may & (inner_may | ~keys_in_one), within_one & inner_must
 
     def clauses(self, extent: Extent) -> tuple[Clause, ...] | None:
         longest = max(self.lengths)

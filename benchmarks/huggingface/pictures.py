@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from .prefill import PREFILL
 from .promises import FLEX, OURS, SDPA
@@ -42,6 +43,8 @@ def save_endless(endless: Endless, path: Path) -> None:
     right.plot(written, [held / MIB for held in endless.held])
     right.set(title="memory besides the weights", xlabel="tokens written", ylabel="MiB")
     for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set_ylim(0, 1.2 * (axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1))
         axes.grid(alpha=0.3)
     _save(figure, path)

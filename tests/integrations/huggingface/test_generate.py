@@ -30,7 +30,7 @@ from tests.integrations.huggingface.families import (
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
-NEW = 24
+NEW = 16
 BY_LAYER: dict[str, Any] = {"mapping": MIXED, "function": lambda layer: Window(5 + layer) | Sinks(1 + layer)}
 ROWS = [tokens(LENGTH - 13, seed=2), tokens(LENGTH, seed=3), tokens(LENGTH - 1, seed=4)]
 

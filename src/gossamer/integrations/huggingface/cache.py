@@ -44,8 +44,9 @@ class EvictingLayer(CacheLayerMixin):
         """The new keys and values alone; `attend` knows the ones before."""
         if self.turn != "keys":
             raise RuntimeError(
-                "an evicting cache was given to a model whose attention is not Gossamer's, or no longer; begin with a "
-                "new cache after a switch of the attention"
+                "an evicting cache was given to a model whose attention is not Gossamer's, or no longer: begin with a "
+                "new cache after a switch of the attention; or the model's layers run several times in one forward: "
+                "then switch with sparsify(model, pattern, evict=False)"
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

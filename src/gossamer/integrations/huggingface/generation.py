@@ -17,7 +17,7 @@ from ...patterns.base import require_integer
 from .cache import evicting_cache
 from .decode_step import DecodeStep
 from .forward import hooks
-from .layers import cache_name
+from .layers import cache_name, text_decoder
 from .switch import is_sparse
 
 CHUNK = 4096
@@ -83,7 +83,7 @@ def _prefilled(
     for row, prompt in enumerate(prompts):
         tokens[row, length - len(prompt) :] = torch.tensor(prompt)
     tokens, place = tokens.to(device), torch.arange(length, device=device) - padding[:, None]
-    (before,) = hooks(model.get_decoder()).values()
+    (before,) = hooks(text_decoder(model)).values()
     cache, logits = evicting_cache(list(before.patterns.values())), torch.empty(0)
     for first in range(0, length, chunk):
         end = min(first + chunk, length)

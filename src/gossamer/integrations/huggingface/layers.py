@@ -39,7 +39,7 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
             f"model is a {type(model).__name__}; give a model of transformers, such as AutoModelForCausalLM"
         )
     name, config = type(model).__name__, model.config
-    decoder: Any = model.get_decoder()
+    decoder = text_decoder(model)
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
         raise Unswitchable(
             f"{name} attends to an encoder as well; only decoders that attend to themselves are switched"
@@ -59,6 +59,13 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     if without:
         raise Unswitchable(f"{name} has no causal self-attention with a layer_idx in layer {min(without)}")
     return decoder
+
+
+def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The module that a forward of the model calls with the tokens; in some families it is not the base model."""
+    named: Any = model.get_decoder()  # which in some other families is a head that is called so
+    base: Any = model.base_model
+    return named if isinstance(named, PreTrainedModel) else base
 
 
 def cache_name(model: PreTrainedModel) -> str:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ...patterns import parse
 from .attention import NAME, register
 from .forward import Before, hooks
-from .layers import KEY, Patterns, attentions_of, decoder_of, pattern_of, texts
+from .layers import KEY, Patterns, attentions_of, decoder_of, pattern_of, text_decoder, texts
 from .native import NAME as OWN_CHOICE
 from .native import forget_choice, is_own_choice, keep_to_choice
 
@@ -88,7 +88,7 @@ def densify(model: Model) -> Model:
 def is_sparse(model: PreTrainedModel) -> bool:
     """Whether the model's attention is Gossamer's now."""
     attention = model.config._attn_implementation
-    return attention == OWN_CHOICE or (attention == NAME and bool(hooks(model.get_decoder())))
+    return attention == OWN_CHOICE or (attention == NAME and bool(hooks(text_decoder(model))))
 
 
 def _switch(model: Model, decoder: PreTrainedModel, written: list[str], evict: bool) -> Model:

@@ -53,7 +53,7 @@ PROMISED = {
     ),
 }
 
-ASKED_BY_OTHERS = ("get_mask_sizes", "get_seq_length", "get_max_length")
+ASKED_BY_OTHERS = ("get_mask_sizes", "get_seq_length", "get_max_length", "get_max_cache_shape")
 """Names that another library calls: here, a cache's layer in transformers."""
 
 FILE_LINES, KERNEL_FILE_LINES = 400, 600

@@ -269,3 +269,35 @@ def test_a_gpu_writes_the_same_text_with_and_without_a_cache(model):
 def test_a_prompt_on_another_device_than_the_model_is_refused(dense):
     with pytest.raises(ValueError, match=r"tokens are on cpu, the model on cuda:0; pass tokens\.to\('cuda:0'\)"):
         generate(dense.cuda(), prompt(), max_new_tokens=1)
+
+
+def test_prompts_of_different_lengths_are_each_written_on_as_alone(model):
+    """The padding is a token like any other: it may not matter which."""
+    model.eval()
+    long, short = prompt()[0].tolist(), prompt()[0, 4:].tolist()
+    for filler in (0, 5):
+        tokens = torch.tensor([long, [filler] * 4 + short])
+        sampling = SamplingConfig(20, temperature=0)
+        together = torch.stack(list(stream(model, tokens, sampling, padding=[0, 4])), dim=1)
+        for text, new in zip((long, short), together, strict=True):
+            alone = generate(model, torch.tensor([text]), max_new_tokens=20, temperature=0)
+            assert new.tolist() == alone[0, len(text) :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("padding", "use_cache", "message"),
+    [
+        ([1], True, "one|a number"),
+        ([9, 0], True, "0 to 8"),
+        ([-1, 0], True, "0 to 8"),
+        ([1, 0], False, "need the cache"),
+    ],
+)
+def test_padding_that_makes_no_sense_is_refused(dense, padding, use_cache, message):
+    with pytest.raises(ValueError, match=message):
+        stream(dense, prompt(2), SamplingConfig(1), padding=padding, use_cache=use_cache)
+
+
+def test_texts_without_end_are_refused_where_positions_end(dense):
+    with pytest.raises(ValueError, match="max_new_tokens is None, but the model has 64 positions"):
+        stream(dense, prompt(), SamplingConfig(None))

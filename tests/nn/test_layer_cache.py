@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gossamer import Causal, Pattern, PerHead, Sinks, Strided, Tokens, Window, attend
-from gossamer.nn import kept_keys
+from gossamer.nn import survivors
 from gossamer.nn.layer_cache import LayerCache, Scores
 from gossamer.patterns.lifetimes import Lifetimes, lifetimes
 from tests.patterns_list import CAUSAL, HEADS, LENGTH
@@ -114,9 +114,13 @@ def test_memory_is_flat_where_the_pattern_is_bounded(pattern: Pattern, held: int
 
 def test_a_ring_that_wraps_too_early_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted fault: lifetimes one query too short."""
-    monkeypatch.setattr(kept_keys, "lifetimes", lambda *given: _shorter(lifetimes(*given)))
+    monkeypatch.setattr(survivors, "lifetimes", lambda *given: _shorter(lifetimes(*given)))
+    for kept in (survivors.survivors, survivors.ring_of):
+        kept.cache_clear()
     given = sequence(2, 2)
     out = through(LayerCache(Causal() & Window(20)), [1] * LENGTH, *given)
+    for kept in (survivors.survivors, survivors.ring_of):
+        kept.cache_clear()
     assert not torch.allclose(out, attend(*given, Causal() & Window(20)))
 
 

@@ -16,15 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..patterns.base import Pattern
-from ..patterns.lifetimes import FOREVER, NEVER, lifetimes
-
-BLOCK = 4096
-"""Lifetimes are found for this many positions at a time, and kept."""
-
-FAR = 2**20
-"""Where lifetimes are asked for besides the start, to see what a pattern does in the long run."""
-
-Positions = NDArray[np.int64]
+from ..patterns.lifetimes import FOREVER, NEVER
+from .survivors import BLOCK, Positions, lives, ring_of, survivors
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +30,24 @@ class Excerpted:
     """Positions of the first ones; all others run on from `start`."""
     start: int
 
-    @property
-    def positions(self) -> Positions:
-        ran = self.keys.shape[2] - len(self.kept)
-        return np.concatenate([self.kept, np.arange(self.start, self.start + ran)])
+
+class Clocks:
+    """Where the next tokens go in rings, counted on the device: once for all that have one size and one position."""
+
+    def __init__(self) -> None:
+        self._slots: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+    def slots(self, ring: int, positions: Positions, device: torch.device) -> Tensor:
+        """The slots [B], or [1] for all, of tokens at these positions, which `advance` will count on."""
+        key = ring, tuple(positions.tolist())
+        if key not in self._slots:
+            self._slots[key] = torch.from_numpy(positions % ring).to(device)
+        return self._slots[key]
+
+    def advance(self) -> None:
+        """Counts one token of each sequence, after every layer has taken it."""
+        for (ring, _), slots in self._slots.items():
+            slots.add_(1).remainder_(ring)
 
 
 class KeptKeys:
@@ -51,13 +58,15 @@ class KeptKeys:
 
     def __init__(self, pattern: Pattern, ahead: Positions):
         self.pattern = pattern
-        self.ring, self.bounded = _ring(pattern)
+        self.ring, self.bounded = ring_of(pattern)
         self.next = -ahead  # [B] position of each sequence's next token; below 0 while padding is still to come
         self.archived: list[Positions] = [np.empty(0, np.int64) for _ in ahead]
         self.keys, self.values = torch.empty(0), torch.empty(0)  # until the first come
         self.plain = True  # each later query sees all that is held, as long as `step` alone adds to it
         self.quiet = 0  # before this position, a step drops what leaves the ring, and archives nothing
-        self.slots: Tensor | None = None  # [B] where the next tokens go, where the device itself counts
+        self.slots: Tensor | None = (
+            None  # [B], or [1] for all: where the next tokens go, where the device itself counts
+        )
 
     @property
     def empty(self) -> bool:
@@ -105,9 +114,10 @@ class KeptKeys:
         alike = len(set(map(len, self.archived))) == 1
         return bool(full) and alike and all(self._is_quiet(int(position)) for position in np.unique(self.next))
 
-    def count_on_the_device(self, wanted: bool) -> None:
-        """From now on the device counts where the next tokens go, or no longer; asked only where a step `repeats`."""
-        self.slots = torch.from_numpy(self.next % self.ring).to(self.keys.device) if wanted else None
+    def follow(self, clocks: Clocks | None) -> None:
+        """From now on the device alone knows where the next tokens go, or no longer; only where a step `repeats`."""
+        places = self.next[:1] if self.together else self.next
+        self.slots = None if clocks is None else clocks.slots(self.ring, places, self.keys.device)
 
     def excerpt(self, rows: NDArray[np.int64], k: Tensor, v: Tensor) -> Excerpted:
         """All that is held of some sequences at one position, in order, and the new keys behind it."""
@@ -127,20 +137,16 @@ class KeptKeys:
 
     def keep(self, rows: NDArray[np.int64], found: Excerpted, new: int) -> None:
         """Holds of an excerpt whose last `new` tokens are new what will be read by later queries."""
-        positions = found.positions
         end = max(int(self.next[rows[0]]), 0) + new
-        last, steady = _lives(self.pattern, positions)
-        ran = np.flatnonzero(positions >= end - self.ring)
-        archived = np.flatnonzero((positions < end - self.ring) & (positions + last >= end))
-        self._make_room(found.keys, found.values, max([len(archived), *map(len, self.archived)]))
-        slots = np.concatenate([self.ring + np.arange(len(archived)), positions[ran] % max(self.ring, 1)])
+        left = survivors(self.pattern, self.ring, found.kept.tobytes(), found.start, end)
+        self._make_room(found.keys, found.values, max([len(left.archived), *map(len, self.archived)]))
+        index, slots = _on(self.keys.device, left.index, left.slots)
         for held, x in ((self.keys, found.keys), (self.values, found.values)):
-            _put(held, rows, slots, _chosen(x.detach(), np.concatenate([archived, ran])))
+            _put(held, rows, slots, x.detach().index_select(2, index))
         for row in rows:
-            self.archived[row] = positions[archived]
+            self.archived[row] = left.archived
         self.next[rows] = end
-        plain = (last[archived] == FOREVER).all() and (last[ran] >= self.ring - 1).all()
-        self.plain = bool(self.plain and plain and steady[archived].all() and steady[ran].all())
+        self.plain = self.plain and left.plain
 
     def pick(self, order: Tensor) -> None:
         """Holds the sequences `order` [B'] of those held, as beam search asks."""
@@ -153,14 +159,14 @@ class KeptKeys:
     def _move(self, position: int) -> tuple[bool, bool] | None:
         """(the token at `position` is held, the one that leaves the ring for it is archived); None where a query
         at `position` would not see all that is held."""
-        (last,), (steady,) = _lives(self.pattern, np.array([position]))
+        (last,), (steady,) = lives(self.pattern, np.array([position]))
         if not self.ring:
             return None if last not in (NEVER, FOREVER) or not steady else (bool(last == FOREVER), False)
         if last < self.ring - 1 or not steady:
             return None
         if position < self.ring:
             return True, False
-        (leaving,), (steady,) = _lives(self.pattern, np.array([position - self.ring]))
+        (leaving,), (steady,) = lives(self.pattern, np.array([position - self.ring]))
         if leaving not in (self.ring - 1, FOREVER) or not steady:
             return None
         return True, bool(leaving == FOREVER)
@@ -168,16 +174,18 @@ class KeptKeys:
     def _is_quiet(self, position: int) -> bool:
         """Whether a step at this position moves nothing to the archive, and lets its query see all that is held."""
         if position >= self.quiet and self.ring and position >= self.ring:
-            come, leave = (_lives(self.pattern, position - back + np.arange(BLOCK)) for back in (0, self.ring))
+            come, leave = (lives(self.pattern, position - back + np.arange(BLOCK)) for back in (0, self.ring))
             fine = (come[0] >= self.ring - 1) & come[1] & (leave[0] == self.ring - 1) & leave[1]
             self.quiet = position + (BLOCK if fine.all() else int(fine.argmin()))
         return self.ring <= position < self.quiet
 
     def _step_on_the_device(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
-        rows = torch.arange(len(self.next), device=k.device)
-        self.keys[rows, :, slots] = k[:, :, 0].detach()
-        self.values[rows, :, slots] = v[:, :, 0].detach()
-        slots.add_(1).remainder_(self.ring)
+        """As few launches as can be: a replayed graph has nothing else to wait for."""
+        for cache, new in ((self.keys, k), (self.values, v)):
+            if len(slots) == 1:
+                cache.index_copy_(2, slots, new.detach())
+            else:
+                cache[torch.arange(len(slots), device=k.device), :, slots] = new[:, :, 0].detach()
 
     def _step_together(self, k: Tensor, v: Tensor, position: int, move: tuple[bool, bool]) -> None:
         held, archives = move
@@ -219,45 +227,20 @@ class KeptKeys:
             )
 
 
-def _lives(pattern: Pattern, positions: Positions) -> tuple[Positions, NDArray[np.bool_]]:
-    """(distance of the last reader, steadiness) of the key at each position."""
-    last, steady = np.empty(len(positions), np.int64), np.empty(len(positions), bool)
-    for block in np.unique(positions // BLOCK):
-        within = positions // BLOCK == block
-        found = lifetimes(pattern, int(block) * BLOCK, int(block + 1) * BLOCK)
-        last[within] = found.last[positions[within] % BLOCK]
-        steady[within] = found.steady[positions[within] % BLOCK]
-    return last, steady
-
-
-def _ring(pattern: Pattern) -> tuple[int, bool]:
-    """(how many of the newest keys are all worth holding: as long as the shortest lifetime that ends; whether far
-    from the start no key is read forever)."""
-    last, _ = _lives(pattern, np.concatenate([np.arange(BLOCK), FAR + np.arange(BLOCK)]))
-    ending = last[(last != NEVER) & (last != FOREVER)]
-    return int(ending.min()) + 1 if len(ending) else 0, not (last[BLOCK:] == FOREVER).any()
-
-
 def _on(device: torch.device, *numbers: NDArray[np.int64]) -> Iterator[Tensor]:
     return (torch.from_numpy(x).to(device) for x in numbers)
 
 
 def _taken(x: Tensor, rows: NDArray[np.int64], slots: NDArray[np.int64]) -> Tensor:
     """Some slots of some sequences of what is held [B, G, ·, D]."""
-    return _chosen(x if len(rows) == len(x) else x[torch.from_numpy(rows).to(x.device)], slots)
+    row, slot = _on(x.device, rows, slots)
+    return (x if len(rows) == len(x) else x[row]).index_select(2, slot)
 
 
-def _chosen(x: Tensor, tokens: NDArray[np.int64]) -> Tensor:
-    """Some tokens of x [B, G, ·, D]."""
-    if len(tokens) and tokens[-1] - tokens[0] == len(tokens) - 1 and (np.diff(tokens) == 1).all():
-        return x[:, :, tokens[0] : tokens[-1] + 1]
-    return x.index_select(2, torch.from_numpy(tokens).to(x.device))
-
-
-def _put(held: Tensor, rows: NDArray[np.int64], slots: NDArray[np.int64], x: Tensor) -> None:
+def _put(held: Tensor, rows: NDArray[np.int64], slots: Tensor, x: Tensor) -> None:
     """Writes x [b, G, ·, D] to some slots of some sequences."""
-    where = torch.from_numpy(slots).to(held.device)
     if len(rows) == len(held):
-        held.index_copy_(2, where, x.to(held.dtype))
+        held.index_copy_(2, slots, x.to(held.dtype))
     else:
-        held[torch.from_numpy(rows).to(held.device)[:, None], :, where] = x.transpose(1, 2).to(held.dtype)
+        (row,) = _on(held.device, rows)
+        held[row[:, None], :, slots] = x.transpose(1, 2).to(held.dtype)

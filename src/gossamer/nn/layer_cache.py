@@ -15,7 +15,7 @@ from torch import Tensor
 from ..attention import attend
 from ..patterns import Causal, Excerpt, Pattern, PerHead
 from ..patterns.base import Or, looks_at_distance_alone
-from .kept_keys import Excerpted, KeptKeys
+from .kept_keys import Clocks, Excerpted, KeptKeys
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,11 @@ class LayerCache:
         ]
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
+    @property
+    def may_be_padded(self) -> bool:
+        """Whether the next token of some sequence may be padding: all that came of it were."""
+        return self.seen in (self.padding or (0,))
+
     def pad(self, padding: Sequence[int]) -> None:
         """Says how many of each sequence's first tokens are padding; more than before only where all were so far.
 
@@ -136,10 +141,10 @@ class LayerCache:
         """Whether the next call with one token launches what the last one launched, so that a CUDA graph can."""
         return bool(self.runs) and all(run.store.repeats() for run in self.runs)
 
-    def count_on_the_device(self, wanted: bool) -> None:
-        """From now on the device counts where new tokens go, or no longer."""
+    def follow(self, clocks: Clocks | None) -> None:
+        """From now on the device alone knows where new tokens go, by these clocks, or no longer."""
         for run in self.runs:
-            run.store.count_on_the_device(wanted)
+            run.store.follow(clocks)
 
     def repeated(self) -> None:
         """Counts one token that a replayed graph has taken."""

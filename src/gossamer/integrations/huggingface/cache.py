@@ -39,6 +39,7 @@ class EvictingLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
+    @torch.compiler.disable  # what is counted here changes at each call, and must not be compiled into a graph
     def update(self, key_states: Tensor, value_states: Tensor, kwargs: object = None) -> tuple[Tensor, Tensor]:
         """The new keys and values alone; `attend` knows the ones before."""
         if self.turn != "keys":
@@ -51,6 +52,7 @@ class EvictingLayer(CacheLayerMixin):
         self.turn = "attention"
         return key_states, value_states
 
+    @torch.compiler.disable
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         """Attention of the new tokens to all so far."""
         if self.turn != "attention":

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from ...nn.kept_keys import Clocks
 from .layers import cache_name
 
 EAGER_STEPS = 3
@@ -30,6 +31,7 @@ class DecodeStep:
         self.layers: list[Any] = cache.layers
         self.tokens = torch.zeros(len(padding), 1, dtype=torch.int64, device=padding.device)
         self.positions = (cache.get_seq_length() - padding)[:, None]
+        self.clocks: Clocks | None = None
         self.recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
         self.alike = 0
         """Steps in a row that could repeat."""
@@ -42,7 +44,7 @@ class DecodeStep:
             self._forget()
             return self._forward()
         if self.alike == 0:
-            self._count_on_the_device(True)
+            self._follow(Clocks())
         self.alike += 1
         if self.alike <= EAGER_STEPS:
             return self._forward()
@@ -60,6 +62,8 @@ class DecodeStep:
             input_ids=self.tokens, position_ids=self.positions, use_cache=True, **{cache_name(self.model): self.cache}
         )  # fmt: skip
         self.positions.add_(1)
+        if self.clocks is not None:
+            self.clocks.advance()
         return out.logits[:, -1]
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
@@ -72,9 +76,10 @@ class DecodeStep:
 
     def _forget(self) -> None:
         if self.alike:
-            self._count_on_the_device(False)
+            self._follow(None)
         self.recorded, self.alike = None, 0
 
-    def _count_on_the_device(self, wanted: bool) -> None:
+    def _follow(self, clocks: Clocks | None) -> None:
+        self.clocks = clocks
         for layer in self.layers:
-            layer.held.count_on_the_device(wanted)
+            layer.held.follow(clocks)

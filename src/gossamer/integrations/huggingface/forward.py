@@ -89,9 +89,9 @@ class Before:
         if mask is not None and isinstance(past, int):
             _require_width(mask, past + new, isinstance(cache, StaticCache))
         if cache is not None and evicts(cache):
-            if mask is not None and (past == 0 or new > 1):
+            layers: list[Any] = cache.layers
+            if mask is not None and (new > 1 or layers[0].held.may_be_padded):
                 padding = _padding(mask[:, : past + new], new) or (0,) * len(tokens)
-                layers: list[Any] = cache.layers
                 for layer in layers:
                     layer.held.pad(padding)
             return Frame(past + new, self.patterns, cache=cache)

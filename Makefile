@@ -10,9 +10,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+OLDEST := $(VENV)/oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check docs bench clean
+.PHONY: help setup demo test test-all oldest check docs bench clean
 
 help: ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,11 +29,22 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## train a dense and a sparse GPT-2 on Python source, compare them, write runs/demo/report.html
 	$(BIN)/python examples/demo.py
 
+# The oldest transformers that is supported, with what it needs of its own time, beside the newest in .venv.
+$(OLDEST)/.installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) \
+		transformers==5.4.0 huggingface-hub==1.5.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9
+	touch $@
+
+oldest: $(OLDEST)/.installed ## run the tests of models of transformers with the oldest release that is supported
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -m "not slow" tests/integrations/huggingface
+
 test: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m "not slow"
+	$(MAKE) oldest
 
 test-all: setup ## run every test, the slow ones too
 	$(BIN)/python -m pytest
+	$(MAKE) oldest
 
 check: setup ## lint, formatting, types, architecture
 	$(BIN)/ruff check .

@@ -56,10 +56,11 @@ class Family:
         return getattr(module, self.model)(getattr(module, self.config)(**self.sizes | changes)).eval()
 
 
+FIRST = Family("deepseek_v32", "DeepseekV32Config", "DeepseekV32ForCausalLM", LATENT)
 FAMILIES = {
     family.module: family
     for family in (
-        Family("deepseek_v32", "DeepseekV32Config", "DeepseekV32ForCausalLM", LATENT),
+        FIRST,
         Family("glm_moe_dsa", "GlmMoeDsaConfig", "GlmMoeDsaForCausalLM", LATENT | SHARED),
         Family("axk2", "AXK2Config", "AXK2ForCausalLM", LATENT),
         Family("hy_v4", "HYV4Config", "HYV4ForCausalLM", LATENT | SHARED, dense=("eager",)),
@@ -67,5 +68,5 @@ FAMILIES = {
         Family("mistral_large4", "MistralLarge4TextConfig", "MistralLarge4TextModel", LATENT | SHARED),
         Family("minimax_m3_vl", "MiniMaxM3VLTextConfig", "MiniMaxM3VLForCausalLM", BLOCKS, pads_right=True),
     )
-    if family.exists
+    if family.exists and FIRST.exists  # older releases have GLM alone, whose own dense attention is wrong there
 }

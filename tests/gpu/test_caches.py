@@ -78,6 +78,17 @@ def test_a_step_is_recorded_and_its_logits_are_those_of_the_model() -> None:
     assert not recorded[archived] and recorded[archived - 1] and recorded[-1]
 
 
+def test_a_model_that_no_graph_can_repeat_says_so_and_writes_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """It asks the device for a number in each layer: the half-made graph must leave nothing behind."""
+    model, prompt = sparsify(llama(), Window(64) | Sinks(4)), torch.randint(2, 97, (100,)).tolist()
+    sampling = SamplingConfig(60, temperature=0)
+    graphed = torch.stack(list(stream(model, [prompt], sampling)))
+    assert not caplog.records
+    model.model.layers[1].register_forward_hook(lambda module, given, out: print(out[0].sum().item()))
+    assert torch.equal(torch.stack(list(stream(model, [prompt], sampling))), graphed)
+    assert "cannot be a CUDA graph" in caplog.text
+
+
 @pytest.mark.parametrize(
     "pattern",
     [REPEATING, Window(64) | Strided(16), PerHead([(Window(40), 2), (Strided(8), 2)])],

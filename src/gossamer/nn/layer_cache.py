@@ -16,6 +16,7 @@ from ..attention import attend
 from ..patterns import Causal, Excerpt, Pattern, PerHead
 from ..patterns.base import Or, looks_at_distance_alone
 from .kept_keys import Clocks, Excerpted, KeptKeys
+from .survivors import Positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +146,16 @@ class LayerCache:
         """From now on the device alone knows where new tokens go, by these clocks, or no longer."""
         for run in self.runs:
             run.store.follow(clocks)
+
+    def counts(self) -> list[Positions]:
+        """How many tokens the host has counted, for `count_back` where one was counted that did not come."""
+        return [np.array(self.seen), *(run.store.next for run in self.runs)]
+
+    def count_back(self, counts: list[Positions]) -> None:
+        """Takes up the counts of before; nothing may have been written since."""
+        self.seen = int(counts[0])
+        for run, counted in zip(self.runs, counts[1:], strict=True):
+            run.store.next = counted
 
     def repeated(self) -> None:
         """Counts one token that a replayed graph has taken."""

@@ -14,6 +14,7 @@ from gossamer.integrations.huggingface import evicting_cache, stream
 from gossamer.integrations.huggingface.decode_step import DecodeStep
 from gossamer.integrations.huggingface.layers import cache_name
 from gossamer.nn.kept_keys import Clocks
+from gossamer.nn.layer_cache import LayerCache
 
 VOCABULARY = 97
 PATTERNS = {
@@ -107,6 +108,22 @@ def test_a_cache_whose_device_counts_gives_the_same() -> None:
         clocks.advance()
     cache.follow(None)
     out += [cache.attend(*(x[:, :, at : at + 1],) * 3) for at in range(40, 60)]
+    torch.testing.assert_close(torch.cat(out, dim=2), attend(x, x, x, pattern)[:, :, 20:])
+
+
+def test_a_step_that_was_counted_and_did_not_run_is_counted_back() -> None:
+    from gossamer import Causal, attend
+
+    pattern, x = Causal() & (Window(8) | Sinks(2)), torch.randn(1, 2, 40, 8)
+    cache, clocks = LayerCache(pattern), Clocks()
+    cache.attend(*(x[:, :, :20],) * 3)
+    cache.follow(clocks)
+    counts = cache.counts()
+    cache.repeated()
+    assert cache.seen == 21
+    cache.count_back(counts)
+    cache.follow(None)
+    out = [cache.attend(*(x[:, :, at : at + 1],) * 3) for at in range(20, 40)]
     torch.testing.assert_close(torch.cat(out, dim=2), attend(x, x, x, pattern)[:, :, 20:])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from .layers import cache_name
 
 EAGER_STEPS = 3
 """Steps that run before a graph is made of one: they make the tables and pick the kernels that it launches."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class DecodeStep:
@@ -35,12 +39,15 @@ class DecodeStep:
         self.recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
         self.alike = 0
         """Steps in a row that could repeat."""
+        self.refusal = _no_graph(model)
+        """Why a step of the model cannot be recorded, as far as is known."""
+        if self.refusal is not None:
+            logger.info("steps of %s run as they are: %s", type(model).__name__, self.refusal)
 
     def __call__(self, tokens: Int64[Tensor, " B"]) -> Float[Tensor, "B V"]:
         """The logits [B, V] after these tokens; a replay overwrites those of the one before."""
         self.tokens.copy_(tokens[:, None])
-        repeats = tokens.is_cuda and all(layer.held.repeats() for layer in self.layers)
-        if not repeats:
+        if self.refusal is not None or not all(layer.held.repeats() for layer in self.layers):
             self._forget()
             return self._forward()
         if self.alike == 0:
@@ -50,6 +57,9 @@ class DecodeStep:
             return self._forward()
         if self.recorded is None:
             self.recorded = self._record()
+            if self.recorded is None:
+                self._forget()
+                return self._forward()
         else:
             for layer in self.layers:
                 layer.held.repeated()
@@ -66,12 +76,21 @@ class DecodeStep:
             self.clocks.advance()
         return out.logits[:, -1]
 
-    def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """A step that nothing of has run yet; but the host has counted the token that its first replay takes."""
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor] | None:
+        """A step that nothing of has run yet; but the host has counted the token that its first replay takes. None
+        where the model does what no graph can, such as asking the device for a number."""
         torch.cuda.synchronize(self.tokens.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.tokens.device), torch.cuda.graph(graph):
-            logits = self._forward()
+        graph, counts = torch.cuda.CUDAGraph(), [layer.held.counts() for layer in self.layers]
+        try:
+            with torch.cuda.device(self.tokens.device), torch.cuda.graph(graph):
+                logits = self._forward()
+        except RuntimeError as error:
+            for layer, counted in zip(self.layers, counts, strict=True):
+                layer.held.count_back(counted)
+            self.refusal = str(error).partition("\n")[0]
+            name = type(self.model).__name__
+            logger.warning("a step of %s cannot be a CUDA graph, and runs as it is: %s", name, self.refusal)
+            return None
         return graph, logits
 
     def _forget(self) -> None:
@@ -83,3 +102,11 @@ class DecodeStep:
         self.clocks = clocks
         for layer in self.layers:
             layer.held.follow(clocks)
+
+
+def _no_graph(model: PreTrainedModel) -> str | None:
+    """Why no step of the model can be a CUDA graph, or None where one may."""
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        return f"the model lies on {len(devices)} devices"
+    return None if devices.pop().type == "cuda" else "only CUDA has graphs"

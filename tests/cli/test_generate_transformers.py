@@ -72,8 +72,8 @@ def test_endless_text_goes_on_until_it_is_interrupted(sparse: Path) -> None:
         try:
             assert len(writer.stdout.read(2000)) == 2000
             writer.send_signal(signal.SIGINT)
-            writer.stdout.read()
-            assert writer.wait(timeout=30) == 130
+            writer.communicate(timeout=30)
+            assert writer.returncode == 130
         finally:
             writer.kill()
 

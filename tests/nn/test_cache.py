@@ -54,3 +54,15 @@ def test_a_layer_keeps_the_pattern_that_it_began_with():
 def test_a_capacity_below_one_is_refused():
     with pytest.raises(ValueError, match="KVCache: capacity is 0"):
         KVCache(0)
+
+
+def test_a_layer_that_took_other_tokens_than_were_counted_is_refused():
+    cache = KVCache(16)
+    cache.attend(0, tokens(3), tokens(3), tokens(3), WINDOWED)
+    with pytest.raises(ValueError, match=r"layer 0 has taken 3 tokens, but 0 are counted"):
+        cache.attend(0, tokens(1), tokens(1), tokens(1), WINDOWED)
+
+
+def test_padding_that_is_no_number_of_tokens_is_refused():
+    with pytest.raises(ValueError, match="KVCache: padding of a sequence is -1"):
+        KVCache(16, padding=[0, -1])

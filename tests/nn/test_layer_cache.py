@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gossamer import Causal, Pattern, PerHead, Sinks, Strided, Tokens, Window, attend
-from gossamer.nn import survivors
+from gossamer import Causal, Dilated, Packed, Pattern, PerHead, Sinks, Strided, Tokens, Window, attend
+from gossamer.nn import layer_cache, survivors
 from gossamer.nn.layer_cache import LayerCache, Scores
+from gossamer.patterns.base import looks_at_distance_alone
 from gossamer.patterns.lifetimes import Lifetimes, lifetimes
 from tests.patterns_list import CAUSAL, HEADS, LENGTH
 
@@ -155,8 +156,8 @@ def test_no_gradient_reaches_what_is_held() -> None:
     [
         ((1, 3, 2, 4), (1, 3, 1, 4), "as many queries as keys"),
         ((1, 3, 1, 4), (1, 2, 1, 4), "must divide"),
-        ((2, 3, 1, 4), (2, 3, 1, 4), r"cache holds \[1, 3, tokens, 4\]"),
-        ((1, 3, 1, 5), (1, 3, 1, 5), r"cache holds \[1, 3, tokens, 4\]"),
+        ((2, 3, 1, 4), (2, 3, 1, 4), r"q has shape .* cache is of \[1, 3, tokens, width\]"),
+        ((1, 3, 1, 5), (1, 3, 1, 5), r"k is torch.float32 of width 5, but the cache holds torch.float32 of width 4"),
     ],
 )
 def test_tokens_that_do_not_fit_are_refused(q: tuple[int, ...], k: tuple[int, ...], message: str) -> None:
@@ -171,7 +172,7 @@ def test_tokens_that_do_not_fit_are_refused(q: tuple[int, ...], k: tuple[int, ..
 def test_another_dtype_is_refused() -> None:
     cache, x = LayerCache(Causal() & Window(4)), torch.zeros(1, 3, 5, 4)
     cache.attend(x, x, x)
-    with pytest.raises(ValueError, match=r"k is torch\.float64, but the cache holds torch\.float32"):
+    with pytest.raises(ValueError, match=r"k is torch\.float64 of width 4, but the cache holds torch\.float32"):
         cache.attend(x.double(), x.double(), x.double())
 
 
@@ -194,3 +195,47 @@ def test_padding_of_another_batch_is_refused() -> None:
     x = torch.zeros(3, 2, 5, 4)
     with pytest.raises(ValueError, match="padding is of 2 sequences, but q has 3"):
         LayerCache(Causal(), padding=[1, 0]).attend(x, x, x)
+
+
+def test_a_pattern_that_begins_anew_is_asked_where_its_keys_stood() -> None:
+    """Sets of distances within something that counts from its own start are not the same everywhere."""
+    pattern = Packed(Causal() & Window(9), [20, 5, 3, 108])
+    assert not looks_at_distance_alone(pattern)
+    assert looks_at_distance_alone(Causal() & (Window(9) | ~Dilated(3, 4).T))
+    given = sequence(2, 2)
+    torch.testing.assert_close(through(LayerCache(pattern), [13] * 10 + [6], *given), attend(*given, pattern))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["inference first", "inference after"])
+def test_a_cache_goes_on_in_another_mode(first: bool) -> None:
+    given, cache, out = sequence(2, 2), LayerCache(Causal() & (Window(9) | Sinks(2))), []
+    for number, piece in enumerate(zip(*(x.split([60, 1, 1, 40, 34], dim=2) for x in given), strict=True)):
+        with torch.inference_mode(first == (number < 2)):
+            out.append(cache.attend(*piece).clone())
+    torch.testing.assert_close(torch.cat([x.clone() for x in out], dim=2), attend(*given, cache.pattern))
+
+
+def test_a_call_that_broke_off_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, x = LayerCache(SPLIT), torch.randn(1, 6, 30, 4)
+    cache.attend(x, x, x)
+    with monkeypatch.context() as patched:
+        patched.setattr(layer_cache, "attend", lambda *given, **settings: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cache.attend(x, x, x)
+    with pytest.raises(RuntimeError, match=r"broke off within attention.* begin with a new cache"):
+        cache.attend(x, x, x)
+
+
+def test_padded_tokens_have_the_dtype_that_autocast_decides() -> None:
+    x = torch.randn(2, 2, 12, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = LayerCache(Causal() & Window(4), padding=[3, 0]).attend(x, x, x)
+    assert out.dtype == torch.bfloat16
+    assert not out[0, :, :3].any() and out[0, :, 3:].abs().amin() > 0
+
+
+def test_sinks_of_other_heads_are_refused_before_anything_is_held() -> None:
+    cache, x = LayerCache(Causal() & Window(4)), torch.zeros(1, 3, 5, 4)
+    with pytest.raises(ValueError, match=r"sinks has shape \(2,\); give one for each of 3 heads"):
+        cache.attend(x, x, x, Scores(sinks=torch.zeros(2)))
+    assert cache.seen == 0 and not cache.runs

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..patterns.base import Pattern, require_integer
-from .layer_cache import LayerCache
+from .layer_cache import LayerCache, counted
 
 
 class KVCache:
@@ -34,7 +34,7 @@ class KVCache:
             padding: How many of each sequence's first tokens are padding, which nobody sees; by default none.
         """
         self.capacity = require_integer("KVCache", "capacity", capacity, least=1)
-        self.padding = padding
+        self.padding = None if padding is None else counted("KVCache", padding)
         self.length = 0
         self.layers: dict[int, LayerCache] = {}
 
@@ -54,8 +54,8 @@ class KVCache:
         """Attention of the new tokens to those so far, themselves included, over `pattern`.
 
         Raises:
-            ValueError: The new tokens exceed the capacity, their shape or dtype is not that of the ones before, or
-                the layer had another pattern.
+            ValueError: The new tokens exceed the capacity, their shape or dtype is not that of the ones before, the
+                layer had another pattern, or has taken other tokens than `advance` has counted.
         """
         end = self.length + k.shape[2]
         if end > self.capacity:
@@ -63,13 +63,20 @@ class KVCache:
                 f"KVCache: full: {self.length} of capacity={self.capacity} tokens have come and "
                 f"{k.shape[2]} more do not fit; make the cache with capacity={end} or more"
             )
-        held = self.layers.setdefault(layer, LayerCache(pattern, padding=self.padding))
+        held = self.layers.get(layer) or LayerCache(pattern, padding=self.padding)
         if held.pattern != pattern:
             raise ValueError(
                 f"KVCache: layer {layer} began with the pattern {held.pattern}, and now has {pattern}; what the new "
                 f"one reads may be gone: begin with a new cache"
             )
-        return held.attend(q, k, v)
+        if held.seen != self.length:
+            raise ValueError(
+                f"KVCache: layer {layer} has taken {held.seen} tokens, but {self.length} are counted: a forward broke "
+                f"off, or advance was not called once after each; begin with a new cache"
+            )
+        out = held.attend(q, k, v)
+        self.layers[layer] = held
+        return out
 
     def advance(self, tokens: int) -> None:
         """Counts `tokens` as come: called once, after every layer has taken them."""

@@ -63,7 +63,7 @@ class KeptKeys:
         self.archived: list[Positions] = [np.empty(0, np.int64) for _ in ahead]
         self.keys, self.values = torch.empty(0), torch.empty(0)  # until the first come
         self.plain = True  # each later query sees all that is held, as long as `step` alone adds to it
-        self.quiet = 0  # before this position, a step drops what leaves the ring, and archives nothing
+        self.quiet = range(0)  # positions at which a step drops what leaves the ring, and archives nothing
         self.slots: Tensor | None = (
             None  # [B], or [1] for all: where the next tokens go, where the device itself counts
         )
@@ -95,7 +95,7 @@ class KeptKeys:
             self._step_on_the_device(k, v, self.slots)
         elif self.together:
             position = int(self.next[0])
-            move = (True, False) if self._is_quiet(position) else self._move(position)
+            move = (True, False) if self._is_quiet(position, position) else self._move(position)
             if move is None:
                 return False
             self._step_together(k, v, position, move)
@@ -112,7 +112,7 @@ class KeptKeys:
         each sequence, and one dropped."""
         full = self.plain and not self.empty and self.ring and self.next.min() >= self.ring
         alike = len(set(map(len, self.archived))) == 1
-        return bool(full) and alike and all(self._is_quiet(int(position)) for position in np.unique(self.next))
+        return bool(full) and alike and self._is_quiet(int(self.next.min()), int(self.next.max()))
 
     def follow(self, clocks: Clocks | None) -> None:
         """From now on the device alone knows where the next tokens go, or no longer; only where a step `repeats`."""
@@ -139,7 +139,7 @@ class KeptKeys:
         """Holds of an excerpt whose last `new` tokens are new what will be read by later queries."""
         end = max(int(self.next[rows[0]]), 0) + new
         left = survivors(self.pattern, self.ring, found.kept.tobytes(), found.start, end)
-        self._make_room(found.keys, found.values, max([len(left.archived), *map(len, self.archived)]))
+        self._make_room(found.keys, found.values, int(left.slots.max(initial=-1)) + 1)
         index, slots = _on(self.keys.device, left.index, left.slots)
         for held, x in ((self.keys, found.keys), (self.values, found.values)):
             _put(held, rows, slots, x.detach().index_select(2, index))
@@ -151,7 +151,8 @@ class KeptKeys:
     def pick(self, order: Tensor) -> None:
         """Holds the sequences `order` [B'] of those held, as beam search asks."""
         if not self.empty:
-            self.keys, self.values = (x.index_select(0, order.to(x.device)) for x in (self.keys, self.values))
+            with torch.inference_mode(False):  # to be written to in any mode
+                self.keys, self.values = (x.index_select(0, order.to(x.device)) for x in (self.keys, self.values))
         if len(order) != len(self.next) or len(self.groups()) > 1:
             chosen = order.tolist()
             self.next, self.archived = self.next[chosen], [self.archived[row] for row in chosen]
@@ -171,13 +172,16 @@ class KeptKeys:
             return None
         return True, bool(leaving == FOREVER)
 
-    def _is_quiet(self, position: int) -> bool:
-        """Whether a step at this position moves nothing to the archive, and lets its query see all that is held."""
-        if position >= self.quiet and self.ring and position >= self.ring:
-            come, leave = (lives(self.pattern, position - back + np.arange(BLOCK)) for back in (0, self.ring))
+    def _is_quiet(self, first: int, last: int) -> bool:
+        """Whether steps at `first … last` move nothing to the archive, and let their queries see all that is held."""
+        if not self.ring or first < self.ring:
+            return False
+        if first not in self.quiet or last not in self.quiet:
+            run = np.arange(first, last + BLOCK)
+            come, leave = (lives(self.pattern, run - back) for back in (0, self.ring))
             fine = (come[0] >= self.ring - 1) & come[1] & (leave[0] == self.ring - 1) & leave[1]
-            self.quiet = position + (BLOCK if fine.all() else int(fine.argmin()))
-        return self.ring <= position < self.quiet
+            self.quiet = range(first, first + (len(run) if fine.all() else int(fine.argmin())))
+        return last in self.quiet
 
     def _step_on_the_device(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """As few launches as can be: a replayed graph has nothing else to wait for."""
@@ -190,9 +194,8 @@ class KeptKeys:
     def _step_together(self, k: Tensor, v: Tensor, position: int, move: tuple[bool, bool]) -> None:
         held, archives = move
         behind = self.ring + len(self.archived[0])
-        if archives or not self.ring:
-            self._make_room(k, v, behind - self.ring + 1)
         slot = position % self.ring if self.ring else behind
+        self._make_room(k, v, (behind if archives else slot) + 1)
         for cache, new in ((self.keys, k), (self.values, v)):
             if archives:
                 cache[:, :, behind] = cache[:, :, slot]
@@ -204,9 +207,9 @@ class KeptKeys:
 
     def _step_apart(self, k: Tensor, v: Tensor, moves: NDArray[np.bool_]) -> None:
         behind = self.ring + np.array([len(positions) for positions in self.archived])
-        self._make_room(k, v, int(behind.max()) - self.ring + 1)
         slots = self.next % self.ring if self.ring else behind
         held, archives = (np.flatnonzero(chosen) for chosen in moves.T)
+        self._make_room(k, v, max(slots[held].max(initial=-1), behind[archives].max(initial=-1)) + 1)
         for cache, new in ((self.keys, k), (self.values, v)):
             row, to, slot = _on(cache.device, archives, behind[archives], slots[archives])
             cache[row, :, to] = cache[row, :, slot]
@@ -215,20 +218,32 @@ class KeptKeys:
         for row in archives if self.ring else held:
             self.archived[row] = np.append(self.archived[row], self.next[row] - self.ring)
 
-    def _make_room(self, k: Tensor, v: Tensor, archived: int) -> None:
-        """Memory for the ring and as many archived keys; it doubles where it has to grow."""
-        batch = len(self.next)
+    def _make_room(self, k: Tensor, v: Tensor, slots: int) -> None:
+        """Memory for as many slots: the ring's while it fills, then the archive's; it doubles where it has to grow."""
         if self.empty:
-            self.keys, self.values = (x.new_empty(batch, x.shape[1], self.ring + archived, x.shape[3]) for x in (k, v))
-        elif self.ring + archived > self.keys.shape[2]:
-            more = max(archived, self.keys.shape[2] - self.ring, 8)
-            self.keys, self.values = (
-                torch.cat([x, x.new_empty(*x.shape[:2], more, x.shape[3])], dim=2) for x in (self.keys, self.values)
-            )
+            self.keys, self.values = (_empty(x, len(self.next), slots) for x in (k, v))
+        have = self.keys.shape[2]
+        if slots > have:
+            in_ring, behind = min(2 * have, self.ring), max(self.ring + 2 * (have - self.ring), slots + 8)
+            room = max(slots, in_ring) if slots <= self.ring else behind
+            self.keys, self.values = (_roomier(x, room) for x in (self.keys, self.values))
 
 
 def _on(device: torch.device, *numbers: NDArray[np.int64]) -> Iterator[Tensor]:
     return (torch.from_numpy(x).to(device) for x in numbers)
+
+
+def _empty(like: Tensor, batch: int, slots: int) -> Tensor:
+    """Memory that may be written to in any mode, whether it was taken in inference mode or not."""
+    with torch.inference_mode(False):
+        return like.new_empty(batch, like.shape[1], slots, like.shape[3])
+
+
+def _roomier(held: Tensor, slots: int) -> Tensor:
+    """The same slots with empty ones behind them."""
+    larger = _empty(held, len(held), slots)
+    larger[:, :, : held.shape[2]] = held
+    return larger
 
 
 def _taken(x: Tensor, rows: NDArray[np.int64], slots: NDArray[np.int64]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..attention import attend
 from ..patterns import Causal, Excerpt, Pattern, PerHead
-from ..patterns.base import Or, looks_at_distance_alone
+from ..patterns.base import Or, looks_at_distance_alone, require_integer
 from .kept_keys import Clocks, Excerpted, KeptKeys
 from .survivors import Positions
 
@@ -50,6 +50,11 @@ class _Run:
     store: KeptKeys
 
 
+def counted(owner: str, padding: Sequence[int]) -> tuple[int, ...]:
+    """Numbers of padding tokens as a tuple, or an error that names the owner, the value and the fix."""
+    return tuple(require_integer(owner, "padding of a sequence", some, least=0) for some in padding)
+
+
 class LayerCache:
     """Attention over all tokens so far, as `attend` over the whole sequence gives it, in the memory of what is read.
 
@@ -66,9 +71,11 @@ class LayerCache:
     def __init__(self, pattern: Pattern, *, padding: Sequence[int] | None = None):
         """`padding`: how many of each sequence's first tokens are padding, which nobody sees; by default none."""
         self.pattern = pattern
-        self.padding = padding
+        self.padding = None if padding is None else counted("LayerCache", padding)
         self.seen = 0
         """Tokens of a sequence so far, its padding included."""
+        self.torn = False
+        """Whether a call has begun and not ended: some heads may hold its tokens, and others not."""
         self.runs: list[_Run] = []
 
     @property
@@ -92,16 +99,19 @@ class LayerCache:
 
         Raises:
             ValueError: The new tokens do not fit those held before, or each other.
+            RuntimeError: An earlier call broke off within attention.
         """
         scores = scores or Scores()
-        self._require_alike(q, k, v)
+        self._require_alike(q, k, v, scores)
         if not self.runs:
             self.runs = list(self._made(q.shape[0], q.shape[1], k.shape[1]))
-        self.seen += k.shape[2]
+        self.torn = True
         out = [
             _attended(run, q[:, run.queries], k[:, run.keys], v[:, run.keys], scores.of_heads(run.queries))
             for run in self.runs
         ]
+        self.seen += k.shape[2]
+        self.torn = False
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
     @property
@@ -132,6 +142,8 @@ class LayerCache:
         """Goes on with the sequences `order` [B'] of those held, as beam search asks."""
         for run in self.runs:
             run.store.pick(order)
+        if self.padding is not None and (len(order) != len(self.padding) or len(set(self.padding)) > 1):
+            self.padding = tuple(self.padding[row] for row in order.tolist())
 
     @property
     def bounded(self) -> bool:
@@ -188,23 +200,38 @@ class LayerCache:
             store.plain = alike
             yield _Run(slice(first * each, last * each), slice(first, last), every, store)
 
-    def _require_alike(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        if any(x.dim() != 4 for x in (q, k, v)) or q.shape[2] != k.shape[2]:
-            raise ValueError(
-                f"q {tuple(q.shape)} and k {tuple(k.shape)} do not fit: give [batch, heads, length, width] of the "
-                f"new tokens alone, as many queries as keys"
+    def _require_alike(self, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> None:
+        if self.torn:
+            raise RuntimeError(
+                "an earlier call broke off within attention, or another thread is within one: the cache may hold some "
+                "tokens twice or not at all; begin with a new cache"
             )
-        if not self.runs or self.runs[0].store.empty:
-            return
-        for name, new, held in (("k", k, self.runs[0].store.keys), ("v", v, self.runs[0].store.values)):
-            heads = self.runs[-1].keys.stop
-            if (new.shape[0], new.shape[1], new.shape[3]) != (len(held), heads, held.shape[3]):
+        fit = all(x.dim() == 4 for x in (q, k, v)) and q.shape[::2] == k.shape[::2] and q.shape[3] == k.shape[3]
+        if not fit or k.shape[:3] != v.shape[:3]:
+            raise ValueError(
+                f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit: give [batch, heads, "
+                f"length, width] of the new tokens alone, as many queries as keys and values"
+            )
+        if scores.sinks is not None and scores.sinks.shape != q.shape[1:2]:
+            raise ValueError(f"sinks has shape {tuple(scores.sinks.shape)}; give one for each of {q.shape[1]} heads")
+        if self.runs:
+            self._require_as_before(q, k, v)
+
+    def _require_as_before(self, q: Tensor, k: Tensor, v: Tensor) -> None:
+        first, last = self.runs[0], self.runs[-1]
+        store, batch = first.store, len(first.store.next)
+        for name, new, heads in (("q", q, last.queries.stop), ("k", k, last.keys.stop)):
+            if new.shape[:2] != (batch, heads):
                 raise ValueError(
-                    f"{name} has shape {list(new.shape)}, but the cache holds [{len(held)}, {heads}, tokens, "
-                    f"{held.shape[3]}]; give the next tokens of the sequences that it began with"
+                    f"{name} has shape {list(new.shape)}, but the cache is of [{batch}, {heads}, tokens, width]; give "
+                    f"the next tokens of the sequences that it began with"
                 )
-            if new.dtype != held.dtype:
-                raise ValueError(f"{name} is {new.dtype}, but the cache holds {held.dtype}; give one dtype throughout")
+        for name, new, held in () if store.empty else (("k", k, store.keys), ("v", v, store.values)):
+            if new.shape[3] != held.shape[3] or new.dtype != held.dtype:
+                raise ValueError(
+                    f"{name} is {new.dtype} of width {new.shape[3]}, but the cache holds {held.dtype} of width "
+                    f"{held.shape[3]}; give one width and one dtype throughout"
+                )
 
 
 def _attended(run: _Run, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
@@ -214,15 +241,17 @@ def _attended(run: _Run, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Ten
     groups = store.groups()
     if len(groups) == 1 and store.next[0] >= 0:
         return _over_excerpt(run, groups[0], q, k, v, scores)
-    out = q.new_zeros(*q.shape[:3], v.shape[3])
+    out: Tensor | None = None
     for rows in groups:
         padding = int(np.clip(-store.next[rows[0]], 0, k.shape[2]))
         index = torch.from_numpy(rows).to(q.device)
         new_q, new_k, new_v = (x[index][:, :, padding:] for x in (q, k, v))
         store.next[rows] += padding
         if padding < k.shape[2]:
-            out[index, :, padding:] = _over_excerpt(run, rows, new_q, new_k, new_v, scores)
-    return out
+            found = _over_excerpt(run, rows, new_q, new_k, new_v, scores)
+            out = found.new_zeros(*q.shape[:3], v.shape[3]) if out is None else out  # autocast decides its dtype
+            out[index, :, padding:] = found
+    return q.new_zeros(*q.shape[:3], v.shape[3]) if out is None else out
 
 
 def _over_all_held(store: KeptKeys, q: Tensor, scores: Scores) -> Tensor:
@@ -238,7 +267,7 @@ def _over_all_held(store: KeptKeys, q: Tensor, scores: Scores) -> Tensor:
 def _over_excerpt(run: _Run, rows: np.ndarray, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
     """New tokens of sequences that stand at one position, over what is held of them and over each other."""
     found: Excerpted = run.store.excerpt(rows, k, v)
-    whole = not len(found.kept) and (not found.start or looks_at_distance_alone(run.pattern))
+    whole = not len(found.kept) and (not found.start or looks_at_distance_alone(run.store.pattern))
     pattern = run.pattern if whole else Excerpt(run.pattern, found.kept.tolist(), found.start)
     out = scores.attend(q, found.keys, found.values, pattern)
     run.store.keep(rows, found, k.shape[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +35,10 @@ class Survivors:
     """Whether each later query sees all of them, as long as the ring drops one key for each that comes."""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # few: each answer is as long as what survives
 def survivors(pattern: Pattern, ring: int, kept: bytes, start: int, end: int) -> Survivors:
     """Those of the keys at positions `kept` (int64) and `start … end - 1` that a query from `end` on reads, and the
-    newest `ring`; kept for the last 64 questions, because all layers of a forward ask the same."""
+    newest `ring`; kept for the last questions, because all layers of a forward ask the same."""
     positions = np.concatenate([np.frombuffer(kept, np.int64), np.arange(start, end)])
     last, steady = lives(pattern, positions)
     newest = positions >= end - ring
@@ -57,11 +58,11 @@ def ring_of(pattern: Pattern) -> tuple[int, bool]:
 
 
 def lives(pattern: Pattern, positions: Positions) -> tuple[Positions, NDArray[np.bool_]]:
-    """(distance of the last reader, steadiness) of the key at each position."""
+    """(distance of the last reader, steadiness) of the key at each of these ascending positions."""
     last, steady = np.empty(len(positions), np.int64), np.empty(len(positions), bool)
-    for block in np.unique(positions // BLOCK):
-        within = positions // BLOCK == block
-        found = lifetimes(pattern, int(block) * BLOCK, int(block + 1) * BLOCK)
-        last[within] = found.last[positions[within] % BLOCK]
-        steady[within] = found.steady[positions[within] % BLOCK]
+    cuts = np.flatnonzero(np.diff(positions // BLOCK)) + 1
+    for first, end in pairwise([0, *cuts.tolist(), len(positions)] if len(positions) else []):
+        start = int(positions[first]) // BLOCK * BLOCK
+        found, within = lifetimes(pattern, start, start + BLOCK), positions[first:end] - start
+        last[first:end], steady[first:end] = found.last[within], found.steady[within]
     return last, steady

@@ -276,10 +276,9 @@ class OffsetSet(Pattern, named=False):
 
 
 def looks_at_distance_alone(pattern: Pattern) -> bool:
-    """Whether the pattern is the same wherever a sequence begins: made of nothing but sets of distances."""
-    return isinstance(pattern, OffsetSet) or (
-        bool(pattern.parts) and all(map(looks_at_distance_alone, pattern.parts))
-    )  # fmt: skip
+    """Whether the pattern is the same wherever a sequence begins: sets of distances, joined by operators alone."""
+    joined = isinstance(pattern, And | Or | Not | Transposed)  # others, such as Packed, ask where their parts stand
+    return isinstance(pattern, OffsetSet) or (joined and all(map(looks_at_distance_alone, pattern.parts)))
 
 
 def written(setting: object) -> str:

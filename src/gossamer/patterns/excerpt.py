@@ -73,7 +73,7 @@ class Excerpt(Pattern):
         stood = self.start - count
         queries = range(stood + extent.queries.start, stood + extent.queries.stop)
         form = normal_form(self.pattern, Extent(queries, range(self.start, max(stood + extent.keys.stop, self.start))))
-        first, last = np.array(queries.start), np.array(queries.stop - 1)
+        first, last = (np.full(count, position) for position in (queries.start, queries.stop - 1))
         may, must = self.pattern.bounds(first, last, self._kept, self._kept)
         if form.rest is not None or (may & ~must).any():
             return None

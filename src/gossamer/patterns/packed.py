@@ -61,19 +61,22 @@ class Packed(Pattern):
         return inside & self.pattern.allows(np.asarray(q) - self._start(q), np.asarray(k) - self._start(k))
 
     def bounds(self, q_first: NDArray, q_last: NDArray, k_first: NDArray, k_last: NDArray) -> tuple[Bools, Bools]:
+        """Exact as the pattern's own where the queries, or the keys, lie in one document."""
         may, within_one = self._documents.bounds(q_first, q_last, k_first, k_last)
-        start = self._start(k_first)
-        keys_in_one = start == self._start(k_last)
-        last = start + np.array(self.lengths)[np.searchsorted(self._starts, start)] - 1
-        first, last = (np.clip(q, start, last) - start for q in (q_first, q_last))  # no other query sees these keys
-        inner_may, inner_must = self.pattern.bounds(first, last, k_first - start, k_last - start)
-        return may & (inner_may | ~keys_in_one), within_one & inner_must
+        alike_q, alike_k = self._start(q_first) == self._start(q_last), self._start(k_first) == self._start(k_last)
+        start = self._start(np.where(alike_k, k_first, q_first))
+        last = np.append(self._starts[1:], sum(self.lengths))[np.searchsorted(self._starts, start)] - 1 - start
+        q0, q1, k0, k1 = (np.clip(position - start, 0, last) for position in (q_first, q_last, k_first, k_last))
+        inner_may, inner_must = self.pattern.bounds(q0, q1, k0, k1)
+        return may & (inner_may | ~(alike_q | alike_k)), within_one & inner_must
 
     def clauses(self, extent: Extent) -> tuple[Clause, ...] | None:
         longest = max(self.lengths)
         form = normal_form(self.pattern, Extent.aligned(longest, longest))
         if form.rest is not None:
             return None
+        if any(clause.documents is not None and clause.documents[-1] < longest for clause in form.clauses):
+            return None  # what lies behind the last of a sequence's own documents is in none
         bounds = tuple([0, *np.cumsum(self.lengths).tolist()])
         return tuple(
             Clause(

@@ -66,3 +66,11 @@ def test_a_layer_that_took_other_tokens_than_were_counted_is_refused():
 def test_padding_that_is_no_number_of_tokens_is_refused():
     with pytest.raises(ValueError, match="KVCache: padding of a sequence is -1"):
         KVCache(16, padding=[0, -1])
+
+
+def test_a_first_call_that_fails_leaves_no_layer_behind():
+    cache = KVCache(64)
+    with pytest.raises(ValueError, match="must divide"):
+        cache.attend(0, tokens(5), tokens(5)[:, :2], tokens(5)[:, :2], WINDOWED)
+    assert not cache.layers
+    cache.attend(0, tokens(5), tokens(5), tokens(5), Causal())

@@ -156,6 +156,8 @@ def test_no_gradient_reaches_what_is_held() -> None:
     [
         ((1, 3, 2, 4), (1, 3, 1, 4), "as many queries as keys"),
         ((1, 3, 1, 4), (1, 2, 1, 4), "must divide"),
+        ((1, 6, 1, 4), (1, 3, 1, 4), r"q has shape \[1, 6, 1, 4\], but the cache is of \[1, 3, tokens, width\]"),
+        ((1, 3, 1, 5), (1, 3, 1, 4), r"q \(1, 3, 1, 5\), k \(1, 3, 1, 4\) .* do not fit"),
         ((2, 3, 1, 4), (2, 3, 1, 4), r"q has shape .* cache is of \[1, 3, tokens, width\]"),
         ((1, 3, 1, 5), (1, 3, 1, 5), r"k is torch.float32 of width 5, but the cache holds torch.float32 of width 4"),
     ],
@@ -165,8 +167,10 @@ def test_tokens_that_do_not_fit_are_refused(q: tuple[int, ...], k: tuple[int, ..
     if "divide" not in message:
         first = torch.zeros(1, 3, 5, 4)
         cache.attend(first, first, first)
+    seen, positions = cache.seen, [run.store.next.tolist() for run in cache.runs]
     with pytest.raises(ValueError, match=message):
         cache.attend(torch.zeros(q), torch.zeros(k), torch.zeros(k))
+    assert (seen, positions) == (cache.seen, [run.store.next.tolist() for run in cache.runs]), "nothing was taken"
 
 
 def test_another_dtype_is_refused() -> None:
@@ -239,3 +243,40 @@ def test_sinks_of_other_heads_are_refused_before_anything_is_held() -> None:
     with pytest.raises(ValueError, match=r"sinks has shape \(2,\); give one for each of 3 heads"):
         cache.attend(x, x, x, Scores(sinks=torch.zeros(2)))
     assert cache.seen == 0 and not cache.runs
+
+
+def test_the_memory_of_a_ring_is_taken_as_it_fills() -> None:
+    cache, x = LayerCache(Causal() & (Window(10_000) | Sinks(2))), torch.zeros(1, 1, 10_500, 1)
+    for piece in x.split([5, *[1] * 95, 10_400], dim=2):
+        cache.attend(piece, piece, piece)
+        assert cache.nbytes <= 2 * 4 * min(2 * cache.seen, 10_002 + 16)
+    assert cache.held == 10_002
+
+
+def test_padding_follows_the_sequences_that_are_picked() -> None:
+    cache, x = LayerCache(Causal() & Window(8), padding=[3, 0]), torch.zeros(2, 2, 5, 4)
+    cache.attend(x, x, x)
+    cache.pick(torch.tensor([1, 1, 0]))
+    cache.pad([0, 0, 3])
+    assert cache.padding == (0, 0, 3)
+
+
+def test_a_step_is_not_repeated_by_a_sequence_that_comes_to_a_hole_which_another_has_behind_it() -> None:
+    """Token 300 is read by nobody, not by itself: the first sequence comes to it when the second is at 5300."""
+    pattern, most = Causal() & Window(8) & ~Tokens([300]), 5400
+    cache, x = LayerCache(pattern, padding=[5000, 0]), torch.zeros(2, 1, most, 1)
+    cache.attend(x[:, :, :5250], x[:, :, :5250], x[:, :, :5250])
+    for _ in range(5250, 5300):
+        cache.repeats()
+        cache.attend(x[:, :, :1], x[:, :, :1], x[:, :, :1])
+    assert cache.runs[0].store.next.tolist() == [300, 5300]
+    assert not cache.repeats()
+
+
+def test_sequences_picked_in_inference_mode_go_on_outside() -> None:
+    given, cache = sequence(2, 2), LayerCache(Causal() & Window(9))
+    with torch.inference_mode():
+        through(cache, [60], *(x[:, :, :60] for x in given))
+        cache.pick(torch.tensor([0, 1]))
+    out = through(cache, [1] * (LENGTH - 60), *(x[:, :, 60:] for x in given))
+    torch.testing.assert_close(out, attend(*given, cache.pattern)[:, :, 60:])

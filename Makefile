@@ -32,7 +32,7 @@ demo: setup ## train a dense and a sparse GPT-2 on Python source, compare them, 
 # The oldest transformers that is supported, with what it needs of its own time, beside the newest in .venv.
 $(OLDEST)/.installed: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) \
-		transformers==5.4.0 huggingface-hub==1.5.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9
+		transformers==5.4.0 huggingface-hub==1.5.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9 certifi
 	touch $@
 
 oldest: $(OLDEST)/.installed ## run the tests of models of transformers with the oldest release that is supported

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from gossamer.cli.generate import decoded, locate
+from gossamer.cli.generate import Generate, decoded, locate, read_prompts
 from gossamer.tokenizer import ByteTokenizer
 
 from .conftest import Here, Shell
@@ -66,3 +67,38 @@ def test_a_character_is_shown_when_all_its_bytes_are_there() -> None:
 def test_a_stop_token_ends_the_text_and_is_not_shown() -> None:
     tokenizer = ByteTokenizer()
     assert list(decoded(tokenizer, [97, tokenizer.end_of_text, 98], stop=(tokenizer.end_of_text,))) == ["a"]
+
+
+class Spaced:
+    """Drops the space before the first id, as Llama's vocabulary does."""
+
+    words = (" hello", " world", "!")
+
+    def encode(self, text: str) -> list[int]:
+        return [self.words.index(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.words[id] for id in ids).removeprefix(" ")
+
+
+def test_spaces_between_words_are_shown() -> None:
+    assert "".join(decoded(Spaced(), [1, 2, 1], behind=[0], stop=())) == " world! world"
+    assert "".join(decoded(Spaced(), [0, 1], stop=())) == "hello world"
+
+
+@pytest.mark.parametrize(
+    ("content", "prompts"),
+    [("a\nb\n", ["a", "b"]), ("a\r\n\r\nb", ["a", "", "b"]), ("a\x0cb\u2028c\n", ["a\x0cb\u2028c"])],
+    ids=["lines", "windows", "no ends"],
+)
+def test_a_prompt_ends_with_its_line_and_with_nothing_else(content: str, prompts: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(content.encode())
+    assert read_prompts(Generate(model=tmp_path, prompts=file)) == prompts
+
+
+def test_several_texts_without_end_are_wrong_usage(trained: Path, here: Here, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    done = here("generate", "--model", str(trained), "--prompts", str(tmp_path / "prompts.txt"), "--endless")
+    assert done.returncode == 2
+    assert "--endless is for one prompt" in done.stderr

@@ -49,13 +49,17 @@ def run(arguments: Sequence[str]) -> None:
     sampling = replace(command.sampling, stop=command.sampling.stop or writer.stop)
     if command.endless:
         sampling = replace(sampling, max_new_tokens=None, stop=())
-    columns = writer.stream([writer.vocabulary.encode(text) or list(writer.begin) for text in texts], sampling)
+        if len(texts) > 1:
+            raise WrongUsage("--endless is for one prompt: several texts are printed when all have ended; give one")
+    prompts = [writer.vocabulary.encode(text) or list(writer.begin) for text in texts]
+    columns = writer.stream(prompts, sampling)
     if len(texts) == 1:
-        show(texts[0], decoded(writer.vocabulary, (int(column[0]) for column in columns), stop=sampling.stop))
+        new = (int(column[0]) for column in columns)
+        show(texts[0], decoded(writer.vocabulary, new, behind=prompts[0], stop=sampling.stop))
         return
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    for text, new in zip(texts, list(rows) or [()] * len(texts), strict=True):
-        show(text, decoded(writer.vocabulary, new, stop=sampling.stop))
+    rows = list(zip(*(column.tolist() for column in columns), strict=True)) or [()] * len(texts)
+    for text, prompt, row in zip(texts, prompts, rows, strict=True):
+        show(text, decoded(writer.vocabulary, row, behind=prompt, stop=sampling.stop))
 
 
 def loaded(command: Generate) -> Writer:
@@ -132,10 +136,10 @@ def read_prompts(command: Generate) -> list[str]:
         WrongUsage: There is none.
     """
     if command.prompts is not None:
-        lines = text_of(command.prompts.read_bytes(), str(command.prompts)).splitlines()
-        if not lines:
+        text = text_of(command.prompts.read_bytes(), str(command.prompts)).replace("\r\n", "\n")
+        if not text:
             raise WrongUsage(f"--prompts {command.prompts} is empty; write a prompt on each line")
-        return lines
+        return text.removesuffix("\n").split("\n")  # splitlines would cut prompts at form feeds and the like, too
     if command.prompt_file is not None:
         return [text_of(command.prompt_file.read_bytes(), str(command.prompt_file))]
     if command.prompt != STANDARD_INPUT:
@@ -157,16 +161,23 @@ def text_of(content: bytes, source: str) -> str:
         raise ValueError(f"{source} is not UTF-8 text (byte {error.start}); convert it first") from error
 
 
-def decoded(vocabulary: Vocabulary, ids: Iterable[int], *, stop: Sequence[int]) -> Iterator[str]:
-    """The text of the ids as soon as it is whole (a character may need several), up to a stop token."""
-    waiting: list[int] = []
+def decoded(
+    vocabulary: Vocabulary, ids: Iterable[int], *, behind: Sequence[int] = (), stop: Sequence[int]
+) -> Iterator[str]:
+    """The text of the ids that follow those `behind`, as soon as it is whole (a character may need several), up to a
+    stop token. Many vocabularies drop the space before the first id that they are given, so none is decoded alone."""
+    before, waiting = list(behind), list[int]()
     for token in ids:
         if token in stop:
             break
         waiting.append(token)
-        text = vocabulary.decode(waiting)
+        text = _text_behind(vocabulary, before, waiting)
         if not text.endswith(HALF_A_CHARACTER):
             yield text
-            waiting.clear()
+            before, waiting = waiting, []
     if waiting:
-        yield vocabulary.decode(waiting)
+        yield _text_behind(vocabulary, before, waiting)
+
+
+def _text_behind(vocabulary: Vocabulary, before: list[int], new: list[int]) -> str:
+    return vocabulary.decode(before + new)[len(vocabulary.decode(before)) :]

@@ -30,7 +30,7 @@ demo: setup ## train a dense and a sparse GPT-2 on Python source, compare them, 
 	$(BIN)/python examples/demo.py
 
 # The oldest transformers that is supported, with what it needs of its own time, beside the newest in .venv.
-$(OLDEST)/.installed: $(VENV)/.installed
+$(OLDEST)/.installed: Makefile $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) \
 		transformers==5.4.0 huggingface-hub==1.5.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9 certifi
 	touch $@

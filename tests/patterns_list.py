@@ -40,6 +40,7 @@ PATTERNS: dict[str, Pattern] = {
     "packed window": Causal() & Window(12) & Documents([30, 40, 60]),
     "packed dilated": Dilated(5, step=4) & Documents([30, 40, 60]),
     "packed anew": Packed(presets.streaming(9, sinks=3), [50, 1, 85]),
+    "packed without end": Packed(presets.sparse_transformer(12), [50, 2**50]),
     "packed in packed": Packed(Packed(Causal(), [20, 9]), [50, 1, 85]),
     "excerpt of rows": Excerpt(Tokens([2, 64, 100]).T, kept=(0, 2, 9), start=40),
     "excerpt of what runs on": Excerpt(Strided(7).T, kept=(), start=40),

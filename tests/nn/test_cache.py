@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gossamer import Causal, Window, attend
+from gossamer import GPT2, Causal, GPT2Config, Window, attend
 from gossamer.nn.cache import KVCache
 
 WINDOWED = Causal() & Window(4)
@@ -74,3 +74,22 @@ def test_a_first_call_that_fails_leaves_no_layer_behind():
         cache.attend(0, tokens(5), tokens(5)[:, :2], tokens(5)[:, :2], WINDOWED)
     assert not cache.layers
     cache.attend(0, tokens(5), tokens(5), tokens(5), Causal())
+
+
+def test_a_compiled_model_is_not_compiled_again_for_each_token():
+    graphs = []
+
+    def counting(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    model = GPT2(GPT2Config(vocab_size=16, context_size=64, n_layer=1, n_head=3, n_embed=12)).eval()
+    compiled, cache, text = torch.compile(model, backend=counting), KVCache(64), torch.arange(40)[None] % 16
+    out, counts = [], []
+    with torch.no_grad():
+        for piece in text.split([20, *[1] * 20], dim=1):
+            out.append(compiled(piece, cache=cache).logits)
+            counts.append(len(graphs))
+        whole = model(text, planned_length=64).logits
+    assert counts[4] == counts[-1], "a token later on was compiled anew"
+    torch.testing.assert_close(torch.cat(out, dim=1), whole)

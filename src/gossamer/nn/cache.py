@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -43,6 +44,7 @@ class KVCache:
         """Memory of all keys and values that are held."""
         return sum(layer.nbytes for layer in self.layers.values())
 
+    @torch.compiler.disable  # what is counted here changes at each call, and must not be compiled into a graph
     def attend(
         self,
         layer: int,

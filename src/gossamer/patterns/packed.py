@@ -71,7 +71,7 @@ class Packed(Pattern):
         return may & (inner_may | ~(alike_q | alike_k)), within_one & inner_must
 
     def clauses(self, extent: Extent) -> tuple[Clause, ...] | None:
-        longest = max(self.lengths)
+        longest = min(max(self.lengths), max(extent.queries.stop, extent.keys.stop, 0))  # no more of it is looked at
         form = normal_form(self.pattern, Extent.aligned(longest, longest))
         if form.rest is not None:
             return None

@@ -250,7 +250,7 @@ def _reach(term: Band | Columns | Rows, capacity: int) -> NDArray[np.int64] | No
     positions, nothing = np.arange(capacity), (0, -1)
     reach = np.array([[0, capacity - 1]]).repeat(capacity, 0)
     if term.documents is not None:
-        bounds = np.array([*term.documents, capacity])
+        bounds = np.minimum([*term.documents, capacity], capacity)  # a document may end where no int32 reaches
         number = np.searchsorted(bounds[:-1], positions, "right") - 1
         reach = np.stack([bounds[number], bounds[number + 1] - 1], 1)
         reach[positions >= term.documents[-1]] = nothing

@@ -84,10 +84,6 @@ def test_tiles_fit_a_multiprocessor_three_times(size: tuple[int, int, int]) -> N
 
 
 def test_documents_that_end_where_no_int32_reaches_are_cut_to_the_capacity() -> None:
-    from gossamer import Causal, Documents
-    from gossamer.kernels.triton.decode_table import programs, tile_of
-    from gossamer.plan import plan
-
     made = plan(Causal() & Documents([50, 2**50]), 1, 100, 1)
     found = programs(made, torch.device("cpu"), 1, 1, 1, tile_of(64, 64, 4))
     assert found.lists.max() < 128 and found.lists.min() >= -1

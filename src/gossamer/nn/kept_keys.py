@@ -58,15 +58,14 @@ class KeptKeys:
 
     def __init__(self, pattern: Pattern, ahead: Positions):
         self.pattern = pattern
-        self.ring, self.bounded = ring_of(pattern)
+        self.ring = ring_of(pattern)
         self.next = -ahead  # [B] position of each sequence's next token; below 0 while padding is still to come
         self.archived: list[Positions] = [np.empty(0, np.int64) for _ in ahead]
         self.keys, self.values = torch.empty(0), torch.empty(0)  # until the first come
         self.plain = True  # each later query sees all that is held, as long as `step` alone adds to it
         self.quiet = range(0)  # positions at which a step drops what leaves the ring, and archives nothing
-        self.slots: Tensor | None = (
-            None  # [B], or [1] for all: where the next tokens go, where the device itself counts
-        )
+        self.slots: Tensor | None = None
+        """[B], or [1] for all: where the next tokens go, where the device itself counts."""
 
     @property
     def empty(self) -> bool:

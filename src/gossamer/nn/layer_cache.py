@@ -145,11 +145,6 @@ class LayerCache:
         if self.padding is not None and (len(order) != len(self.padding) or len(set(self.padding)) > 1):
             self.padding = tuple(self.padding[row] for row in order.tolist())
 
-    @property
-    def bounded(self) -> bool:
-        """Whether what is held stops growing, however long the sequences become."""
-        return all(run.store.bounded for run in self.runs)
-
     def repeats(self) -> bool:
         """Whether the next call with one token launches what the last one launched, so that a CUDA graph can."""
         return bool(self.runs) and all(run.store.repeats() for run in self.runs)
@@ -192,7 +187,8 @@ class LayerCache:
         of_head = [pattern for first, last, pattern in self.pattern.groups(heads) for _ in range(first, last)]
         numbered = enumerate(tuple(of_head[first : first + each]) for first in range(0, heads, each))
         for patterns, run in groupby(numbered, key=lambda numbered: numbered[1]):
-            first, last = (lambda numbers: (numbers[0], numbers[-1] + 1))([number for number, _ in run])
+            numbers = [number for number, _ in run]
+            first, last = numbers[0], numbers[-1] + 1
             alike = len(set(patterns)) == 1
             every = patterns[0] if alike else PerHead([(one, 1) for one in patterns * (last - first)])
             kept = reduce(Or, dict.fromkeys(patterns))

@@ -49,12 +49,11 @@ def survivors(pattern: Pattern, ring: int, kept: bytes, start: int, end: int) ->
 
 
 @lru_cache(maxsize=256)
-def ring_of(pattern: Pattern) -> tuple[int, bool]:
-    """(how many of the newest keys are all worth holding: as long as the shortest lifetime that ends; whether far
-    from the start no key is read forever)."""
+def ring_of(pattern: Pattern) -> int:
+    """How many of the newest keys are all worth holding: as long as the shortest lifetime that ends."""
     last, _ = lives(pattern, np.concatenate([np.arange(BLOCK), FAR + np.arange(BLOCK)]))
     ending = last[(last != NEVER) & (last != FOREVER)]
-    return int(ending.min()) + 1 if len(ending) else 0, not (last[BLOCK:] == FOREVER).any()
+    return int(ending.min()) + 1 if len(ending) else 0
 
 
 def lives(pattern: Pattern, positions: Positions) -> tuple[Positions, NDArray[np.bool_]]:

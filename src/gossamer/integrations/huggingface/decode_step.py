@@ -31,7 +31,7 @@ class DecodeStep:
 
     def __init__(self, model: PreTrainedModel, cache: Cache, padding: Int64[Tensor, " B"]):
         """`padding`: how many of each sequence's first tokens were padding: positions count without them."""
-        self.model, self.cache = model, cache
+        self.model, self.cache = model, {cache_name(model): cache}
         self.layers: list[Any] = cache.layers
         self.tokens = torch.zeros(len(padding), 1, dtype=torch.int64, device=padding.device)
         self.positions = (cache.get_seq_length() - padding)[:, None]
@@ -69,7 +69,7 @@ class DecodeStep:
 
     def _forward(self) -> Tensor:
         out = self.model(
-            input_ids=self.tokens, position_ids=self.positions, use_cache=True, **{cache_name(self.model): self.cache}
+            input_ids=self.tokens, position_ids=self.positions, use_cache=True, **self.cache
         )  # fmt: skip
         self.positions.add_(1)
         if self.clocks is not None:

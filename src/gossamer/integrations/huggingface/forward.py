@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ from ...patterns import Pattern
 from .attention import FRAME, NAME, flat
 from .cache import await_keys, evicting_cache, evicts, is_dynamic, is_new, keep_all, length_of, take_over
 from .frame import Documents, Frame
-from .layers import OLD_CACHE, cache_name
+from .layers import NEW_CACHE, OLD_CACHE
 
 
 @dataclass
@@ -29,24 +28,29 @@ class Before:
     """The attention that the model had before."""
     patterns: dict[int, Pattern]
     """What each layer's queries see."""
+    names: tuple[str, ...]
+    """What the decoder's forward calls its arguments, in their order."""
     warned: bool = field(default=False, init=False)
 
     def __call__(self, decoder: PreTrainedModel, args: tuple, given: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         if decoder.config._attn_implementation != NAME:
             self._warn(decoder)
             return args, given
-        names = _names(type(decoder))
-        name = cache_name(decoder)
-        if OLD_CACHE in given and name != OLD_CACHE:  # the decoder would rename it, but only after this
-            given = {name: given[OLD_CACHE], **given}
+        if OLD_CACHE in given and OLD_CACHE not in self.names:  # the decoder would rename it, but only after this
+            given = {self.cache_name: given[OLD_CACHE], **given}
             del given[OLD_CACHE]
-        inputs = {**dict(zip(names, args, strict=False)), **given}
+        inputs = {**dict(zip(self.names, args, strict=False)), **given}
         tokens = inputs.get("inputs_embeds") if inputs.get("input_ids") is None else inputs["input_ids"]
         if tokens is None:
             return args, given  # the decoder itself says what is missing
         changed = self._changed(decoder, inputs, tokens)
-        args = tuple(changed.pop(name, given) for name, given in zip(names, args, strict=False))
+        args = tuple(changed.pop(name, given) for name, given in zip(self.names, args, strict=False))
         return args, {**given, **changed}
+
+    @property
+    def cache_name(self) -> str:
+        """What the decoder's forward calls its cache."""
+        return NEW_CACHE if NEW_CACHE in self.names else OLD_CACHE
 
     def _changed(self, decoder: PreTrainedModel, inputs: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
         """The arguments of the decoder's forward that are to be others than the caller gave."""
@@ -55,7 +59,7 @@ class Before:
                 "output_attentions=True: sparse attention makes no matrix of weights; leave it out, or ask the dense "
                 "model, after gossamer.densify(model)"
             )
-        mask, cache = flat(inputs.get("attention_mask")), inputs.get(cache_name(decoder))
+        mask, cache = flat(inputs.get("attention_mask")), inputs.get(self.cache_name)
         documents = _documents(inputs, tokens) if mask is None and _may_be_packed(cache) else None
         if documents is not None:
             if cache is not None:
@@ -65,7 +69,7 @@ class Before:
             return {FRAME: self._frame(mask, None, tokens, None), "use_cache": False}  # nothing can go on behind it
         cache = self._cache(decoder, cache, inputs)
         changed = {FRAME: self._frame(mask, cache, tokens, None)}
-        return changed if cache is None else {**changed, cache_name(decoder): cache}
+        return changed if cache is None else {**changed, self.cache_name: cache}
 
     def _cache(self, decoder: PreTrainedModel, cache: Cache | None, inputs: dict[str, Any]) -> Cache | None:
         """The cache that this forward fills, with layers that keep what the patterns read.
@@ -116,10 +120,6 @@ class Before:
 def hooks(decoder: nn.Module) -> dict[int, Before]:
     """Gossamer's hooks on the decoder by their keys: none, or one."""
     return {key: hook for key, hook in decoder._forward_pre_hooks.items() if isinstance(hook, Before)}
-
-
-def _names(kind: type[PreTrainedModel]) -> list[str]:
-    return list(inspect.signature(kind.forward).parameters)[1:]
 
 
 def _may_be_packed(cache: Cache | None) -> bool:

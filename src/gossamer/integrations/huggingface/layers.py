@@ -68,9 +68,14 @@ def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
     return named if isinstance(named, PreTrainedModel) else base
 
 
+def argument_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """What the model's forward calls its arguments, in their order."""
+    return tuple(inspect.signature(type(model).forward).parameters)[1:]
+
+
 def cache_name(model: PreTrainedModel) -> str:
     """What the forward calls its cache: transformers renamed it in 5.24."""
-    return NEW_CACHE if NEW_CACHE in inspect.signature(type(model).forward).parameters else OLD_CACHE
+    return NEW_CACHE if NEW_CACHE in argument_names(model) else OLD_CACHE
 
 
 def attentions_of(decoder: nn.Module) -> dict[int, nn.Module]:

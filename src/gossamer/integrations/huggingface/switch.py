@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ...patterns import parse
 from .attention import NAME, register
 from .forward import Before, hooks
-from .layers import KEY, Patterns, attentions_of, decoder_of, pattern_of, text_decoder, texts
+from .layers import KEY, Patterns, argument_names, attentions_of, decoder_of, pattern_of, text_decoder, texts
 from .native import NAME as OWN_CHOICE
 from .native import forget_choice, is_own_choice, keep_to_choice
 
@@ -99,7 +99,8 @@ def _switch(model: Model, decoder: PreTrainedModel, written: list[str], evict: b
     setattr(model.config, KEY, {"patterns": written})
     _unhook(decoder)
     patterns = {layer: pattern_of(module, layer) for layer, module in sorted(attentions_of(decoder).items())}
-    decoder.register_forward_pre_hook(Before(evict, replaced, patterns), with_kwargs=True)
+    before = Before(evict, replaced, patterns, argument_names(decoder))
+    decoder.register_forward_pre_hook(before, with_kwargs=True)
     return model
 
 

@@ -11,9 +11,10 @@ import transformers
 
 from gossamer import GPT2, Causal, GPT2Config, Sinks, Window
 from gossamer.convert import huggingface
-from gossamer.convert.checkpoint import SPARSE, Layer, open_model
+from gossamer.convert.checkpoint import Layer, open_model
 from gossamer.convert.mass import DenseAttention, attend_densely, kept_mass
 from gossamer.integrations.huggingface.layers import KEY
+from gossamer.models.config_file import SPARSE
 from gossamer.tokenizer import ByteTokenizer
 
 from .tiny import CONTEXT, FAMILIES, SHAPE, TEXT, decoder, folder_of, save

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ..models.config_file import OWN
 from ..patterns import parse
 from ..patterns.base import require_integer
 from .flags import Command, parsed
@@ -85,7 +86,7 @@ def opened(command: Convert) -> DenseModel:
         ValueError: It is no dense decoder.
     """
     from ..convert import open_model
-    from ..convert.checkpoint import OWN, read_config
+    from ..convert.checkpoint import read_config
     from ..convert.writing import require_free
     from ..training.checkpoint import FOLDER
     from ..training.config import RunConfig
@@ -121,7 +122,6 @@ def _assigned(command: Convert, model: DenseModel, text: str) -> Assignment:
 
 def _write(model: DenseModel, chosen: Assignment, out: Path) -> None:
     from ..convert import write_sparse
-    from ..convert.checkpoint import OWN
     from ..convert.writing import own_split
 
     write_sparse(model, chosen.patterns, out)

@@ -14,12 +14,11 @@ from typing import Annotated
 
 import tyro
 
+from ..models.config_file import FILE, SPARSE
 from ..patterns import parse
 from ..patterns.base import Pattern, require_integer
 from .flags import Command, WrongUsage, parsed
 
-SETTINGS = "sparse_attention"
-"""Where a configuration says what each layer is to see."""
 ENGINE = ("transformers", "fastapi", "uvicorn", "openai", "pydantic")
 """What `transformers serve` needs."""
 
@@ -121,16 +120,16 @@ def require_model(folder: Path, pattern: Pattern | None) -> None:
         FileNotFoundError: There is no model in the folder.
         ValueError: Neither `pattern` nor the configuration says what the model is to see.
     """
-    config = folder / "config.json"
+    config = folder / FILE
     if not config.is_file():
-        raise FileNotFoundError(f"MODEL {folder} has no config.json; give the folder of a saved model")
+        raise FileNotFoundError(f"MODEL {folder} has no {FILE}; give the folder of a saved model")
     try:
         settings = json.loads(config.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{config} is no JSON text ({error}); save the model again") from error
-    if pattern is None and SETTINGS not in settings:
+    if pattern is None and SPARSE not in settings:
         raise ValueError(
-            f"{config} has no {SETTINGS}, so the model would run dense; give --pattern, such as 'Window(256)', or "
+            f"{config} has no {SPARSE}, so the model would run dense; give --pattern, such as 'Window(256)', or "
             "save the model after sparsify"
         )
 

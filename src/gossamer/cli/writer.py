@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..generation_config import SamplingConfig
+from ..models.config_file import FILE, OWN, SPARSE
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-CONFIG = "config.json"
 
 
 class Vocabulary(Protocol):
@@ -43,9 +42,9 @@ class Writer:
 def is_of_transformers(model: Path) -> bool:
     """Whether the folder holds a model that transformers is to run: any but a GPT-2 that Gossamer reads itself."""
     stated = _stated(model)
-    if "gossamer" in stated or "model_type" not in stated:
+    if OWN in stated or "model_type" not in stated:
         return False
-    return stated["model_type"] != "gpt2" or "sparse_attention" in stated
+    return stated["model_type"] != "gpt2" or SPARSE in stated
 
 
 def own_writer(weights: Path, vocabulary: Path, device: Any) -> Writer:
@@ -74,18 +73,18 @@ def transformers_writer(folder: Path, pattern: str | None, device: Any) -> Write
     Raises:
         ValueError: There is neither.
     """
-    if pattern is None and "sparse_attention" not in _stated(folder):
+    if pattern is None and SPARSE not in _stated(folder):
         raise ValueError(
             f"--model {folder} is dense; give --pattern 'Window(1024) | Sinks(4)', or choose one by gossamer convert"
         )
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from ..integrations.huggingface import resparsify, sparsify, stream
+    from ..integrations.huggingface import stream
+    from ..integrations.huggingface.loading import load_sparse
     from ..patterns import parse
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto").to(device)
-    model = resparsify(model) if pattern is None else sparsify(model, parse(pattern))
+    model = load_sparse(folder, None if pattern is None else parse(pattern), device=device)
     ends = model.generation_config.eos_token_id
     stop = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
     begin = next((id for id in (tokenizer.bos_token_id, *stop) if id is not None), 0)
@@ -95,7 +94,7 @@ def transformers_writer(folder: Path, pattern: str | None, device: Any) -> Write
 def _stated(model: Path) -> dict[str, Any]:
     """What the folder's config.json says; nothing where there is none, or where it is damaged."""
     try:
-        stated = json.loads((model / CONFIG).read_text(encoding="utf-8"))
+        stated = json.loads((model / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return stated if isinstance(stated, dict) else {}

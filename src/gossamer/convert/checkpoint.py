@@ -12,11 +12,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ..models.config_file import FILE, OWN, SPARSE
 from .mass import DenseAttention
-
-CONFIG = "config.json"
-OWN = "gossamer"
-SPARSE = "sparse_attention"
 
 Listener = Callable[[DenseAttention], None]
 
@@ -79,7 +76,7 @@ def open_model(
     folder = Path(folder)
     config = read_config(folder)
     if config.get(SPARSE) is not None:
-        raise ValueError(f"{folder} is sparse already, by {SPARSE} in its {CONFIG}; give the dense model it came from")
+        raise ValueError(f"{folder} is sparse already, by {SPARSE} in its {FILE}; give the dense model it came from")
     place = folder if tokenizer is None else Path(tokenizer)
     if OWN in config:
         from .gossamer_gpt2 import GossamerGPT2
@@ -97,9 +94,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         FileNotFoundError: There is none.
         ValueError: It is no JSON table.
     """
-    path = Path(folder, CONFIG)
+    path = Path(folder, FILE)
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}; give the folder of a model, as save_pretrained writes it")
+        raise FileNotFoundError(f"{folder} holds no {FILE}; give the folder of a model, as save_pretrained writes it")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from ..integrations.huggingface.layers import decoder_of
-from .checkpoint import CONFIG, Layer, Listener, layer_of
+from ..models.config_file import FILE
+from .checkpoint import Layer, Listener, layer_of
 from .mass import attend_densely
 
 NAME = "gossamer_measure"
@@ -46,7 +47,7 @@ class TransformersModel:
         self.vocabulary: int = self._model.config.vocab_size
         self.positions: int | None = getattr(self._model.config, "max_position_embeddings", None)
         self.opening = _opening(self._tokenizer)
-        self.files = {name: path for place in (folder, tokenizer) for name, path in _files(place) if name != CONFIG}
+        self.files = {name: path for place in (folder, tokenizer) for name, path in _files(place) if name != FILE}
 
     def encode(self, text: str) -> list[int]:
         """The tokens of `text` without the opening."""

@@ -10,10 +10,11 @@ from typing import Any
 
 from ..atomic import new_folder
 from ..config import GPT2Config, SparseAttentionConfig
+from ..models.config_file import FILE, OWN, SPARSE
 from ..patterns import Causal, Pattern, Strided, Window
 from ..patterns.base import And
 from ..patterns.parse import checked_text
-from .checkpoint import CONFIG, OWN, SPARSE, DenseModel
+from .checkpoint import DenseModel
 
 
 def write_sparse(model: DenseModel, patterns: Sequence[Pattern], out: str | Path) -> None:
@@ -32,7 +33,7 @@ def write_sparse(model: DenseModel, patterns: Sequence[Pattern], out: str | Path
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, partial / name)
         text = json.dumps(sparse_settings(model.config, patterns), indent=2)
-        (partial / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+        (partial / FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
 def require_free(model: DenseModel, out: str | Path) -> None:

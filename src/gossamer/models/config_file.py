@@ -9,6 +9,12 @@ from typing import Any
 
 from ..config import GPT2Config
 
+FILE = "config.json"
+OWN = "gossamer"
+"""Where the file says the whole configuration of a GPT-2 of Gossamer."""
+SPARSE = "sparse_attention"
+"""Where it says what each layer of a model of transformers is to see."""
+
 OFFICIAL_VOCABULARY = 50257  # its last token is <|endoftext|>
 
 # What GPT2 computes, as transformers' configuration calls it; the first value is the default.
@@ -32,13 +38,13 @@ def read(path: Path) -> GPT2Config:
         stated = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stated, dict):
             raise ValueError(f"it holds {stated!r} where a table of settings is expected")
-        return GPT2Config.from_dict(stated["gossamer"]) if "gossamer" in stated else _translated(stated)
+        return GPT2Config.from_dict(stated[OWN]) if OWN in stated else _translated(stated)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}; correct the file, or remove it if it belongs to other weights") from error
 
 
 def write(path: Path, config: GPT2Config) -> None:
-    """Writes what transformers needs to know and, as "gossamer", the whole configuration."""
+    """Writes what transformers needs to know and, as `OWN`, the whole configuration."""
     path.write_text(json.dumps(_settings(config), indent=2) + "\n", encoding="utf-8")
 
 
@@ -74,5 +80,5 @@ def _settings(config: GPT2Config) -> dict[str, Any]:
         "layer_norm_epsilon": config.layer_norm_epsilon,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "gossamer": config.to_dict(),
+        OWN: config.to_dict(),
     }

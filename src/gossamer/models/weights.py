@@ -19,7 +19,6 @@ from ..config import GPT2Config
 from . import config_file
 
 WEIGHTS = "model.safetensors"
-CONFIG_FILE = "config.json"
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
 MASKS = (".attn.bias", ".attn.masked_bias")  # causal masks that old files carry as buffers
@@ -84,7 +83,7 @@ def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -
     tensors = {PREFIX + name: _turned(name, tensor.cpu()).contiguous() for name, tensor in state.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with new_file(folder / CONFIG_FILE) as new_config, new_file(folder / WEIGHTS) as new_weights:
+        with new_file(folder / config_file.FILE) as new_config, new_file(folder / WEIGHTS) as new_weights:
             config_file.write(new_config, config)
             save_file(tensors, new_weights, metadata={"format": "pt"})
             new_weights.chmod(new_config.stat().st_mode)  # safetensors shuts everyone else out
@@ -148,7 +147,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _config_for(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> GPT2Config:
-    settings = path.with_name(CONFIG_FILE)
+    settings = path.with_name(config_file.FILE)
     return config_file.read(settings) if settings.is_file() else _inferred(path, shapes)
 
 
@@ -160,7 +159,7 @@ def _inferred(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> GPT2Config:
     if width % OFFICIAL_HEAD_WIDTH:
         raise ValueError(
             f"{path}: the number of heads is unknown, as width {width} is no multiple of "
-            f"{OFFICIAL_HEAD_WIDTH}; put the model's {CONFIG_FILE} beside it"
+            f"{OFFICIAL_HEAD_WIDTH}; put the model's {config_file.FILE} beside it"
         )
     return GPT2Config(
         vocab_size=vocabulary,
@@ -180,8 +179,8 @@ def _require_layers(path: Path, names: Iterable[str], config: GPT2Config) -> Non
     # Before anything grows with a number that was read from a file.
     if config.n_layer != _layers(names):
         raise ValueError(
-            f"{path}: it has {_layers(names)} layers, but {CONFIG_FILE} says {config.n_layer}; "
-            f"give a GPT-2's weights with the {CONFIG_FILE} that was saved with them"
+            f"{path}: it has {_layers(names)} layers, but {config_file.FILE} says {config.n_layer}; "
+            f"give a GPT-2's weights with the {config_file.FILE} that was saved with them"
         )
 
 
@@ -195,7 +194,9 @@ def _require_layout(path: Path, shapes: Mapping[str, tuple[int, ...]], expected:
     ]
     if faults:
         shown = "; ".join(sorted(faults)[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
-        raise ValueError(f"{path}: {shown}. Give a GPT-2's weights with the {CONFIG_FILE} that was saved with them")
+        raise ValueError(
+            f"{path}: {shown}. Give a GPT-2's weights with the {config_file.FILE} that was saved with them"
+        )
 
 
 def _require_floats(path: Path, name: str, dtype: str) -> None:

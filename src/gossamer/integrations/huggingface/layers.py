@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ...models.config_file import SPARSE
 from ...patterns import Causal, Pattern, Window, parse
 from .choosing import selects, selects_by_mask
 
-KEY = "sparse_attention"
+KEY = SPARSE
 """Where a model's configuration says its patterns, as plain values that are saved with it."""
 
 OLD_CACHE, NEW_CACHE = "past_key_values", "cache"

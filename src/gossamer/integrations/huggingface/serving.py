@@ -20,15 +20,15 @@ import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import JSONResponse
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.server import build_server
 
 from ...patterns.base import Pattern
-from . import resparsify, sparsify
 from .gateway import Gateway, Limits
+from .loading import load_sparse
 from .request_rules import ModelCard, Refusal
 from .turns import InTurns
 
@@ -48,8 +48,7 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{folder}: the tokenizer is a {type(tokenizer).__name__}; save one with a tokenizer.json")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
-    return (resparsify(model) if pattern is None else sparsify(model, pattern)), tokenizer
+    return load_sparse(folder, pattern, device=device, dtype=dtype), tokenizer
 
 
 def card_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, *, context: int | None) -> ModelCard:

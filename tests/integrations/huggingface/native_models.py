@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -70,3 +71,10 @@ FAMILIES = {
     )
     if family.exists and FIRST.exists  # older releases have GLM alone, whose own dense attention is wrong there
 }
+
+every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+every_writer = pytest.mark.parametrize(
+    "family",
+    [family for name, family in FAMILIES.items() if name != "mistral_large4"],
+    ids=lambda family: family.module,
+)

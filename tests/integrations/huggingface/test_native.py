@@ -13,14 +13,8 @@ from gossamer import Causal, Window
 from gossamer.integrations.huggingface import densify, is_sparse, resparsify, sparsify
 from gossamer.integrations.huggingface.choosing import selects, selects_by_mask
 from gossamer.integrations.huggingface.layers import Unswitchable, cache_name
-from tests.integrations.huggingface.native_models import FAMILIES, VOCABULARY, Family
+from tests.integrations.huggingface.native_models import VOCABULARY, Family, every_family, every_writer
 
-every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-every_writer = pytest.mark.parametrize(
-    "family",
-    [family for name, family in FAMILIES.items() if name != "mistral_large4"],
-    ids=lambda family: family.module,
-)
 LIMIT = 1e-5
 
 

@@ -8,14 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from gossamer import sparsify
-from tests.integrations.huggingface.native_models import FAMILIES, VOCABULARY, Family
+from gossamer.generation_config import SamplingConfig
+from gossamer.integrations.huggingface import stream
+from tests.integrations.huggingface.native_models import FAMILIES, VOCABULARY, Family, every_family, every_writer
 
-every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-every_writer = pytest.mark.parametrize(
-    "family",
-    [family for name, family in FAMILIES.items() if name != "mistral_large4"],
-    ids=lambda family: family.module,
-)
 CLOSE = 1e-5
 
 
@@ -113,3 +109,9 @@ def test_adapters_train(family: Family) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@every_writer
+def test_the_loop_for_patterns_refuses_it_by_name(family: Family) -> None:
+    with pytest.raises(ValueError, match=r"chooses its keys itself.* write with model\.generate"):
+        stream(sparsify(family.build()), [[3, 4]], SamplingConfig(2))

@@ -43,13 +43,18 @@ def stream(
         chunk: Tokens of the prompts that the model reads at a time.
 
     Raises:
-        ValueError: The model is dense, a prompt is empty or not of the model's tokens, or the texts would become
-            longer than a learned table of positions.
+        ValueError: The model is dense or chooses its keys itself, a prompt is empty or not of the model's tokens, or
+            the texts would become longer than a learned table of positions.
     """
     if not is_sparse(model):
         raise ValueError(
             "model is dense; switch it with gossamer.sparsify(model, pattern), or with gossamer.resparsify(model) "
             "where its configuration has patterns"
+        )
+    if not hooks(text_decoder(model)):
+        raise ValueError(
+            f"{type(model).__name__} chooses its keys itself, and may choose any: nothing can be dropped; write with "
+            f"model.generate"
         )
     require_integer("stream", "chunk", chunk, least=1)
     _require_tokens(model, prompts)

@@ -45,10 +45,7 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
         raise Unswitchable(
             f"{name} attends to an encoder as well; only decoders that attend to themselves are switched"
         )
-    if config.get_text_config() is not config:
-        raise Unswitchable(
-            f"{name} has parts that are no text; switch its language model: sparsify(model.language_model)"
-        )
+    require_text_alone(model)
     if selects(model):
         raise Unswitchable(f"{name} chooses its keys itself, and a pattern would be lost on it: sparsify(model)")
     if selects_by_mask(model):
@@ -60,6 +57,19 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     if without:
         raise Unswitchable(f"{name} has no causal self-attention with a layer_idx in layer {min(without)}")
     return decoder
+
+
+def require_text_alone(model: PreTrainedModel) -> None:
+    """Returns where the model is a language model and nothing more.
+
+    Raises:
+        Unswitchable: It has other parts.
+    """
+    if model.config.get_text_config() is not model.config:
+        raise Unswitchable(
+            f"{type(model).__name__} has parts that are no text; switch its language model: "
+            f"sparsify(model.language_model)"
+        )
 
 
 def text_decoder(model: PreTrainedModel) -> PreTrainedModel:

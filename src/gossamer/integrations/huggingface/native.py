@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from .choosing import selects, selects_by_mask
 from .indexed import indexed_attention
-from .layers import KEY, Unswitchable
+from .layers import KEY, Unswitchable, require_text_alone
 from .selection import Selection
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -31,10 +31,7 @@ def keep_to_choice(model: Model) -> Model:
         Unswitchable: The model chooses no keys, or does not hand its choice to attention.
     """
     name, config = type(model).__name__, model.config
-    if config.get_text_config() is not config:
-        raise Unswitchable(
-            f"{name} has parts that are no text; switch its language model: sparsify(model.language_model)"
-        )
+    require_text_alone(model)
     if selects_by_mask(model):
         raise Unswitchable(f"{name} says the keys that it chooses in its mask alone, so no work can be left out")
     if not selects(model):

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gossamer import Unsupported, attend, explain
 from gossamer.kernels import BACKENDS
-from gossamer.ops import _choice
+from gossamer.ops.attend import _choice
 from gossamer.patterns import Causal, Documents, Pattern, PerHead, RandomBlocks, Strided, Window
 from gossamer.patterns.base import KeySet
 from gossamer.patterns.parse import _parse, checked_text

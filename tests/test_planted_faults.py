@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import gossamer.ops
+import gossamer.ops.attend
 import gossamer.plan
 from gossamer.kernels.tiled import backend, backward, forward, scores, walk
 from gossamer.patterns import Causal, Documents, Extent, Strided, Window, cover, normal_form
@@ -61,7 +61,7 @@ def cold_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def forget() -> None:
     """Empties what plans and choices are kept in."""
-    for kept in (plan, gossamer.plan._plan, gossamer.plan.resized, _parse, gossamer.ops._choice):
+    for kept in (plan, gossamer.plan._plan, gossamer.plan.resized, _parse, gossamer.ops.attend._choice):
         kept.cache_clear()
 
 
@@ -144,11 +144,11 @@ def _without_rescale(part: forward.Forward, queries: slice, out: Tensor, lse: Te
 
 def _stale_plans(patch: pytest.MonkeyPatch) -> None:
     known: dict = {}
-    patch.setattr(gossamer.ops, "plan", lambda pattern, *sizes: known.setdefault(sizes, plan(pattern, *sizes)))
+    patch.setattr(gossamer.ops.attend, "plan", lambda pattern, *sizes: known.setdefault(sizes, plan(pattern, *sizes)))
 
 
 def _stale_classes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(gossamer.ops, "parse", lambda text: _parse(text, 0))
+    patch.setattr(gossamer.ops.attend, "parse", lambda text: _parse(text, 0))
     patch.setattr(import_module("gossamer.patterns.parse"), "parse", lambda text: mock.ANY)
 
 

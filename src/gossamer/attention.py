@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .kernels import Choice, Softmax, choose
-from .ops import attend_eagerly, problem_of
+from .ops.attend import attend_eagerly, problem_of
 from .patterns.base import Pattern
 from .patterns.parse import checked_text
 from .plan import Plan

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 
 from .kernels import Again
-from .ops import again_of, attend_again, differentiates_forward, unobserved
+from .ops.attend import again_of, attend_again, differentiates_forward, unobserved
 from .patterns.base import Pattern
 
 MOST_KINDS = 256

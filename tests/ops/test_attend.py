@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from gossamer import SparseAttention, SparseAttentionConfig, attend, ops, repeats
+from gossamer import SparseAttention, SparseAttentionConfig, attend, repeats
+from gossamer.ops import attend as ops
 from gossamer.patterns import Causal, Pattern, PerHead, RandomBlocks, Strided, Tokens, Window, parse, presets
 from gossamer.plan import plan
 

@@ -18,12 +18,12 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
-from .kernels import Again, Backend, Problem, Repeating, Saved, Softmax, choose
-from .kernels.devices import NO_CHANGE
-from .kernels.layout import beside, empty_beside
-from .patterns.base import Pattern
-from .patterns.parse import parse
-from .plan import Plan, plan, shortened
+from ..kernels import Again, Backend, Problem, Repeating, Saved, Softmax, choose
+from ..kernels.devices import NO_CHANGE
+from ..kernels.layout import beside, empty_beside
+from ..patterns.base import Pattern
+from ..patterns.parse import parse
+from ..plan import Plan, plan, shortened
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The one boundary to the kernels: operators that a compiler, a profiler and autograd understand."""

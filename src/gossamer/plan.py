@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import textwrap
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from .patterns.base import Pattern
 from .patterns.clauses import Clause, Extent
-from .patterns.counting import count
+from .patterns.counting import count, count_clause
 from .patterns.cover import cover
 from .patterns.normal_form import normal_form
 from .patterns.offsets import Offsets
@@ -21,6 +22,9 @@ from .patterns.per_head import PerHead
 logger = logging.getLogger(__name__)
 
 SMALLEST_BLOCK, USUAL_BLOCK, LARGEST_BLOCK = 16, 64, 128
+
+WIDEST_BAND = 8
+"""Blocks across a band that may be gone over with the blocks beside it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,10 +225,55 @@ def _terms(pattern: Pattern, extent: Extent) -> tuple[Term, ...]:
     if not extent.queries or not extent.keys:
         return ()
     form = normal_form(pattern, extent)
-    terms = [_term(clause, len(extent.keys)) for clause in form.clauses]
-    if form.rest is not None:
-        terms += _blocks(form.rest, extent)
-    return tuple(terms)
+    if form.rest is None:
+        return tuple(_term(clause, len(extent.keys)) for clause in form.clauses)
+    size = _block_size(pattern.grain)
+    # What has to be gone over in blocks anyway takes along what nearly is blocks: BigBird's window and global blocks
+    # beside its random ones. One launch then does the work of three, and no partial softmax goes through memory.
+    if size >= USUAL_BLOCK and _nearly_blocks(form.clauses, extent, size):
+        return tuple(_blocks(pattern, extent, size))
+    return *(_term(clause, len(extent.keys)) for clause in form.clauses), *_blocks(form.rest, extent, size)
+
+
+def _block_size(grain: int | None) -> int:
+    """A power of two, as kernels want it; a divisor of the grain where one is large enough: its blocks are whole."""
+    if grain is None:
+        return USUAL_BLOCK
+    whole = math.gcd(grain, LARGEST_BLOCK)
+    return whole if whole >= SMALLEST_BLOCK else min(max(1 << grain.bit_length() - 1, SMALLEST_BLOCK), USUAL_BLOCK)
+
+
+def _nearly_blocks(clauses: tuple[Clause, ...], extent: Extent, size: int) -> bool:
+    """Whether the blocks that the clauses touch hold less than twice their pairs, and no band is wide.
+
+    A wide band runs faster as one: its tiles need no table, and no mask but at its two ends.
+    """
+    bands = (clause.offsets for clause in clauses if clause.keys is None and clause.queries is None)
+    if any(band.high - band.low >= WIDEST_BAND * size for band in bands):
+        return False
+    touched = sum(_touched(clause, extent, size) for clause in clauses)
+    return touched < 2 * sum(count_clause(clause, extent) for clause in clauses) or not clauses
+
+
+def _touched(clause: Clause, extent: Extent, size: int) -> int:
+    """Pairs in the blocks where a query, a key and a distance of the clause meet: all that may hold a pair."""
+    first = np.arange(0, len(extent.queries), size)
+    last = np.minimum(first + size, len(extent.queries)) - 1
+    low = np.clip((extent.queries.start + first - clause.offsets.high) // size, 0, None)
+    high = np.clip((extent.queries.start + last - clause.offsets.low) // size, -1, -(-len(extent.keys) // size) - 1)
+    widths = _per_block(np.ones(len(extent.keys), bool), size)
+    if clause.keys is not None:
+        widths = widths * (_per_block(clause.keys, size) > 0)
+    heights = _per_block(np.ones(len(extent.queries), bool), size)
+    if clause.queries is not None:
+        heights = heights * (_per_block(clause.queries, size) > 0)
+    before = np.append(0, widths.cumsum())
+    return int((heights * (before[np.maximum(high + 1, low)] - before[low])).sum())
+
+
+def _per_block(members: NDArray[np.bool_], size: int) -> NDArray[np.int64]:
+    """How many members each block of places has."""
+    return np.add.reduceat(members, np.arange(0, len(members), size), dtype=np.int64)
 
 
 def _differ_in_blocks_alone(a: HeadGroup, b: HeadGroup) -> bool:
@@ -280,8 +329,7 @@ def _term(clause: Clause, length: int) -> Term:
     return Columns(np.arange(length) if keys is None else keys, clause.offsets, clause.documents)
 
 
-def _blocks(pattern: Pattern, extent: Extent) -> list[Blocks]:
-    size = min(max(pattern.grain or USUAL_BLOCK, SMALLEST_BLOCK), LARGEST_BLOCK)
+def _blocks(pattern: Pattern, extent: Extent, size: int) -> list[Blocks]:
     found = cover(pattern, extent, size)
     if not len(found.rows):
         return []

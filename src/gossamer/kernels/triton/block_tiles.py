@@ -64,8 +64,7 @@ def shown(
         score = tl.where(between(own, own_bounds)[:, None], score, float("-inf"))
     if table.tile is not None:
         mask = tl.load(table.tile + entry)
-        if mask >= 0:
-            pairs = table.tiles + mask.to(tl.int64) * (SIZE * SIZE)
-            visible = tl.load(pairs + (own % SIZE * SIZE)[:, None] + (other % SIZE)[None, :])
-            score = tl.where(visible != 0, score, float("-inf"))
+        pairs = table.tiles + mask.to(tl.int64) * (SIZE * SIZE)
+        visible = tl.load(pairs + (own % SIZE * SIZE)[:, None] + (other % SIZE)[None, :], mask=mask >= 0, other=1)
+        score = tl.where(visible != 0, score, float("-inf"))
     return score

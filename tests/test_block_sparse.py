@@ -106,7 +106,7 @@ class Rolled(Shown):
 @pytest.mark.parametrize("axis", [1, 2, 3])
 def test_the_checks_see_the_layout_of_another_head_and_blocks_beside_the_right_ones(axis: int) -> None:
     setting = replace(FLOATS, batch=1)
-    with pytest.raises(AssertionError, match="is over|infinite elsewhere"):
+    with pytest.raises(AssertionError, match=r"is over|infinite elsewhere"):
         check_layout(setting, Rolled(own_heads=True, axis=axis))
     with pytest.raises(AssertionError, match="the forward sees other pairs"):
         check_layout_support(setting, Rolled(own_heads=True, axis=axis))

@@ -76,22 +76,19 @@ def check_layout(setting: Setting, shown: Shown) -> None:
 
 def check_layout_support(setting: Setting, shown: Shown) -> None:
     """Exactly the visible pairs have a probability, seen from the queries and from the keys; no tolerance."""
-    (_, heads, queries, width), (_, groups, keys, _), _ = setting.shapes
-    problem = draw(shown.pattern(setting, 0), setting)
-    eye = torch.eye(max(queries, keys), dtype=setting.dtype, device=setting.device)
-    ones, slices = 0 * problem.q, -(-max(queries, keys) // width)
-    for row in range(setting.batch):
-        mask = visible(shown.pattern(setting, row), queries, keys, problem.q.device)
-        for part in (eye[:, width * i : width * (i + 1)] for i in range(slices)):
-            values, gradients = (part[:n].expand(setting.batch, count, n, -1).contiguous()
-                                 for n, count in ((keys, groups), (queries, heads)))  # fmt: skip
-            given = replace(problem, q=ones, v=values.requires_grad_())
-            out, _ = attended(given, setting, shown)
-            some = mask.to(setting.dtype) @ part[:keys]
-            assert torch.equal(out[row] > 0, some > 0), "the forward sees other pairs"
-            (found,) = torch.autograd.grad(out, given.v, gradients)
-            some = mask.unflatten(0, (groups, -1)).any(1).mT.to(setting.dtype) @ part[:queries]
-            assert torch.equal(found[row] > 0, some > 0), "the gradient of v sees other pairs"
+    (batch, heads, queries, _), (_, groups, keys, _), _ = setting.shapes
+    most = max(queries, keys)
+    problem = draw(shown.pattern(setting, 0), replace(setting, value_width=most))
+    eye = torch.eye(most, dtype=setting.dtype, device=setting.device)
+    values = eye[:keys].expand(batch, groups, -1, -1).contiguous().requires_grad_()
+    out, _ = attended(replace(problem, q=0 * problem.q, v=values), setting, shown)
+    (found,) = torch.autograd.grad(out, values, eye[:queries].expand(batch, heads, -1, -1).contiguous())
+    for row in range(batch):
+        mask = visible(shown.pattern(setting, row), queries, keys, out.device)
+        assert torch.equal(out[row, ..., :keys] > 0, mask), "the forward sees other pairs"
+        assert torch.equal(found[row, ..., :queries] > 0, mask.unflatten(0, (groups, -1)).any(1).mT), (
+            "the gradient of v sees other pairs"
+        )
 
 
 FLOATS = Setting(heads=4, queries=80, dtype=torch.float32, batch=2)

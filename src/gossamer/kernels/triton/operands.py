@@ -56,21 +56,31 @@ class Order(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Place `i` of an order meets places `start[i] … stop[i] - 1` of the other order, which `index` tells."""
+    """Place `i` of an order meets places `start[i] … stop[i] - 1` of the other order, which `index` tells.
+
+    Sequences that have runs of their own have them `apart` places from one another.
+    """
 
     start: Tensor
     stop: Tensor
+    apart: int
     index: Tensor | None
 
     @staticmethod
     def of_queries(span: Span) -> Run:
         """The keys that each query sees."""
-        return Run(span.start, span.stop, span.keys)
+        return Run(span.start, span.stop, _apart(span.start), span.keys)
 
     @staticmethod
     def of_keys(span: Span) -> Run:
         """The queries that see each key."""
-        return Run(*span.seen_by, span.queries)
+        first, last = span.seen_by
+        return Run(first, last, _apart(first), span.queries)
+
+
+def _apart(ends: Tensor) -> int:
+    """From the ends of a sequence's runs to those of the next; 0 where all share one table."""
+    return ends.shape[-1] if ends.dim() == 2 and ends.shape[0] > 1 else 0
 
 
 class Heads(NamedTuple):

@@ -65,6 +65,11 @@ class Span:
         return torch.from_numpy(outside).to(self.start.device)
 
 
+def apart(ends: Tensor) -> int:
+    """From the ends of a sequence's runs to those of the next; 0 where all share one table."""
+    return ends.shape[-1] if ends.dim() == 2 and ends.shape[0] > 1 else 0
+
+
 def without_span(plan: Plan) -> str | None:
     """What of the plan cannot be written as runs, for a person to read, or None where all of it can."""
     for group in plan.groups:

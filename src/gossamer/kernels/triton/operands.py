@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..problem import Softmax
-from ..spans import Span
+from ..spans import Span, apart
 
 LOG2E = 1.4426950408889634
 VECTOR = 8
@@ -69,18 +69,13 @@ class Run(NamedTuple):
     @staticmethod
     def of_queries(span: Span) -> Run:
         """The keys that each query sees."""
-        return Run(span.start, span.stop, _apart(span.start), span.keys)
+        return Run(span.start, span.stop, apart(span.start), span.keys)
 
     @staticmethod
     def of_keys(span: Span) -> Run:
         """The queries that see each key."""
         first, last = span.seen_by
-        return Run(first, last, _apart(first), span.queries)
-
-
-def _apart(ends: Tensor) -> int:
-    """From the ends of a sequence's runs to those of the next; 0 where all share one table."""
-    return ends.shape[-1] if ends.dim() == 2 and ends.shape[0] > 1 else 0
+        return Run(first, last, apart(first), span.queries)
 
 
 class Heads(NamedTuple):

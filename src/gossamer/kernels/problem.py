@@ -46,7 +46,7 @@ class Softmax:
     @property
     def is_live(self) -> bool:
         """Whether what queries see follows from more than the plan and the lengths."""
-        return self.within is not None or self.runs is not None
+        return self.within is not None or self.runs is not None or self.blocks is not None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from ..block_tables import BlockTable
 from .bands import Rows
 from .blocks import (
     NUMBERS,
-    TABLE,
     Bounds,
     List,
     Table,

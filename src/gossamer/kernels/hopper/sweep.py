@@ -213,53 +213,43 @@ def team_row_of(place, consumer: gl.constexpr, config: gl.constexpr):
 
 
 @gluon.jit
-def edges_in(edges, batch):
-    """The edges of one sequence."""
-    if edges.begin is None:
-        return edges
-    else:
-        first = batch * edges.apart
-        return Edges(edges.begin + first, edges.end + first, edges.shift, edges.breadth, edges.count, 0)
-
-
-@gluon.jit
-def begin_of(edges, row):
-    """The first column that a row sees, for one row or many."""
+def begin_of(edges, batch, row):
+    """The first column that a row of a sequence sees, for one row or many."""
     if edges.begin is None:
         return gl.minimum(gl.maximum(row + (edges.shift - edges.breadth + 1), 0), edges.count)
     else:
-        return gl.load(edges.begin + row)
+        return gl.load(edges.begin + (batch * edges.apart + row))
 
 
 @gluon.jit
-def end_of(edges, row):
-    """One more than the last column that a row sees, for one row or many."""
+def end_of(edges, batch, row):
+    """One more than the last column that a row of a sequence sees, for one row or many."""
     if edges.begin is None:
         return gl.minimum(gl.maximum(row + (edges.shift + 1), 0), edges.count)
     else:
-        return gl.load(edges.end + row)
+        return gl.load(edges.end + (batch * edges.apart + row))
 
 
 @gluon.jit
-def span_of(edges, row, rows: gl.constexpr, count):
+def span_of(edges, batch, row, rows: gl.constexpr, count):
     """(begin, end) of the columns that `rows` rows from `row` on, of `count` in all, see taken together."""
-    low = begin_of(edges, row)
-    return low, gl.maximum(low, end_of(edges, gl.minimum(row + rows, count) - 1))
+    low = begin_of(edges, batch, row)
+    return low, gl.maximum(low, end_of(edges, batch, gl.minimum(row + rows, count) - 1))
 
 
 @gluon.jit
-def reach_of(edges, row, count, layout: gl.constexpr):
-    """The reach of the 64 rows from `row` on; rows at `count` or beyond do as the last one."""
-    last = gl.minimum(row + TILE, count) - 1
-    first = gl.minimum(row, last)
-    rows = gl.minimum(row + gl.arange(0, TILE, gl.SliceLayout(1, layout)), last)
+def reach_of(edges, place, count, layout: gl.constexpr):
+    """The reach of the 64 rows from a place on; rows at `count` or beyond do as the last one."""
+    last = gl.minimum(place.row + TILE, count) - 1
+    first = gl.minimum(place.row, last)
+    rows = gl.minimum(place.row + gl.arange(0, TILE, gl.SliceLayout(1, layout)), last)
     return Reach(
-        begin_of(edges, first),
-        begin_of(edges, last),
-        end_of(edges, first),
-        end_of(edges, last),
-        begin_of(edges, rows),
-        end_of(edges, rows),
+        begin_of(edges, place.batch, first),
+        begin_of(edges, place.batch, last),
+        end_of(edges, place.batch, first),
+        end_of(edges, place.batch, last),
+        begin_of(edges, place.batch, rows),
+        end_of(edges, place.batch, rows),
     )
 
 

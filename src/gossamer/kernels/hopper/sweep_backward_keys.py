@@ -29,7 +29,6 @@ from .sweep import (
     as_a_team,
     barriers_of,
     buffers,
-    edges_in,
     empty,
     full,
     own_empty,
@@ -81,7 +80,7 @@ def _place(turn, work, shape, config: gl.constexpr):
 def _part_of(edges, place, part, shape, config: gl.constexpr):
     """(a query, tiles first ... last - 1 counted from it): an item's share of the queries that see its keys."""
     ROWS: gl.constexpr = config.team.rows
-    low, high = span_of(edges_in(edges, place.batch), place.row, ROWS, shape.keys)
+    low, high = span_of(edges, place.batch, place.row, ROWS, shape.keys)
     count = gl.cdiv(high - low, TILE)
     return low, quotient(count * part, shape.parts), quotient(count * (part + 1), shape.parts)
 
@@ -210,7 +209,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         item, part = _place(turn, work, shape, config)
         low, first, last = _part_of(edges, item, part, shape, config)
         place = Place(item.batch, item.head, item.key_head, item.row + consumer * TILE)
-        reach = reach_of(edges_in(edges, place.batch), place.row, shape.keys, scores)
+        reach = reach_of(edges, place, shape.keys, scores)
         begin = gl.minimum(gl.maximum((reach.first_begin - low) // TILE, first), last)
         end = gl.where(place.row < shape.keys, gl.cdiv(reach.last_end - low, TILE), 0)
         end = gl.maximum(gl.minimum(end, last), begin)

@@ -42,7 +42,6 @@ from .sweep import (
     as_a_team,
     barriers_of,
     buffers,
-    edges_in,
     empty,
     full,
     own_empty,
@@ -76,7 +75,7 @@ class Way(NamedTuple):
 def _team_tiles(run, batch, row, shape, fewest: gl.constexpr, config: gl.constexpr):
     """(end, tiles): a team sees no key from `end` on, and what it sees lies in so many tiles before that."""
     TEAM_ROWS: gl.constexpr = config.team.rows
-    begin, end = span_of(edges_in(run.edges, batch), row, TEAM_ROWS, shape.queries)
+    begin, end = span_of(run.edges, batch, row, TEAM_ROWS, shape.queries)
     return end, gl.maximum(gl.cdiv(end - begin, TILE), fewest)
 
 
@@ -84,7 +83,7 @@ def _team_tiles(run, batch, row, shape, fewest: gl.constexpr, config: gl.constex
 def _way(run, team_row, place, base, shape, fewest: gl.constexpr, layout: gl.constexpr, config: gl.constexpr):
     """(the way through a segment whose tiles begin at `base` of the ring, where they end); `fewest` is 0 or 1 tile."""
     end, count = _team_tiles(run, place.batch, team_row, shape, fewest, config)
-    reach = reach_of(edges_in(run.edges, place.batch), place.row, shape.queries, layout)
+    reach = reach_of(run.edges, place, shape.queries, layout)
     first = gl.minimum((end - reach.last_end) // TILE, count - fewest)
     last = gl.maximum(gl.cdiv(end - reach.first_begin, TILE), first + fewest)
     origin = end + (base - 1) * TILE

@@ -34,7 +34,7 @@ def confined(
     `low` and `high` are [n] and the results [B, n]; `within` is int32 [B, 2], in positions, of which `keys` exist. A
     place outside gets an empty run at the nearer end, so that neither end falls.
     """
-    batch, within = within.shape[0], within.contiguous()
+    batch = within.shape[0]
     cut = low.new_empty(batch, own.count), low.new_empty(batch, own.count)
     _launch(_confine, own.count, batch, low, high, *cut, within, own, other, keys, other.count.bit_length(), step)
     return cut

@@ -98,7 +98,7 @@ def _turned(table: BlockTable, entries: Tensor, row: Tensor, key_rows: int) -> B
 def table_of_layout(layout: Tensor, size: int, batch: int, heads: int) -> BlockTable:
     """The rows of a layout [B or 1, H or 1, rows, columns], bool, on its device; `layout.mT` gives the keys' side."""
     starts, numbers = kept(_places(layout.shape, batch, heads, layout.device), layout.device)
-    blocks = layout.sort(dim=-1, descending=True, stable=True).indices.int().flatten()
+    blocks = layout.view(torch.uint8).sort(dim=-1, descending=True, stable=True).indices.int().flatten()
     counts = layout.sum(-1, dtype=torch.int32).flatten(0, 1).contiguous()
     return BlockTable(size, starts, counts, blocks, None, None, numbers, _heaviest_first(counts))
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import textwrap
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .patterns.base import Pattern
 from .patterns.clauses import Clause, Extent
-from .patterns.counting import count
+from .patterns.counting import count, count_clause
 from .patterns.cover import cover
 from .patterns.normal_form import normal_form
 from .patterns.offsets import Offsets
@@ -21,6 +23,9 @@ from .patterns.per_head import PerHead
 logger = logging.getLogger(__name__)
 
 SMALLEST_BLOCK, USUAL_BLOCK, LARGEST_BLOCK = 16, 64, 128
+
+WIDEST_BAND = 8
+"""Blocks across a band that may be gone over with the blocks beside it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,15 +126,18 @@ class HeadGroup:
 
     @property
     def apart(self) -> list[HeadGroup]:
-        """The same as groups of one pattern, and so one layout, each."""
-        if not self.pattern.head_cuts:
+        """The same as groups of one layout each."""
+        blocks = self.terms[-1] if self.terms else None
+        if not isinstance(blocks, Blocks) or len(blocks.starts) == 1:
             return [self]
-        *shared, blocks = self.terms
-        assert isinstance(blocks, Blocks)  # nothing else differs between heads of a group
+        cuts = [*np.flatnonzero(np.diff(blocks.layouts, prepend=-1)).tolist(), self.last - self.first]
         return [
-            HeadGroup(first, last, pattern, (*shared, blocks.of_heads(first - self.first, last - self.first)))
-            for first, last, pattern in self.patterns
-        ]
+            HeadGroup(
+                self.first + first, self.first + last, self.pattern.for_head(first),
+                (*self.terms[:-1], blocks.of_heads(first, last)),
+            )
+            for first, last in pairwise(cuts)
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +162,8 @@ class Plan:
     @cached_property
     def apart(self) -> Plan:
         """The same with heads whose blocks differ in groups of their own."""
-        if not any(group.pattern.head_cuts for group in self.groups):
-            return self
-        return replace(self, groups=tuple(part for group in self.groups for part in group.apart))
+        groups = tuple(part for group in self.groups for part in group.apart)
+        return self if len(groups) == len(self.groups) else replace(self, groups=groups)
 
     @property
     def share(self) -> float:
@@ -198,6 +205,17 @@ def resized(made: Plan, queries: int, keys: int) -> Plan:
     return _plan(tuple(member for group in made.groups for member in group.patterns), queries, keys, made.heads)
 
 
+def in_blocks(made: Plan, visible: NDArray[np.bool_], size: int) -> Plan:
+    """The plan of what blocks of `size` show, [heads or 1, query blocks, key blocks], of one that shows everything."""
+    count, rows, _ = visible.shape
+    ends = np.append(0, visible.sum(axis=-1).ravel().cumsum())
+    starts = ends[np.arange(count)[:, None] * rows + np.arange(rows + 1)]
+    columns = visible.nonzero()[-1]
+    layouts = np.arange(made.heads) if count > 1 else np.zeros(made.heads, np.int64)
+    term = Blocks(size, layouts, starts, columns, np.full(len(columns), -1), np.zeros((0, size, size), bool))
+    return replace(made, groups=(HeadGroup(0, made.heads, made.groups[0].pattern, (term,)),))
+
+
 @lru_cache(maxsize=256)
 def _plan(groups: tuple[tuple[int, int, Pattern], ...], queries: int, keys: int, heads: int) -> Plan:
     extent = Extent.aligned(queries, keys)
@@ -221,10 +239,55 @@ def _terms(pattern: Pattern, extent: Extent) -> tuple[Term, ...]:
     if not extent.queries or not extent.keys:
         return ()
     form = normal_form(pattern, extent)
-    terms = [_term(clause, len(extent.keys)) for clause in form.clauses]
-    if form.rest is not None:
-        terms += _blocks(form.rest, extent)
-    return tuple(terms)
+    if form.rest is None:
+        return tuple(_term(clause, len(extent.keys)) for clause in form.clauses)
+    size = _block_size(pattern.grain)
+    # What has to be gone over in blocks anyway takes along what nearly is blocks: BigBird's window and global blocks
+    # beside its random ones. One launch then does the work of three, and no partial softmax goes through memory.
+    if size >= USUAL_BLOCK and _nearly_blocks(form.clauses, extent, size):
+        return tuple(_blocks(pattern, extent, size))
+    return *(_term(clause, len(extent.keys)) for clause in form.clauses), *_blocks(form.rest, extent, size)
+
+
+def _block_size(grain: int | None) -> int:
+    """A power of two, as kernels want it; a divisor of the grain where one is large enough: its blocks are whole."""
+    if grain is None:
+        return USUAL_BLOCK
+    whole = math.gcd(grain, LARGEST_BLOCK)
+    return whole if whole >= SMALLEST_BLOCK else min(max(1 << grain.bit_length() - 1, SMALLEST_BLOCK), USUAL_BLOCK)
+
+
+def _nearly_blocks(clauses: tuple[Clause, ...], extent: Extent, size: int) -> bool:
+    """Whether the blocks that the clauses touch hold less than twice their pairs, and no band is wide.
+
+    A wide band runs faster as one: its tiles need no table, and no mask but at its two ends.
+    """
+    bands = (clause.offsets for clause in clauses if clause.keys is None and clause.queries is None)
+    if any(band.high - band.low >= WIDEST_BAND * size for band in bands):
+        return False
+    touched = sum(_touched(clause, extent, size) for clause in clauses)
+    return touched < 2 * sum(count_clause(clause, extent) for clause in clauses) or not clauses
+
+
+def _touched(clause: Clause, extent: Extent, size: int) -> int:
+    """Pairs in the blocks where a query, a key and a distance of the clause meet: all that may hold a pair."""
+    first = np.arange(0, len(extent.queries), size)
+    last = np.minimum(first + size, len(extent.queries)) - 1
+    low = np.clip((extent.queries.start + first - clause.offsets.high) // size, 0, None)
+    high = np.clip((extent.queries.start + last - clause.offsets.low) // size, -1, -(-len(extent.keys) // size) - 1)
+    widths = _per_block(np.ones(len(extent.keys), bool), size)
+    if clause.keys is not None:
+        widths = widths * (_per_block(clause.keys, size) > 0)
+    heights = _per_block(np.ones(len(extent.queries), bool), size)
+    if clause.queries is not None:
+        heights = heights * (_per_block(clause.queries, size) > 0)
+    before = np.append(0, widths.cumsum())
+    return int((heights * (before[np.maximum(high + 1, low)] - before[low])).sum())
+
+
+def _per_block(members: NDArray[np.bool_], size: int) -> NDArray[np.int64]:
+    """How many members each block of places has."""
+    return np.add.reduceat(members, np.arange(0, len(members), size), dtype=np.int64)
 
 
 def _differ_in_blocks_alone(a: HeadGroup, b: HeadGroup) -> bool:
@@ -253,7 +316,7 @@ def _joined(groups: list[HeadGroup]) -> HeadGroup:
     layouts = np.concatenate([np.full(group.last - group.first, numbers[group.pattern]) for group in groups])
     blocks = _stacked([term for term in by_pattern.values() if isinstance(term, Blocks)], layouts)
     members = [(group.pattern, group.last - group.first) for group in groups]
-    pattern = whole.pattern if len(members) == 1 else PerHead(members)
+    pattern = whole.pattern if len(by_pattern) == 1 else PerHead(members)
     return HeadGroup(whole.first, groups[-1].last, pattern, (*whole.terms[:-1], blocks))
 
 
@@ -280,8 +343,7 @@ def _term(clause: Clause, length: int) -> Term:
     return Columns(np.arange(length) if keys is None else keys, clause.offsets, clause.documents)
 
 
-def _blocks(pattern: Pattern, extent: Extent) -> list[Blocks]:
-    size = min(max(pattern.grain or USUAL_BLOCK, SMALLEST_BLOCK), LARGEST_BLOCK)
+def _blocks(pattern: Pattern, extent: Extent, size: int) -> list[Blocks]:
     found = cover(pattern, extent, size)
     if not len(found.rows):
         return []

@@ -19,7 +19,6 @@ from .configs import ROWS, SHARED_MEMORY
 from .ring import TILE
 from .sweep import placed
 
-
 MOST_SLOTS = 8
 """Tiles in a ring beyond which nothing is gained."""
 

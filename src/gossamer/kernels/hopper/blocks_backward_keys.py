@@ -212,9 +212,7 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr, stream: gl.con
         for repeat in range(shape.repeats):
             now = seen
             seen = _next_list(table, item, then, repeat, shape)
-            dk, dv = _add_queries(
-                dk, dv, own, pick, here, scale * LOG2E, table, now, c, ring, bars, done, config
-            )
+            dk, dv = _add_queries(dk, dv, own, pick, here, scale * LOG2E, table, now, c, ring, bars, done, config)
             done += now.count * PARTS
         row = item.row + c * TILE
         at = [item.batch, item.key_head, row, 0]
@@ -256,9 +254,7 @@ def _room(own, totals, descriptors, config: gl.constexpr):
     return own_tiles, ring, barriers_of(config), stages
 
 
-@gluon.jit(
-    do_not_specialize=[*NUMBERS, *WORK, "key_heads", "key_heads_reciprocal", "repeats"]
-)
+@gluon.jit(do_not_specialize=[*NUMBERS, *WORK, "key_heads", "key_heads_reciprocal", "repeats"])
 def keys_kernel(
     k, v, q, grad_out, aux, dk, dv, starts, counts, blocks, tile, tiles, layout, order, rows, layout_heads, within,
     scale, key_heads, key_heads_reciprocal, repeats, queries, keys,

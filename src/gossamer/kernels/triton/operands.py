@@ -7,8 +7,9 @@ from typing import NamedTuple
 import triton.language as tl
 from torch import Tensor
 
+from ..block_tables import BlockTable
 from ..problem import Softmax
-from ..spans import Span
+from ..spans import Span, apart
 
 LOG2E = 1.4426950408889634
 VECTOR = 8
@@ -56,21 +57,57 @@ class Order(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Place `i` of an order meets places `start[i] … stop[i] - 1` of the other order, which `index` tells."""
+    """Place `i` of an order meets places `start[i] … stop[i] - 1` of the other order, which `index` tells.
+
+    Sequences that have runs of their own have them `apart` places from one another.
+    """
 
     start: Tensor
     stop: Tensor
+    apart: int
     index: Tensor | None
 
     @staticmethod
     def of_queries(span: Span) -> Run:
         """The keys that each query sees."""
-        return Run(span.start, span.stop, span.keys)
+        return Run(span.start, span.stop, apart(span.start), span.keys)
 
     @staticmethod
     def of_keys(span: Span) -> Run:
         """The queries that see each key."""
-        return Run(*span.seen_by, span.queries)
+        first, last = span.seen_by
+        return Run(first, last, apart(first), span.queries)
+
+
+class Table(NamedTuple):
+    """A `BlockTable`: the blocks of each row of each layout."""
+
+    starts: Tensor
+    counts: Tensor
+    blocks: Tensor
+    tile: Tensor | None
+    tiles: Tensor | None
+    layout: Tensor
+    order: Tensor
+    rows: int
+    batch: int
+    """How far apart the layouts of neighbouring batch rows stand; 0 where they are alike."""
+
+    @staticmethod
+    def of(table: BlockTable, heads: int) -> Table:
+        batch = heads if len(table.layout) > heads else 0
+        return Table(
+            table.starts, table.counts, table.blocks, table.tile, table.tiles, table.layout, table.order,
+            table.starts.shape[1], batch,
+        )  # fmt: skip
+
+
+class Axes(NamedTuple):
+    """Lengths of the axes, and the position of query 0; key 0 stands at 0."""
+
+    queries: int
+    keys: int
+    offset: int
 
 
 class Heads(NamedTuple):

@@ -1,5 +1,6 @@
 import sys, time, torch
-from gossamer.kernels.block_tables import tables_of_layout, BlockTables
+from gossamer.kernels.block_tables import table_of_layout, BlockTables
+def tables_of_layout(l,s,b,h): return BlockTables(table_of_layout(l,s,b,h),table_of_layout(l.mT,s,b,h))
 from gossamer.kernels.hopper import block_masks
 from gossamer.kernels.hopper.blocks_forward import blocks_forward
 from gossamer.kernels.hopper.blocks_backward import blocks_backward
@@ -45,7 +46,7 @@ def case(name,B,H,G,Q,K,D,Dv,size,L,part=False,within=False,sinks=False,glse=Tru
     scale=D**-.5
     def ours():
         out=torch.full((B,H,Q,Dv),torch.nan,device=d,dtype=dtype);lse=torch.full((B,H,Q),torch.nan,device=d)
-        blocks_forward(q,k,v,tabs.by_queries,out,lse,scale=scale,within=w,sinks=sk)
+        blocks_forward(Inputs(q,k,v),tabs.by_queries,out,lse,scale=scale,within=w,sinks=sk)
         dq,dk,dv=(torch.full_like(x,torch.nan) for x in (q,k,v))
         gl=glse_.masked_fill(lse==-torch.inf,0) if glse else None
         blocks_backward(Inputs(q,k,v),Results(out,lse,go,gl),tabs,Inputs(dq,dk,dv),scale=scale,within=w)
@@ -91,7 +92,7 @@ def timing():
         q,k,v,go=(torch.randn(B,H,n,D,device=d,dtype=torch.bfloat16) for _ in range(4))
         out=torch.empty_like(q);lse=torch.empty(B,H,n,device=d);dq,dk,dv=(torch.empty_like(q) for _ in range(3))
         fl=lay.sum().item()*size*size*4*D*B
-        f=lambda:blocks_forward(q,k,v,tabs.by_queries,out,lse,scale=D**-.5)
+        f=lambda:blocks_forward(Inputs(q,k,v),tabs.by_queries,out,lse,scale=D**-.5)
         b=lambda:blocks_backward(Inputs(q,k,v),Results(out,lse,go,None),tabs,Inputs(dq,dk,dv),scale=D**-.5)
         from gossamer.kernels.hopper.blocks_backward import backward_queries,backward_keys
         aux=torch.empty(B,H,n,16,device=d,dtype=torch.bfloat16)

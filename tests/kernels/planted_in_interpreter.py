@@ -49,6 +49,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "error, heads apart": lambda: check_error(draw(PATTERNS["uneven heads"], replace(SMALL, heads=6, key_heads=1))),
     "error, many passes": lambda: check_error(draw(LOCAL | Tokens([3, 35]).T, SMALL)),
     "error, few keys": lambda: check_error(draw(Tokens([3, 50]), replace(SHARED, heads=4, queries=130))),
+    "error, within ends": lambda: check_error(draw(LOCAL, replace(SMALL, batch=2, within=((0, 40), (9, 30))))),
     "empty rows": partial(check_empty_rows, Documents([3, 20]), SMALL),
     "views": partial(check_views, LOCAL, replace(SMALL, heads=2, queries=20)),
     "dropout": partial(check_dropout_as_tiled, LOCAL, SHARED),
@@ -60,6 +61,12 @@ CHECKS: dict[str, Callable[[], None]] = {
 }
 
 FAULTS: dict[str, Fault] = {
+    "the ends of the first sequence count for all": Fault(
+        "triton.tiles",
+        "run.start + batch * run.apart, run.stop + batch * run.apart",
+        "run.start, run.stop",
+        "error, within ends",
+    ),
     "the forward's window is one key too wide": Fault(
         "triton.forward",
         "inside(at[None, :], start[:, None], length[:, None])",

@@ -12,7 +12,18 @@ import pytest
 import torch
 
 from gossamer.kernels import BACKENDS, Backend, Problem, Saved, Softmax
-from gossamer.patterns import Causal, Dilated, Documents, Pattern, Sinks, Strided, Tokens, Window
+from gossamer.patterns import (
+    Causal,
+    Dilated,
+    Documents,
+    Pattern,
+    RandomBlocks,
+    Sinks,
+    Strided,
+    Tokens,
+    Window,
+    presets,
+)
 from gossamer.plan import plan
 
 triton = pytest.importorskip("triton", reason="the kernels need Triton to compile")
@@ -125,10 +136,18 @@ TRITON = {
     "float32": Case(Causal() & (Window(256) | Sinks(4)), sinks=True, dtype=FP32),
     "every option": Case(softcap=3.0, dropout=0.1, heads=4, dtype=FP16, lse_gradient=True),
     "rows": Case(Window(64) | Tokens([0, 500]) | Tokens([0, 500]).T, dropout=0.1),
+    "blocks": Case(presets.bigbird(64)),
+    "blocks, every option": Case(presets.bigbird(64), softcap=3.0, dropout=0.1, heads=2, sinks=True, lse_gradient=True),
     "within ends": Case(Dilated(64, 4) & Documents([500, 524]), sinks=True, within=True),
     "runs": Case(Causal() | ~Causal(), runs=True),
 }  # fmt: skip
 TRITON_SLOW = {
+    **{f"blocks of {size}, {name} × {width}": Case(RandomBlocks(size, 2, 0) & ~Window(5), dtype=dtype, width=width)
+       for name, dtype in (("bfloat16", BF16), ("float32", FP32)) for width in (64, 128, 256)
+       for size in (16, 32, 128)},
+    **{f"blocks, {name}, every option × {width}":
+       Case(presets.bigbird(64), dtype=dtype, width=width, softcap=3.0, dropout=0.1, sinks=True, lse_gradient=True)
+       for name, dtype in (("float16", FP16), ("float32", FP32)) for width in (64, 128, 256)},
     **{f"{name} × {width}": Case(Causal() & (Window(256) | Sinks(4)), dtype=dtype, width=width, sinks=True)
        for name, dtype in (("bfloat16", BF16), ("float32", FP32)) for width in (128, 256)},
     **{f"float16 × {width}": Case(dtype=FP16, width=width, value_width=width // 2) for width in (40, 80, 128, 256)},

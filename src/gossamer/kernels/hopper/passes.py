@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...plan import Band, HeadGroup, Plan
+from ...plan import Band, Blocks, HeadGroup, Plan
 from ..captured import kept
 from ..live_spans import live
 from ..problem import Softmax
@@ -46,7 +46,7 @@ def passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, ..
 @lru_cache(maxsize=256)
 def only_band(plan: Plan, device: torch.device) -> Diagonal | None:
     """The plain band that is all of the plan, or None where there is more."""
-    if len(plan.groups) != 1:
+    if len(plan.groups) != 1 or any(isinstance(term, Blocks) for term in plan.groups[0].terms):
         return None
     diagonals = [diagonal for each in _passes(plan.groups[0], plan, device) for diagonal in each.diagonals]
     return diagonals[0] if len(diagonals) == 1 else None

@@ -174,7 +174,12 @@ def _item(turn):
 @gluon.jit
 def unit_and_block(turn, work):
     """This program's item of a turn: a section's units lie side by side, each at the same block."""
-    item = _item(turn)
+    return placed(_item(turn), work)
+
+
+@gluon.jit
+def placed(item, work):
+    """(unit, block) of an item."""
     section = quotient(item, work.stretch)
     first = section * work.stretch.value
     short = work.items - first < work.stretch.value

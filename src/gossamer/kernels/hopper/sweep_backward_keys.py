@@ -126,7 +126,7 @@ def _producer(brought, config: gl.constexpr):
 
 
 @gluon.jit
-def _picks(first: gl.constexpr):
+def picking(first: gl.constexpr):
     """Minus one in the three columns from `first` on: times the auxiliary rows, it subtracts what they hold there."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
     swizzled: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=32, element_bitwidth=16, rank=2)
@@ -137,7 +137,7 @@ def _picks(first: gl.constexpr):
 
 
 @gluon.jit
-def _less(a, b, aux, picks, layout: gl.constexpr):
+def less(a, b, aux, picks, layout: gl.constexpr):
     """a @ b^T less what `picks` picks of the auxiliary rows, begun: two groups of matrix instructions."""
     s = times_transposed(picks, aux, layout)
     return warpgroup_mma(a, b.permute((1, 0)), s, is_async=True)
@@ -161,8 +161,8 @@ def _add_queries(
             tile_of(ring[1], i, config.slots),
             tile_of(ring[2], i, config.slots),
         )
-        s = _less(k, q, aux, picks[0], scores)
-        dp = _less(v, grad_out, aux, picks[1], scores)
+        s = less(k, q, aux, picks[0], scores)
+        dp = less(v, grad_out, aux, picks[1], scores)
         s = warpgroup_mma_wait(2, deps=(s,))
         p = seen(gl.exp2(s * scale), reach, row + n * TILE, 0.0)
         dv = warpgroup_mma(gl.convert_layout(p.to(q.dtype), dv_operand), grad_out, dv, is_async=True)
@@ -246,7 +246,7 @@ def keys_kernel(
     CONSUMERS: gl.constexpr = config.team.consumers
     TILES: gl.constexpr = CONSUMERS * config.depth
     k_tiles, v_tiles = buffers(k, TILES), buffers(v, TILES)
-    picks = (_picks(0), _picks(3))
+    picks = (picking(0), picking(3))
     fence_async_shared()
     if width is None:
         dv_stages = buffers(dv, CONSUMERS)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import triton.language as tl
 from torch import Tensor
 
+from ..block_tables import BlockTable
 from ..problem import Softmax
 from ..spans import Span, apart
 
@@ -76,6 +77,37 @@ class Run(NamedTuple):
         """The queries that see each key."""
         first, last = span.seen_by
         return Run(first, last, apart(first), span.queries)
+
+
+class Table(NamedTuple):
+    """A `BlockTable`: the blocks of each row of each layout."""
+
+    starts: Tensor
+    counts: Tensor
+    blocks: Tensor
+    tile: Tensor | None
+    tiles: Tensor | None
+    layout: Tensor
+    order: Tensor
+    rows: int
+    batch: int
+    """How far apart the layouts of neighbouring batch rows stand; 0 where they are alike."""
+
+    @staticmethod
+    def of(table: BlockTable, heads: int) -> Table:
+        batch = heads if len(table.layout) > heads else 0
+        return Table(
+            table.starts, table.counts, table.blocks, table.tile, table.tiles, table.layout, table.order,
+            table.starts.shape[1], batch,
+        )  # fmt: skip
+
+
+class Axes(NamedTuple):
+    """Lengths of the axes, and the position of query 0; key 0 stands at 0."""
+
+    queries: int
+    keys: int
+    offset: int
 
 
 class Heads(NamedTuple):

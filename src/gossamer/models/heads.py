@@ -1,4 +1,4 @@
-"""What stands on an encoder: the pooler, and the heads of masked language models, classifiers and question answering."""
+"""What stands on an encoder: the pooler, and heads for masked tokens, classes and answers."""
 
 from __future__ import annotations
 

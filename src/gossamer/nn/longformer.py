@@ -109,13 +109,12 @@ class LongformerAttention(nn.Module):
         if self.causal:
             stop = chosen.earlier(reach)
             return attend_runs(q, k, v, torch.zeros_like(stop), stop, return_lse=True)
-        entries = chosen.twice(step)[:, None, :, None].expand(-1, last - first, -1, k.shape[3])
+        entries, start, stop, turn, back = chosen.beyond(reach, step)
+        entries = entries[:, None, :, None].expand(-1, last - first, -1, k.shape[3])
         k, v = k.gather(2, entries), v.gather(2, entries)
-        if step == 1:
-            return attend_runs(q, k, v, *chosen.beyond(reach, 1), return_lse=True)
-        turn = chosen.in_turn(step)
-        out, lse = attend_runs(q[:, :, turn], k, v, *chosen.beyond(reach, step), return_lse=True)
-        back = turn.argsort()
+        if turn is None:
+            return attend_runs(q, k, v, start, stop, return_lse=True)
+        out, lse = attend_runs(q[:, :, turn], k, v, start, stop, return_lse=True)
         return out[:, :, back], lse[:, :, back]
 
     def _rows(

@@ -304,6 +304,15 @@ def test_layers_heads_and_seeds_see_other_blocks():
     assert len({str(pattern) for pattern in patterns}) == 4
 
 
+def test_embeddings_are_dropped_from_before_the_norm():
+    """As in transformers: what comes out is normalised in training too."""
+    embeddings = own(hidden_dropout_prob=0.5).embeddings.train()
+    out, again = embeddings(text()), embeddings(text())
+    assert not torch.equal(out, again)
+    assert out.mean(-1).abs().max() < 1e-5
+    assert (out.var(-1, correction=0) - 1).abs().max() < 1e-4
+
+
 def test_extra_tokens_reach_everyone_in_one_layer():
     model = own(extra_tokens=5, num_hidden_layers=1).eval()
     tokens = text(60, 1)

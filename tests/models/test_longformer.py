@@ -411,10 +411,10 @@ def test_shards_are_read(tmp_path):
     model = theirs("masked_lm")
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    tokens = text()
     with torch.no_grad():
-        found = Longformer.from_pretrained(tmp_path, head="masked_lm").eval()(text())
-        torch.manual_seed(0)
-    assert found.logits.shape == (3, 21, VOCABULARY)
+        found = Longformer.from_pretrained(tmp_path, head="masked_lm").eval()(tokens).logits
+        assert largest(found, model(tokens).logits) <= 1e-5
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a.safetensors"}}')
     with pytest.raises(ValueError, match="leads out of its folder"):
         Longformer.from_pretrained(tmp_path)

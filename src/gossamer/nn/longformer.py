@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..attention import attend
 from ..patterns import Causal, Dilated, Pattern, PerHead, Window
 from ..patterns.base import require_integer
-from ..runs import attend_runs
 from .global_tokens import GlobalTokens
+from .shares import attend_by_few, attend_to_few, shares_for
 
 Attended = tuple[Float[Tensor, "B H Q D"], Float[Tensor, "B H Q"]]
 
@@ -107,13 +107,14 @@ class LongformerAttention(nn.Module):
             return _dense(q, k, v, seen[:, None], self._dropped)
         if self.causal:
             stop = chosen.earlier(reach)
-            return attend_runs(q, k, v, torch.zeros_like(stop), stop, return_lse=True)
+            return attend_to_few(q, k, v, torch.zeros_like(stop), stop, shares=shares_for(q, chosen.most))
         entries, start, stop, turn, back = chosen.beyond(reach, step)
         entries = entries[:, None, :, None].expand(-1, last - first, -1, k.shape[3])
         k, v = k.gather(2, entries), v.gather(2, entries)
+        shares = shares_for(q, k.shape[2])
         if turn is None:
-            return attend_runs(q, k, v, start, stop, return_lse=True)
-        out, lse = attend_runs(q[:, :, turn], k, v, start, stop, return_lse=True)
+            return attend_to_few(q, k, v, start, stop, shares=shares)
+        out, lse = attend_to_few(q[:, :, turn], k, v, start, stop, shares=shares)
         return out[:, :, back], lse[:, :, back]
 
     def _rows(
@@ -129,7 +130,7 @@ class LongformerAttention(nn.Module):
         if self.causal:
             stop = torch.where(chosen.real, chosen.index.int() + 1, stop)
         if not self._dropped:
-            return _merged(attend_runs(q, k, v, start, stop))
+            return _merged(attend_by_few(q, k, v, start, stop, shares=shares_for(k, chosen.most)))
         positions = torch.arange(chosen.length, device=x.device)
         seen = (start[..., None] <= positions) & (positions < stop[..., None])
         return _merged(_dense(q, k, v, seen[:, None], self._dropped)[0])

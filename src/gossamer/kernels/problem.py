@@ -43,6 +43,11 @@ class Softmax:
     blocks: Layout | None = None
     """What of a plan that shows everything is visible, in blocks. Read on the device alone; joins with `within`."""
 
+    @property
+    def is_live(self) -> bool:
+        """Whether what queries see follows from more than the plan and the lengths."""
+        return self.within is not None or self.runs is not None or self.blocks is not None
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -32,6 +32,11 @@ class Softmax:
     """(start, stop), int32 [B, Q] or [1, Q]: query `i` sees keys `start[b, i] … stop[b, i] - 1` of a plan that shows
     everything. Neither falls from a query to the next. Read on the device alone."""
 
+    @property
+    def is_live(self) -> bool:
+        """Whether what queries see follows from more than the plan and the lengths."""
+        return self.within is not None or self.runs is not None
+
 
 @dataclass(frozen=True)
 class Problem:

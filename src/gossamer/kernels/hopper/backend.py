@@ -56,8 +56,6 @@ class Hopper:
         for asked, what in ((problem.dropout, "dropout"), (problem.softcap, "softcap"), (problem.lengths, "lengths")):
             if asked:
                 return f"it has no {what}"
-        if problem.within or problem.runs:
-            return "it reads no bounds of sequences from the device"
         return without_span(problem.plan)
 
     def forward(
@@ -65,7 +63,7 @@ class Hopper:
     ) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp), as `Backend` says."""
         out, lse = empty_results(q, v)
-        works = _works().forward(plan, Inputs(q, k, v), sinks, out, lse, scale=softmax.scale)
+        works = _works().forward(plan, Inputs(q, k, v), sinks, out, lse, softmax=softmax)
         with made_current(q.device):
             _side_by_side(works, q.device)
         return out, lse
@@ -99,7 +97,7 @@ class Hopper:
         q = saved.q
         dq, dk, dv = (empty_beside(x, x.shape[-1]) for x in (q, saved.k, saved.v))
         results = Results(saved.out, saved.lse, grad_out, grad_lse)
-        works, apart = _works().backward(plan, saved, results, dq, dk, dv, scale=softmax.scale)
+        works, apart = _works().backward(plan, saved, results, dq, dk, dv, softmax=softmax)
         with made_current(q.device):
             _side_by_side(works, q.device, apart)
         dsinks = sink_gradient(saved, grad_out, grad_lse)

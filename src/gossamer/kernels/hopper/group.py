@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...plan import Plan
 from ..head_runs import HeadRun
+from ..problem import Softmax
 from ..spans import Span
 from . import columns, stream_backward, stream_forward, sweep_backward, sweep_forward
 from .descriptors import addressable
@@ -22,11 +23,13 @@ Fits = Callable[[int, int, int], bool]
 class Group:
     """The heads of one run, with the keys and values that they use."""
 
-    def __init__(self, run: HeadRun, plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float):
+    def __init__(self, run: HeadRun, plan: Plan, q: Tensor, k: Tensor, v: Tensor, softmax: Softmax):
         self.q = addressable(run.of_queries(q))
         self.k, self.v = addressable(run.of_keys(k)), addressable(run.of_keys(v))
-        self.repeats, self.scale = run.repeats, scale
+        self.repeats, self.scale = run.repeats, softmax.scale
         self.passes = passes(run.group, plan, q.device)
+        if softmax.is_live:
+            self.passes = tuple(each.seen(softmax) for each in self.passes)
         self.gathered: dict[Span, tuple[Tensor, Tensor]] = {}
 
     def forward(self, sinks: Tensor | None, out: Tensor, lse: Tensor) -> None:

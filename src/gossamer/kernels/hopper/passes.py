@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ...plan import Band, HeadGroup, Plan
 from ..captured import kept
+from ..live_spans import live
+from ..problem import Softmax
 from ..spans import Span, spans
 from .operands import Diagonal
 
@@ -27,6 +29,10 @@ class Pass:
     spans: tuple[Span, ...]
     diagonals: tuple[Diagonal | None, ...]
     """Each span as a plain band, where it is one."""
+
+    def seen(self, softmax: Softmax) -> Pass:
+        """The same as a call sees it that brings ends of its sequences, or runs: these are in tables alone."""
+        return Pass(self.queries, tuple(live(span, softmax) for span in self.spans), (None,) * len(self.spans))
 
 
 def passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, ...]:

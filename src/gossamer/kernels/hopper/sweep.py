@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from ..spans import apart
 from .configs import Team
 from .descriptors import tiles
 from .division import Divisor, divisor, quotient
@@ -61,6 +62,8 @@ class Edges(NamedTuple):
     shift: gl.tensor
     breadth: gl.tensor
     count: gl.tensor
+    apart: gl.tensor
+    """From what is read for a sequence to what is read for the next: 0 where all share one table."""
 
 
 class Run(NamedTuple):
@@ -76,7 +79,7 @@ WORK = (
     *("last", "last_reciprocal", "stretch", "stretch_reciprocal"),
 )
 HEADS = ("heads", "heads_reciprocal", "repeats", "repeats_reciprocal")
-NUMBERS = ("shift", "breadth", "columns", *WORK, "scale")
+NUMBERS = ("shift", "breadth", "columns", "apart", *WORK, "scale")
 """Arguments of every sweeping kernel that none is compiled anew for."""
 
 
@@ -205,6 +208,16 @@ def team_row_of(place, consumer: gl.constexpr, config: gl.constexpr):
 
 
 @gluon.jit
+def edges_in(edges, batch):
+    """The edges of one sequence."""
+    if edges.begin is None:
+        return edges
+    else:
+        first = batch * edges.apart
+        return Edges(edges.begin + first, edges.end + first, edges.shift, edges.breadth, edges.count, 0)
+
+
+@gluon.jit
 def begin_of(edges, row):
     """The first column that a row sees, for one row or many."""
     if edges.begin is None:
@@ -329,7 +342,7 @@ def query_work(team: Team, q: Tensor, segments: Sequence[Segment]) -> tuple[int,
 
 def edges_of(start: Tensor, stop: Tensor, diagonal: Diagonal | None, columns: int) -> tuple[object, ...]:
     """What kernels take as edges: numbers alone for a plain band, which say all that the tables do."""
-    return (start, stop, 0, 0, columns) if diagonal is None else (None, None, *diagonal, columns)
+    return (start, stop, 0, 0, columns, apart(start)) if diagonal is None else (None, None, *diagonal, columns, 0)
 
 
 def runs_of(segments: Sequence[Segment], rows: int, width: int, value_width: int) -> tuple[object, ...]:

@@ -29,6 +29,7 @@ from .sweep import (
     as_a_team,
     barriers_of,
     buffers,
+    edges_in,
     empty,
     full,
     own_empty,
@@ -80,7 +81,7 @@ def _place(turn, work, shape, config: gl.constexpr):
 def _part_of(edges, place, part, shape, config: gl.constexpr):
     """(a query, tiles first ... last - 1 counted from it): an item's share of the queries that see its keys."""
     ROWS: gl.constexpr = config.team.rows
-    low, high = span_of(edges, place.row, ROWS, shape.keys)
+    low, high = span_of(edges_in(edges, place.batch), place.row, ROWS, shape.keys)
     count = gl.cdiv(high - low, TILE)
     return low, quotient(count * part, shape.parts), quotient(count * (part + 1), shape.parts)
 
@@ -209,7 +210,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         item, part = _place(turn, work, shape, config)
         low, first, last = _part_of(edges, item, part, shape, config)
         place = Place(item.batch, item.head, item.key_head, item.row + consumer * TILE)
-        reach = reach_of(edges, place.row, shape.keys, scores)
+        reach = reach_of(edges_in(edges, place.batch), place.row, shape.keys, scores)
         begin = gl.minimum(gl.maximum((reach.first_begin - low) // TILE, first), last)
         end = gl.where(place.row < shape.keys, gl.cdiv(reach.last_end - low, TILE), 0)
         end = gl.maximum(gl.minimum(end, last), begin)
@@ -237,7 +238,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     do_not_specialize=[*NUMBERS, "key_heads", "key_heads_reciprocal", "keys", "parts", "parts_reciprocal", "matrices"]
 )
 def keys_kernel(
-    k, v, q, grad_out, aux, dk, dv, width, value_width, begin, end, shift, breadth, columns,
+    k, v, q, grad_out, aux, dk, dv, width, value_width, begin, end, shift, breadth, columns, apart,
     scale, key_heads, key_heads_reciprocal, repeats, keys, parts, parts_reciprocal, matrices,
     items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
     config: gl.constexpr,
@@ -264,7 +265,7 @@ def keys_kernel(
     )  # fmt: skip
     key_heads, parts = Divisor(key_heads, key_heads_reciprocal), Divisor(parts, parts_reciprocal)
     shape = Shape(key_heads, repeats, keys, parts, matrices)
-    edges = Edges(begin, end, shift, breadth, columns)
+    edges = Edges(begin, end, shift, breadth, columns, apart)
     given = (edges, (k_tiles, v_tiles), picks, scale, totals, work, shape, ring, bars)
     brought = (edges, (k, v, k_tiles, v_tiles), (q, grad_out, aux), work, shape, ring, bars)
     as_a_team(_consumer, given, _producer, brought, config)

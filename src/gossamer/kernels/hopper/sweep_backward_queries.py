@@ -29,6 +29,7 @@ from .sweep import (
     as_a_team,
     barriers_of,
     buffers,
+    edges_in,
     empty,
     full,
     operand_of,
@@ -90,7 +91,7 @@ def _producer(brought, config: gl.constexpr):
         for c in gl.static_range(CONSUMERS):
             _bring_own(own, bars, query_place(turn, work, shape, c, config), turn, c, config)
         for s in gl.static_range(SEGMENTS):
-            low, high = span_of(segments[s].edges, place.row, ROWS, shape.queries)
+            low, high = span_of(edges_in(segments[s].edges, place.batch), place.row, ROWS, shape.queries)
             count = gl.cdiv(high - low, TILE)
             _bring_keys(segments[s], ring, bars, place, high, done, done + count, config)
             done += count
@@ -160,9 +161,10 @@ def _by_row(values, place, queries, layout: gl.constexpr):
 
 
 @gluon.jit
-def _interval(segment, team_row, row, queries, ROWS: gl.constexpr, layout: gl.constexpr):
+def _interval(segment, team_row, place, queries, ROWS: gl.constexpr, layout: gl.constexpr):
     """(what the team sees, what these rows see) of a segment, on its way from memory."""
-    return span_of(segment.edges, team_row, ROWS, queries), reach_of(segment.edges, row, queries, layout)
+    edges = edges_in(segment.edges, place.batch)
+    return span_of(edges, team_row, ROWS, queries), reach_of(edges, place.row, queries, layout)
 
 
 @gluon.jit
@@ -192,10 +194,10 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     for turn in range(turns):
         team_row = team_row_of(place, consumer, config)
         lse = next_lse
-        one = _interval(segments[0], team_row, place.row, shape.queries, ROWS, scores)
+        one = _interval(segments[0], team_row, place, shape.queries, ROWS, scores)
         two = one
         if SEGMENTS == 2:
-            two = _interval(segments[1], team_row, place.row, shape.queries, ROWS, scores)
+            two = _interval(segments[1], team_row, place, shape.queries, ROWS, scores)
         mbarrier.wait(own_full(bars, consumer, config), turn & 1)
         grad_out = tile_of(grad_tiles, consumer, CONSUMERS).load(operand)
         out = tile_of(out_tiles, consumer, CONSUMERS).load(operand)
@@ -236,7 +238,7 @@ STRIDES = ("lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head")
 
 @gluon.jit(do_not_specialize=[*NUMBERS, *HEADS, *STRIDES, "queries"])
 def queries_kernel(
-    q, grad_out, out, dq, aux, k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2,
+    q, grad_out, out, dq, aux, k, v, start, stop, shift, breadth, columns, apart, k2, v2, start2, stop2,
     lse, lse_batch, lse_head, grad_lse, grad_lse_batch, grad_lse_head,
     scale, heads, heads_reciprocal, repeats, repeats_reciprocal, queries,
     items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
@@ -248,10 +250,10 @@ def queries_kernel(
     SLOTS: gl.constexpr = config.slots
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
     bars = barriers_of(config)
-    edges = Edges(start, stop, shift, breadth, columns)
+    edges = Edges(start, stop, shift, breadth, columns, apart)
     segments = (Run(k, v, edges),)
     if k2 is not None:
-        segments = (Run(k, v, edges), Run(k2, v2, Edges(start2, stop2, 0, 0, 0)))
+        segments = (Run(k, v, edges), Run(k2, v2, Edges(start2, stop2, 0, 0, 0, apart)))
     work = work_given(
         items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...plan import Plan, Rows
 from ..head_runs import HeadRun
+from ..live_spans import live
 from ..problem import Softmax
 from ..spans import Span, spans
 from . import backward, forward
@@ -30,6 +31,10 @@ class Pass:
 
     queries: Order
     spans: tuple[Span, ...]
+
+    def seeing(self, spans: Mapping[Span, Span]) -> Pass:
+        """The same with other spans in the place of its own."""
+        return Pass(self.queries, tuple(spans[span] for span in self.spans))
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -52,8 +57,10 @@ class Launches:
 
     def __init__(self, run: HeadRun, plan: Plan, softmax: Softmax, q: Tensor, k: Tensor, v: Tensor):
         self.q, self.k, self.v = q[:, run.queries], k[:, run.keys], v[:, run.keys]
-        self.spans = spans(run.group, plan, q.device)
-        self.passes = _passes(self.spans, plan.queries)
+        found = spans(run.group, plan, q.device)
+        seen = {span: live(span, softmax) for span in found}
+        self.spans = tuple(seen.values())
+        self.passes = [each.seeing(seen) for each in _passes(found, plan.queries)]
         self.heads = Heads(q.shape[0], self.q.shape[1], run.repeats)
         dropout = Dropout.of(softmax, plan.extent.queries.start, plan.heads, run.queries.start)
         self.shared = self.heads, Scores.of(softmax), dropout
@@ -104,7 +111,7 @@ class Launches:
 
     def _splits(self, span: Span) -> int:
         """Parts into which the queries of few keys are cut, so that they fill the GPU; 1 where they do anyway."""
-        offsets, queries = span.term.offsets, span.start.shape[0]
+        offsets, queries = span.term.offsets, span.query_count
         run = min(offsets.high - offsets.low + 1, queries) * self.heads.repeats
         tiles = run // self._constants("backward_keys")["QUERIES"]
         return max(1, min(FULL // max(self._key_programs(span), 1), tiles // FEWEST_TILES))
@@ -149,7 +156,7 @@ def _passes(found: tuple[Span, ...], queries: int) -> tuple[Pass, ...]:
 
 def _pass(found: Iterable[Span]) -> Pass:
     first, *_ = found = tuple(found)
-    return Pass(Order(first.queries, first.start.shape[0]), found)
+    return Pass(Order(first.queries, first.query_count), found)
 
 
 def _add(total: Tensor, part: Tensor, keys: Tensor | None) -> None:

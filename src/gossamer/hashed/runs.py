@@ -51,8 +51,8 @@ def attend_by_runs(
     with torch.no_grad():
         runs = _runs(sorted_rounds(buckets, lsh.chunks, most=most, within=within, own_bucket=True))
     shape = runs.order.shape
-    placed = [_placed(y, runs) for y in (x, lsh.keys(x), v)]
-    out, lse = attend_runs(*placed, runs.start, runs.stop, scale=scale, return_lse=True)
+    q, k, values = (_placed(y, runs) for y in (x, lsh.keys(x), v))
+    out, lse = attend_runs(q, k, values, runs.start, runs.stop, scale=scale, return_lse=True)
     out, lse = (y.reshape(*shape, -1) for y in (out, lse))
     out, lse = (_Reordered.apply(y, runs.place, runs.order) for y in (out, lse))
     lse = torch.where(runs.alone[:, :, None], torch.where(lse > -torch.inf, ALONE, lse)[..., 0], lse[..., 0])
@@ -98,6 +98,6 @@ class _Reordered(torch.autograd.Function):
         return torch.take_along_dim(x, order[..., None], 3)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,), (inverse,) = grads, ctx.saved_tensors
         return torch.take_along_dim(grad, inverse[..., None], 3), None, None

@@ -80,7 +80,8 @@ def attend_hashed(
             raise Unsupported(f"no backend accepts this problem\n  {RUNS}: {reason}")
         out, lse = attend_by_runs(x, v, buckets, lsh, most=most, within=within, scale=scale)
     else:
-        road(x, v, backend)  # says why not before anything is sorted
+        if not torch.compiler.is_compiling():
+            road(x, v, backend)  # says why not before anything is sorted
         chunks = lsh.chunks
         spans = {"own_bucket": not lsh.other_buckets, "once": not lsh.repeats and buckets.shape[2] > 1}
         with torch.no_grad():

@@ -17,6 +17,7 @@ import torch
 from gossamer.patterns import Causal, Documents, Tokens, Window
 from tests.checks import Setting, check_empty_rows, check_error, check_no_leak, check_support, check_views, draw
 from tests.hashed_checks import CASES as HASHED_CASES
+from tests.hashed_checks import check_hash
 from tests.kernels import columns_in_interpreter, decode_in_interpreter, hashed_in_interpreter
 from tests.kernels.interpreter import repair_interpreter
 from tests.kernels.triton_in_interpreter import check_dropout_as_tiled
@@ -63,12 +64,26 @@ CHECKS: dict[str, Callable[[], None]] = {
         f"hashed, {name}": partial(hashed_in_interpreter.BY_TRITON, case, torch.float32)
         for name, case in HASHED.items()
     },
+    "hash": partial(check_hash, (6, 8), torch.float32),
+    "hash by many columns": partial(check_hash, (150, 1), torch.float16),
     "gathered": columns_in_interpreter.CHECKS["gathered: sorted"],
     "written": columns_in_interpreter.CHECKS["written: sorted"],
     "added": columns_in_interpreter.CHECKS["added: sorted"],
 }
 
 FAULTS: dict[str, Fault] = {
+    "the far side of an axis is forgotten": Fault(
+        "triton.hashing",
+        "tl.where(best >= -worst, at, under + HALF)",
+        "at",
+        "hash",
+    ),
+    "later columns are never furthest": Fault(
+        "triton.hashing",
+        "tl.range(0, HALF, COLUMNS)",
+        "tl.range(0, COLUMNS, COLUMNS)",
+        "hash by many columns",
+    ),
     "a token of two rounds counts twice": Fault(
         "triton.hashed_tiles",
         "product -= tl.log2(",

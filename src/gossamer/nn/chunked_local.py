@@ -76,7 +76,7 @@ class ChunkedLocalAttention(nn.Module):
             raise ValueError("ChunkedLocalAttention: buckets is a tensor, but nothing is hashed here; give None")
         q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
-        out = attend(q, k, v, self.pattern(x.shape[1]), dropout=dropout)
+        out = attend(q, k, v, self.pattern(x.shape[1]), dropout=dropout, within=within)
         return self.dense(out.transpose(1, 2).flatten(2))
 
     def pattern(self, length: int) -> Pattern:

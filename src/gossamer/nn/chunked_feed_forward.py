@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..patterns.base import require_integer
-
-ACTIVATIONS = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-}
-"""Under the names of Hugging Face's configurations."""
-
+from .activations import ACTIVATIONS
 
 class ChunkedFeedForward(nn.Module):
     """Layer norm, linear, activation and linear again, on `chunk` positions at a time, or on all for 0.

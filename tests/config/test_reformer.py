@@ -44,8 +44,8 @@ def test_lists_of_a_file_become_tuples() -> None:
         (("local", "lsh"), 8, 24),
         (("local", "lsh"), 24, 24),
         (("local", "lsh"), 25, 48),
-        (("local",), 7, 8),
-        (("lsh",), 7, 8),
+        (("local",), 7, 7),
+        (("lsh",), 7, 7),
         (("lsh",), 13, 16),
     ],
 )

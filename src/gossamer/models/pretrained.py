@@ -107,9 +107,7 @@ def read_config(folder: Path, kind: type[Config], family: Family) -> Config:
         raise ValueError(f"{path}: {error}; correct the file, or remove it if it belongs to other weights") from error
 
 
-def load(
-    build: Callable[[], Model], folder: Path, family: Family, head: str | None, new_head: bool = False
-) -> Model:
+def load(build: Callable[[], Model], folder: Path, family: Family, head: str | None, new_head: bool = False) -> Model:
     """What `build` builds, with the weights in a folder; a head that the folder lacks is new, if `new_head` says so.
 
     Raises:
@@ -227,9 +225,7 @@ def _require_names(folder: Path, family: Family, where: Mapping[str, Any], names
     wanted = set(names.values())
     faults = [f"{name} is missing" for name in wanted - where.keys()]
     faults += [
-        f"{name} is no part of a {family.model_type}"
-        for name in where.keys() - wanted
-        if not family.belongs(name)
+        f"{name} is no part of a {family.model_type}" for name in where.keys() - wanted if not family.belongs(name)
     ]
     if faults:
         raise ValueError(

@@ -1,5 +1,8 @@
+from .bigbird import BigBirdAttention as BigBirdAttention
 from .cache import KVCache as KVCache
 from .dense import CausalSelfAttention as CausalSelfAttention
+from .global_tokens import GlobalTokens as GlobalTokens
+from .longformer import LongformerAttention as LongformerAttention
 from .lsh import LSHAttention as LSHAttention
 from .masks import compute_sparsity as compute_sparsity
 from .masks import masked_attention as masked_attention

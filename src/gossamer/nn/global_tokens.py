@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
+
+
+class Beyond(NamedTuple):
+    """The chosen tokens outside each position's window, as a run of a list."""
+
+    entries: Int64[Tensor, "B 2m"]
+    """The list, of entries of `GlobalTokens.index`: a row's `counts[b]`, and all of them again."""
+    start: Int[Tensor, "B N"]
+    stop: Int[Tensor, "B N"]
+    turn: Int64[Tensor, " N"] | None
+    """The positions in the order in which `start` and `stop` are given; None: ascending."""
+    back: Int64[Tensor, " N"] | None
+    """Where each position stands in `turn`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +41,7 @@ class GlobalTokens:
     """Where in the flattened batch they stand."""
     length: int
     """Positions of a row."""
+    _found: dict[tuple[int, int], Beyond] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "B N"]) -> Self:
@@ -66,44 +80,42 @@ class GlobalTokens:
         placed = x.flatten(0, 1).index_copy(0, self.places, rows.flatten(0, 1)[self.slots].to(x.dtype))
         return placed.view_as(x)
 
-    def twice(self, step: int) -> Int64[Tensor, "B 2m"]:
-        """Entries of `index` in the order of (position modulo `step`, position), and all of them once more.
-
-        Row b has its `counts[b]` entries at 0 ... counts[b] - 1 and again from counts[b] on; what follows is any.
-        """
-        order = self._codes(step).argsort(1)
-        again = torch.arange(2 * self.most, device=order.device) % self.counts.clamp(min=1)[:, None]
-        return order.gather(1, again)
-
-    def beyond(self, reach: int, step: int) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B N"]]:
-        """For each position, which entries of `twice(step)` are chosen and outside its window: start and stop of a run.
+    def beyond(self, reach: int, step: int) -> Beyond:
+        """For each position, which of the chosen stand outside its window. Made once for all layers that ask.
 
         A window holds the positions at most `reach` away whose distance is a multiple of `step`. Sorted by (position
-        modulo `step`, position), those inside are one run of the chosen, so those outside are what follows it and
-        what stands before it: one run of the list written twice. Positions are asked in that same order
-        (`in_turn(step)`), in which neither end of the run ever falls.
+        modulo `step`, position), the chosen inside it are one run, so those outside are what follows that run and
+        what stands before it: one run of the list written twice. Where positions take their turns in the same order,
+        neither of its ends ever falls.
         """
-        chosen = self._codes(step).sort(1).values
-        positions = self.in_turn(step)
-        turn = positions % step * self.length
-        first, last = (positions - reach).clamp(min=0), (positions + reach).clamp(max=self.length - 1)
-        before = self._count(chosen, turn + first, below=True)
-        until = self._count(chosen, turn + last, below=False)
-        return until, self.counts[:, None] + before
+        if (reach, step) not in self._found:
+            self._found[reach, step] = self._beyond(reach, step)
+        return self._found[reach, step]
 
     def earlier(self, reach: int) -> Int[Tensor, "B N"]:
-        """For each position, how many of the chosen stand more than `reach` before it."""
-        positions = torch.arange(self.length, device=self.index.device)
-        return self._count(self._codes(1), (positions - reach).clamp(min=0), below=True)
-
-    def in_turn(self, step: int) -> Int64[Tensor, " N"]:
-        """The positions in the order of (position modulo `step`, position)."""
-        positions = torch.arange(self.length, device=self.index.device)
-        return positions if step == 1 else (positions % step * self.length + positions).argsort()
+        """For each position, how many of the chosen stand more than `reach` before it: the first ones of `index`."""
+        return self._count(self._codes(1), (self._positions - reach).clamp(min=0), below=True)
 
     def distances(self) -> Int64[Tensor, "B N m"]:
         """How far each position stands behind each entry of `index`."""
-        return torch.arange(self.length, device=self.index.device)[:, None] - self.index[:, None]
+        return self._positions[:, None] - self.index[:, None]
+
+    def _beyond(self, reach: int, step: int) -> Beyond:
+        chosen, order = self._codes(step).sort(1)
+        again = torch.arange(2 * self.most, device=order.device) % self.counts.clamp(min=1)[:, None]
+        positions, turn, back = self._positions, None, None
+        if step > 1:
+            positions = turn = (positions % step * self.length + positions).argsort()
+            back = turn.argsort()
+        offset = positions % step * self.length
+        first, last = (positions - reach).clamp(min=0), (positions + reach).clamp(max=self.length - 1)
+        start = self._count(chosen, offset + last, below=False)
+        stop = self.counts[:, None] + self._count(chosen, offset + first, below=True)
+        return Beyond(order.gather(1, again), start, stop, turn, back)
+
+    @property
+    def _positions(self) -> Int64[Tensor, " N"]:
+        return torch.arange(self.length, device=self.index.device)
 
     def _codes(self, step: int) -> Int64[Tensor, "B m"]:
         """One number for each entry, ascending as (position modulo `step`, position); the greatest where not chosen."""

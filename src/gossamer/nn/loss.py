@@ -79,7 +79,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
 def _sums(tensor: Tensor | None) -> Tensor | None:
     """Where the gradient of a parameter is added up, in at least float32."""
-    return tensor if tensor is None else torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return (
+        tensor if tensor is None else torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    )
 
 
 def _summed_cross_entropy(

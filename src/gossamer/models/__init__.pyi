@@ -1,3 +1,4 @@
+from .bigbird import BigBird as BigBird
 from .gpt2 import GPT2 as GPT2
 from .gpt2 import GPT2Output as GPT2Output
 from .gpt2 import TransformerBlock as TransformerBlock

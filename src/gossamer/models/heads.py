@@ -15,6 +15,7 @@ from ..nn.loss import linear_cross_entropy
 
 IGNORED_TARGET = -100
 
+
 class Encoded(NamedTuple):
     """What a head reads: the last block's output, and what it was made from."""
 

@@ -22,9 +22,9 @@ from ..nn.reversible import ReversibleLayers
 from ..selectors import LSH
 from . import pretrained
 from .encoder import initialise, runs_of
-from .heads import IGNORED_TARGET, ClassificationHead, Encoded
+from .heads import IGNORED_TARGET, ClassificationHead, Encoded, Head
 
-Head = Literal["lm", "masked_lm", "classification"]
+HeadName = Literal["lm", "masked_lm", "classification"]
 
 FAMILY = pretrained.Family(
     model_type="reformer",
@@ -112,7 +112,7 @@ class ReformerAttention(nn.Module):
         return self.drop(self.inner(self.norm(x), within=within, buckets=buckets))
 
 
-class LanguageModelHead(nn.Module):
+class LanguageModelHead(Head):
     """Logits of the tokens, from both streams."""
 
     def __init__(self, config: ReformerConfig):
@@ -143,7 +143,7 @@ class Reformer(nn.Module):
     torch.Size([1, 70, 320])
     """
 
-    def __init__(self, config: ReformerConfig, head: Head | None = None):
+    def __init__(self, config: ReformerConfig, head: HeadName | None = None):
         super().__init__()
         self.config, self.head_name = config, head
         self.embeddings = ReformerEmbeddings(config)
@@ -205,7 +205,7 @@ class Reformer(nn.Module):
         cls,
         folder: str | Path,
         *,
-        head: Head | None = None,
+        head: HeadName | None = None,
         new_head: bool = False,
         num_hashes: int | None = None,
         device: torch.device | str = "cpu",
@@ -284,7 +284,7 @@ def _feed_forward(config: ReformerConfig) -> ChunkedFeedForward:
     )
 
 
-def _head(config: ReformerConfig, head: Head | None) -> LanguageModelHead | ClassificationHead | None:
+def _head(config: ReformerConfig, head: HeadName | None) -> Head | None:
     match head:
         case None:
             return None

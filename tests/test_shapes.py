@@ -38,8 +38,9 @@ SparseAttention(SparseAttentionConfig(2, 1))(torch.randn(2, 7, 192), return_inte
 compute_sparsity(SparseAttention(SparseAttentionConfig(2, 1)).generate_masks(8))
 stable_softmax(torch.randn(2, 3, 4))
 for decoder, head in ((True, "lm"), (False, "classification")):
-    config = ReformerConfig(hidden_size=16, axial_pos_embds_dim=(4, 12), attn_layers=("local", "lsh"), is_decoder=decoder)
-    reformer, tokens = Reformer(config, head), torch.randint(300, (2, 150))
+    shape = {"hidden_size": 16, "axial_pos_embds_dim": (4, 12), "attn_layers": ("local", "lsh")}
+    reformer = Reformer(ReformerConfig(**shape, is_decoder=decoder), head)
+    tokens = torch.randint(300, (2, 150))
     output = reformer(tokens, attention_mask=torch.ones(2, 150))
     targets = tokens if decoder else torch.tensor([0, 1])
     reformer(tokens, targets, attention_mask=torch.ones(2, 150), buckets=output.buckets).loss.backward()

@@ -49,6 +49,7 @@ CASES = {
     "lucidrains": Case(LSH.lucidrains(1, 32), rounds=1),
     "wraps": Case(WRAPS),
     "wraps, both ways": Case(replace(WRAPS, causal=False, after=1)),
+    "stops": Case(LSH(3, 16, other_buckets=True, repeats=True)),
     "own buckets, repeated": Case(LSH(3, 16, repeats=True)),
     "all buckets, once": Case(LSH(3, 16, other_buckets=True, after=1, causal=False)),
     "padded, paper": Case(LSH.paper(3, 16), within=((0, 41), (9, 70))),

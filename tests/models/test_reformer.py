@@ -275,12 +275,13 @@ def test_what_is_saved_is_read_by_both(head: str | None, tmp_path: Path) -> None
         torch.testing.assert_close(found.logits.double(), wanted.logits, rtol=0, atol=2e-5)
 
 
-def test_a_bias_that_an_old_file_has_once_is_read(tmp_path: Path) -> None:
+def test_an_old_file_with_its_bias_once_and_its_masks_is_read(tmp_path: Path) -> None:
     ours = model()
     ours.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
     tensors["lm_head.bias"] = tensors.pop("lm_head.decoder.bias") + 1
+    tensors["reformer.encoder.layers.1.attention.self_attention.self_mask_value_float16"] = torch.tensor(-1000.0)
     save_file(tensors, file)
     assert torch.equal(Reformer.from_pretrained(tmp_path, head="lm").head.decoder.bias, ours.head.decoder.bias + 1)
 

@@ -273,7 +273,6 @@ def test_global_tokens_in_padding_are_none(both):
 @pytest.mark.parametrize("dilation", [1, (1, 1, 2, 3)])
 @pytest.mark.parametrize("with_global", [False, True])
 def test_causal_is_causal(dilation, with_global):
-    """Theirs is not, whatever its configuration says."""
     config = LongformerConfig(**THEIRS | {"causal": True, "attention_dilation": (1, dilation)})
     ours = Longformer(config, head="masked_lm").eval()
     tokens, other = text(40), text(40)
@@ -286,6 +285,15 @@ def test_causal_is_causal(dilation, with_global):
         after = ours(other, global_attention_mask=again).logits
     assert largest(before[:, :25], after[:, :25]) <= 1e-5
     assert largest(before[:, 25:], after[:, 25:]) > 0.1
+
+
+def test_theirs_sees_the_future_whatever_its_configuration_says():
+    model = theirs(autoregressive=True)
+    tokens, other = text(40), text(40)
+    other[:, :25] = tokens[:, :25]
+    with torch.no_grad():
+        before, after = (model(x).last_hidden_state for x in (tokens, other))
+    assert largest(before[:, :25], after[:, :25]) > 0.1
 
 
 # The model by itself.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ...plan import Blocks, Plan, Rows
-from ..block_tables import block_tables
+from ..block_tables import LayoutTables, block_tables
 from ..head_runs import HeadRun
+from ..live_spans import live
 from ..problem import Softmax
 from ..spans import Span, spans
 from . import backward, forward
@@ -34,6 +35,10 @@ class Pass:
     queries: Order
     spans: tuple[Span, ...]
 
+    def seeing(self, spans: Mapping[Span, Span]) -> Pass:
+        """The same with other spans in the place of its own."""
+        return Pass(self.queries, tuple(spans[span] for span in self.spans))
+
     @property
     def runs(self) -> tuple[Run, ...]:
         return tuple(Run.of_queries(span) for span in self.spans)
@@ -44,12 +49,15 @@ class Launches:
 
     def __init__(self, run: HeadRun, plan: Plan, softmax: Softmax, q: Tensor, k: Tensor, v: Tensor):
         self.q, self.k, self.v = q[:, run.queries], k[:, run.keys], v[:, run.keys]
-        self.spans = spans(run.group, plan, q.device)
+        found = spans(run.group, plan, q.device) if softmax.blocks is None else ()
+        seen = {span: live(span, softmax) for span in found}
+        self.spans = tuple(seen.values())
         self.heads = Heads(q.shape[0], self.q.shape[1], run.repeats)
         dropout = Dropout.of(softmax, plan.extent.queries.start, plan.heads, run.queries.start)
         self.shared = self.heads, Scores.of(softmax), dropout
-        self.blocks = self._blocks(run, plan)
-        self.passes = _passes(self.spans, plan.queries, met=self.blocks is not None)
+        self.blocks = self._blocks(run, plan, softmax)
+        passes = _passes(found, plan.queries, met=self.blocks is not None)
+        self.passes = [each.seeing(seen) for each in passes]
 
     @property
     def launches(self) -> int:
@@ -61,14 +69,17 @@ class Launches:
         """How many launches write each key's gradients, at most."""
         return len(self.spans) + (self.blocks is not None)
 
-    def _blocks(self, run: HeadRun, plan: Plan) -> BlockLaunches | None:
-        """The launches for the group's blocks, of which a plan makes one term at most."""
-        group = run.group
+    def _blocks(self, run: HeadRun, plan: Plan, softmax: Softmax) -> BlockLaunches | None:
+        """The launches for the group's blocks, of which a plan makes one term at most, or for those of a layout."""
+        group, layout = run.group, softmax.blocks
+        if layout is not None:
+            tables = LayoutTables(layout, self.heads.batch, self.heads.count)
+            return BlockLaunches(self.q, self.k, self.v, tables, *self.shared, softmax.within)
         for term in group.terms:
             if isinstance(term, Blocks):
                 tables = block_tables(term, plan, self.q.device)
                 tables = tables.of_heads(run.queries.start - group.first, run.queries.stop - group.first)
-                return BlockLaunches(self.q, self.k, self.v, tables, *self.shared)
+                return BlockLaunches(self.q, self.k, self.v, tables, *self.shared, softmax.within)
         return None
 
     def forward(self, out: Tensor, lse: Tensor, sinks: Tensor | None) -> None:
@@ -76,7 +87,7 @@ class Launches:
         if self.blocks is not None:
             self.blocks.forward(out, lse, sinks)
         tensors = *map(Matrix.of, (self.q, self.k, self.v, out)), Vector.of(lse), sinks
-        for number, each in enumerate(self.passes, self.blocks is not None):
+        for number, each in enumerate(self.passes, int(self.blocks is not None)):
             constants = self._constants("forward") | {"RUNS": len(each.spans), "CONTINUES": number > 0}
             grid = (_tiles(each.queries.count, constants["QUERIES"]) * self.heads.batch * self.heads.count,)
             _launch(forward.forward, grid, (*tensors, each.queries, each.runs, *self.shared), constants)
@@ -88,7 +99,7 @@ class Launches:
         tensors = *map(Matrix.of, (self.q, self.k, self.v, come.out)), Vector.of(come.lse), Matrix.of(come.grad_out)
         grad_lse = None if come.grad_lse is None else Vector.of(come.grad_lse)
         tensors = *tensors, grad_lse, Matrix.of(dq), Vector.of(come.deltas)
-        for number, each in enumerate(self.passes, self.blocks is not None):
+        for number, each in enumerate(self.passes, int(self.blocks is not None)):
             constants = self._constants("backward_queries") | {"RUNS": len(each.spans), "ADDS": number > 0}
             grid = (_tiles(each.queries.count, constants["QUERIES"]) * self.heads.batch * self.heads.count,)
             _launch(backward.backward_queries, grid, (*tensors, each.queries, each.runs, *self.shared), constants)
@@ -124,7 +135,7 @@ class Launches:
 
     def _splits(self, span: Span) -> int:
         """Parts into which the queries of few keys are cut, so that they fill the GPU; 1 where they do anyway."""
-        offsets, queries = span.term.offsets, span.start.shape[0]
+        offsets, queries = span.term.offsets, span.query_count
         run = min(offsets.high - offsets.low + 1, queries) * self.heads.repeats
         tiles = run // self._constants("backward_keys")["QUERIES"]
         return max(1, min(FULL // max(self._key_programs(span), 1), tiles // FEWEST_TILES))
@@ -169,7 +180,7 @@ def _passes(found: tuple[Span, ...], queries: int, met: bool) -> tuple[Pass, ...
 
 def _pass(found: Iterable[Span]) -> Pass:
     first, *_ = found = tuple(found)
-    return Pass(Order(first.queries, first.start.shape[0]), found)
+    return Pass(Order(first.queries, first.query_count), found)
 
 
 def _add(total: Tensor, part: Tensor, keys: Tensor | None) -> None:

@@ -46,6 +46,12 @@ class Triton:
             return f"heads are {x.shape[-1]} and {v.shape[-1]} wide; it computes {WIDEST} at most"
         return without_gpu(x.device)
 
+    def hash(self, x: Tensor, rotations: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """The buckets of vectors that it does not refuse."""
+        from .hashing import hashed
+
+        return hashed(x, rotations, counts)
+
     def forward(self, x: Tensor, v: Tensor, rounds: SortedRounds, scores: Scores) -> tuple[Tensor, Tensor]:
         """(out, log-sum-exp), as `Road` says."""
         from .hashed_forward import forward

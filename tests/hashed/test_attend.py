@@ -166,7 +166,7 @@ FAULTS = {
     "the first chunk meets the last": (
         "return found.masked_fill(",
         "return (lambda *_: found)(",
-        "own buckets, repeated",
+        "stops",
     ),
     "a token sees itself": ("torch.where(self.itself, ALONE, product)", "product", "trax"),
     "a token meets itself in every round": ("turn == 0 and step", "step", "all alone"),

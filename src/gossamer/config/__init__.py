@@ -4,6 +4,7 @@ from .bigbird import BigBirdConfig
 from .encoder import EncoderConfig
 from .gpt2 import GPT2Config
 from .longformer import LongformerConfig
+from .reformer import ReformerConfig
 from .sparse import SparseAttentionConfig, compute_dynamic_window_size, get_recommended_config
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "EncoderConfig",
     "GPT2Config",
     "LongformerConfig",
+    "ReformerConfig",
     "SparseAttentionConfig",
     "compute_dynamic_window_size",
     "get_recommended_config",

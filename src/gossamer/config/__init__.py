@@ -1,6 +1,13 @@
 """The shapes of attention and of models, as values that import no torch."""
 
 from .gpt2 import GPT2Config
+from .longformer_lm import longformer_lm
 from .sparse import SparseAttentionConfig, compute_dynamic_window_size, get_recommended_config
 
-__all__ = ["GPT2Config", "SparseAttentionConfig", "compute_dynamic_window_size", "get_recommended_config"]
+__all__ = [
+    "GPT2Config",
+    "SparseAttentionConfig",
+    "compute_dynamic_window_size",
+    "get_recommended_config",
+    "longformer_lm",
+]

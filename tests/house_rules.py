@@ -18,11 +18,13 @@ PACKAGE = "gossamer"
 STREET = (
     ("atomic", "machine", "measure", "tokenizer"),
     ("patterns",),
+    ("selectors",),
     ("plan",),
     ("reference", "kernels"),
     ("ops",),
     ("repeats",),
     ("attention",),
+    ("hashed",),
     ("config",),
     ("nn",),
     ("models",),

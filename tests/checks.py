@@ -417,7 +417,7 @@ def check_dropout(problem: Problem, probability: float, seed: int) -> None:
     def dropping(problem: Problem) -> tuple[Tensor, Tensor]:
         scale = width**-0.5 if problem.scale is None else problem.scale
         return torch.ops.gossamer.attend(
-            problem.q, problem.k, problem.v, problem.sinks, torch.tensor([seed], device=device), None,
+            problem.q, problem.k, problem.v, problem.sinks, torch.tensor([seed], device=device), None, None,
             problem.pattern.spec, scale, problem.softcap or 0.0, probability, problem.backend,
         )  # fmt: skip
 

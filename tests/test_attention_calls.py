@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gossamer import Unsupported, attend, explain
 from gossamer.kernels import BACKENDS
-from gossamer.ops.attend import _choice
+from gossamer.ops.choice import choice
 from gossamer.patterns import Causal, Documents, Pattern, PerHead, RandomBlocks, Strided, Window
 from gossamer.patterns.base import KeySet
 from gossamer.patterns.parse import _parse, checked_text
@@ -315,7 +315,7 @@ def test_changing_lengths_and_patterns() -> None:
 def test_eight_threads_on_cold_caches() -> None:
     problems = [draw(PATTERNS[name], Setting(heads=HEADS[name], dtype=torch.float32)) for name in PATTERNS]
     right = [ours(problem)[0] for problem in problems]
-    for kept in (plan, _plan, _parse, _choice):
+    for kept in (plan, _plan, _parse, choice):
         kept.cache_clear()
     start, wrong = threading.Barrier(8), []
 

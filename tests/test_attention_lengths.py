@@ -85,7 +85,7 @@ def test_dropout_is_that_of_the_positions() -> None:
     seed, settings = torch.tensor([5]), (problem.pattern.spec, 0.5, 0.0, 0.4, None)
 
     def dropped(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
-        return torch.ops.gossamer.attend(q, k, v, None, seed, lengths, *settings)[0]
+        return torch.ops.gossamer.attend(q, k, v, None, seed, lengths, None, *settings)[0]
 
     q, k, v = problem.q, problem.k, problem.v
     torch.testing.assert_close(dropped(q, k, v, torch.tensor([31, 31])), dropped(q, k[:, :, :31], v[:, :, :31], None))

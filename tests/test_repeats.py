@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gossamer import attend, ops, repeats
+from gossamer import attend, repeats
 from gossamer.kernels import Choice
+from gossamer.ops import choice
 from gossamer.patterns import Causal, Strided, Window
 
 PATTERN = Causal() & (Window(6) | Strided(4))
@@ -40,11 +41,11 @@ class Repeating:
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Repeating]:
     made = Repeating()
-    monkeypatch.setattr(ops, "choose", lambda *_: Choice(made, {}))
+    monkeypatch.setattr(choice, "choose", lambda *_: Choice(made, {}))
     monkeypatch.setattr(repeats, "_WAYS", {})
-    ops._choice.cache_clear()
+    choice.choice.cache_clear()
     yield made
-    ops._choice.cache_clear()
+    choice.choice.cache_clear()
 
 
 def tensors(length: int = 20) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,7 +131,7 @@ def test_what_fits_a_known_kind_in_part_is_checked(backend: Repeating) -> None:
         with pytest.raises(ValueError):
             attend(*given, PATTERN)
     for given in ((q, k.half(), v), (q, k, v[:1])):  # the operator checks nothing, and what it takes is not remembered
-        unchecked = given[0].clone().requires_grad_(), *given[1:], None, None, None
+        unchecked = given[0].clone().requires_grad_(), *given[1:], None, None, None, None
         torch.ops.gossamer.attend(*unchecked, PATTERN.spec, given[0].shape[-1] ** -0.5, 0.0, 0.0, None)
         with pytest.raises(ValueError):
             attend(*given, PATTERN)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 
 from .kernels import Again
-from .ops.attend import again_of, attend_again, differentiates_forward, unobserved
+from .ops.attend import again_of, attend_again
+from .ops.boundary import differentiates_forward, unobserved
 from .patterns.base import Pattern
 
 MOST_KINDS = 256
@@ -25,7 +26,7 @@ MOST_ALIKE = 32
 
 
 class Way(NamedTuple):
-    """How a call without sinks, dropout and lengths ran."""
+    """How a call without sinks, dropout, lengths and within ran."""
 
     guards: TensorGuards
     """Accept tensors of the same class, dtype, device, shape, strides and want of gradients, under the same modes.

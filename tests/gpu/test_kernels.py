@@ -204,7 +204,7 @@ def test_dropout_drops_the_pairs_that_it_drops_on_a_cpu(backend: str, name: str)
     eye = torch.eye(LENGTH, device="cuda", dtype=torch.bfloat16)[:, :64].expand(1, HEADS, -1, -1)
     v = eye.clone().requires_grad_()
     call = problem.pattern.spec, 1.0, 0.0, 0.3, backend
-    out, _ = torch.ops.gossamer.attend(0 * problem.q, problem.k, v, None, seed, None, *call)
+    out, _ = torch.ops.gossamer.attend(0 * problem.q, problem.k, v, None, seed, None, None, *call)
     positions = torch.arange(LENGTH, device="cuda")
     kept = keep_factor(0.3, int(seed), torch.arange(HEADS, device="cuda"), positions, positions) > 0
     seen = kept & visible(problem.pattern, LENGTH, LENGTH, torch.device("cuda"))

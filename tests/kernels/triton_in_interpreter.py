@@ -18,7 +18,7 @@ from gossamer.kernels import Saved, Softmax, choose
 from gossamer.kernels.spans import without_span
 from gossamer.kernels.tiled import TILED
 from gossamer.kernels.triton import TRITON
-from gossamer.ops.attend import problem_of
+from gossamer.ops.choice import problem_of
 from gossamer.patterns import Causal, Pattern, Strided, Tokens, Window
 from gossamer.plan import plan
 from tests.checks import Setting, check_empty_rows, check_error, check_support, check_views, draw

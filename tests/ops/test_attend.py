@@ -33,11 +33,11 @@ def tensors(length: int = 20, keys: int | None = None, groups: int = 2, dtype: t
 
 def arguments(
     q: Tensor, k: Tensor, v: Tensor, sinks: bool = False, seed: bool = False, pattern: Pattern = PATTERN,
-    lengths: Tensor | None = None,
+    lengths: Tensor | None = None, within: Tensor | None = None,
 ):  # fmt: skip
     logits = torch.randn(4, dtype=q.dtype, requires_grad=True) if sinks else None
     drawn, dropout = (torch.tensor([5]), 0.3) if seed else (None, 0.0)
-    return q, k, v, logits, drawn, lengths, pattern.spec, 0.25, 2.0 if sinks else 0.0, dropout, None
+    return q, k, v, logits, drawn, lengths, within, pattern.spec, 0.25, 2.0 if sinks else 0.0, dropout, None
 
 
 CASES = {
@@ -48,6 +48,7 @@ CASES = {
     "transposed": lambda: arguments(*(x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in tensors())),
     "a head group each": lambda: arguments(*tensors(), pattern=presets.local_global(3, 1, 4, 3)),
     "lengths": lambda: arguments(*tensors(3, keys=30), lengths=torch.tensor([30, 2])),
+    "within": lambda: arguments(*tensors(), within=torch.tensor([[0, 20], [3, 11]], dtype=torch.int32)),
     "nothing": lambda: arguments(*tensors(), pattern=Causal() & ~Causal()),
 }
 
@@ -87,8 +88,14 @@ def with_lengths(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend(q, k, v, PATTERN, lengths=torch.tensor([20, 7]))
 
 
+def with_ends(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v, PATTERN, within=torch.tensor([[3, 20], [0, 7]], dtype=torch.int32))
+
+
 @pytest.mark.parametrize(
-    "function", [inside, outside, both_outputs, from_text, with_lengths], ids=lambda function: function.__name__
+    "function",
+    [inside, outside, both_outputs, from_text, with_lengths, with_ends],
+    ids=lambda function: function.__name__,
 )
 def test_compiled_whole_it_is_the_same(function: Callable[..., Tensor]) -> None:
     q, k, v = tensors()

@@ -31,6 +31,8 @@ class Dense:
             "soft cap": problem.softcap,
             "learnable sinks": problem.has_sinks,
             "lengths": problem.lengths,
+            "sequences within bounds": problem.within,
+            "runs from the device": problem.runs,
             "backward that repeats to the bit": problem.backward,
         }
         if problem.device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():

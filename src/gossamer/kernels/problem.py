@@ -25,6 +25,12 @@ class Softmax:
     lengths: Tensor | None = None
     """int32 or int64 [B]: in sequence `b` no key stands at or beyond `lengths[b]`, and the last query stands at the
     last key before it. None where every key is there. Read on the device alone."""
+    within: Tensor | None = None
+    """int32 [B, 2]: sequence `b` consists of positions `within[b, 0] … within[b, 1] - 1`, where they lie in 0 … K - 1:
+    no key stands elsewhere, and a query elsewhere sees nothing. Read on the device alone."""
+    runs: tuple[Tensor, Tensor] | None = None
+    """(start, stop), int32 [B, Q] or [1, Q]: query `i` sees keys `start[b, i] … stop[b, i] - 1` of a plan that shows
+    everything. Neither falls from a query to the next. Read on the device alone."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,10 @@ class Problem:
     has_sinks: bool
     lengths: bool = False
     """Whether each sequence ends at a length that the device alone knows."""
+    within: bool = False
+    """Whether each sequence lies between positions that the device alone knows."""
+    runs: bool = False
+    """Whether each query sees a run of keys that the device alone knows."""
     backward: bool = False
     """Whether gradients are asked for; forward and backward of a call are picked apart, and may differ."""
     scale: float = 1.0

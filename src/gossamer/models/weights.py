@@ -60,7 +60,7 @@ def read(source: str | Path) -> tuple[GPT2Config, dict[str, Tensor]]:
         ValueError: They are damaged or no GPT-2's; the message names the file, the tensor and the fix.
     """
     path = _weights_file(Path(source))
-    with _opened(path) as file:
+    with opened(path) as file:
         names = file.keys()
         stored = {name.removeprefix(PREFIX): name for name in names if not name.endswith(MASKS)}
         shapes = {name: tuple(file.get_slice(key).get_shape()) for name, key in stored.items()}
@@ -68,10 +68,10 @@ def read(source: str | Path) -> tuple[GPT2Config, dict[str, Tensor]]:
         _require_layers(path, shapes, config)
         _require_layout(path, shapes, layout(config))
         for name, key in stored.items():
-            _require_floats(path, name, file.get_slice(key).get_dtype())
+            require_floats(path, name, file.get_slice(key).get_dtype())
         state = {name: file.get_tensor(key) for name, key in stored.items()}
         _require_tied(path, state.pop(HEAD, state["wte.weight"]), state["wte.weight"])
-        return config, {name: _owned(_turned(name, tensor)) for name, tensor in state.items()}
+        return config, {name: owned(_turned(name, tensor)) for name, tensor in state.items()}
 
 
 def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -> None:
@@ -138,7 +138,8 @@ def _weights_file(source: Path) -> Path:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """The safetensors file, open to be read; a damaged one is a ValueError that names it."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -201,7 +202,8 @@ def _require_layout(path: Path, shapes: Mapping[str, tuple[int, ...]], expected:
         )
 
 
-def _require_floats(path: Path, name: str, dtype: str) -> None:
+def require_floats(path: Path, name: str, dtype: str) -> None:
+    """A tensor of the file holds plain floating-point numbers, or this raises ValueError."""
     if dtype not in FLOATS:
         raise ValueError(f"{path}: {name} is {dtype}; give weights that are one of {', '.join(FLOATS)}, not quantised")
 
@@ -211,7 +213,7 @@ def _require_tied(path: Path, head: Tensor, table: Tensor) -> None:
         raise ValueError(f"{path}: {HEAD} differs from wte.weight; GPT2 ties them: tie them and save again")
 
 
-def _owned(tensor: Tensor) -> Tensor:
+def owned(tensor: Tensor) -> Tensor:
     """A float32 copy: a model must not live in a mapped file, which may change under it."""
     return tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 

@@ -56,6 +56,8 @@ class Hopper:
         for asked, what in ((problem.dropout, "dropout"), (problem.softcap, "softcap"), (problem.lengths, "lengths")):
             if asked:
                 return f"it has no {what}"
+        if problem.within or problem.runs:
+            return "it reads no bounds of sequences from the device"
         return without_span(problem.plan)
 
     def forward(

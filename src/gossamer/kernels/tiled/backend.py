@@ -19,7 +19,7 @@ from .backward import Backward, KeyRows, QueryRows
 from .forward import Forward
 from .heads import Heads
 from .scores import LOG2E, Dropout
-from .sequences import sequences
+from .sequences import Sequence, apart, sequences
 from .walk import TileSize
 
 CPU_LANES = 12
@@ -41,13 +41,13 @@ class Tiled:
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax
     ) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp), as `Backend` says."""
-        if softmax.lengths is None:
+        if not apart(softmax):
             return _forward(q, k, v, sinks, plan, softmax)
         out, lse = q.new_zeros(*q.shape[:-1], v.shape[-1]), q.new_zeros(q.shape[:-1], dtype=_compute_dtype(q.dtype))
         lse.copy_(lse.new_tensor(-torch.inf) if sinks is None else sinks[:, None])
-        for one in sequences(plan, softmax.lengths):
+        for one in sequences(plan, softmax, q.shape[0]):
             part = one.queries_of(q), one.keys_of(k), one.keys_of(v)
-            made = _forward(*part, sinks, one.plan, softmax, first_sequence=one.number)
+            made = _forward(*part, sinks, one.plan, softmax, one)
             for whole, values in zip((out, lse), made, strict=True):
                 one.queries_of(whole).copy_(values)
         return out, lse
@@ -57,14 +57,14 @@ class Tiled:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """(dq, dk, dv, gradient of the sinks), as `Backend` says."""
         dsinks = sink_gradient(saved, grad_out, grad_lse)
-        if softmax.lengths is None:
+        if not apart(softmax):
             return *_backward(saved, grad_out, grad_lse, plan, softmax), dsinks
         dq, dk, dv = (x.new_zeros(x.shape) for x in (saved.q, saved.k, saved.v))
-        for one in sequences(plan, softmax.lengths):
+        for one in sequences(plan, softmax, saved.q.shape[0]):
             q, out, lse, dout = (one.queries_of(x) for x in (saved.q, saved.out, saved.lse, grad_out))
             part = Saved(q, one.keys_of(saved.k), one.keys_of(saved.v), out, lse, None)
             dlse = None if grad_lse is None else one.queries_of(grad_lse)
-            gradients = _backward(part, dout, dlse, one.plan, softmax, first_sequence=one.number)
+            gradients = _backward(part, dout, dlse, one.plan, softmax, one)
             for whole, values in zip((one.queries_of(dq), one.keys_of(dk), one.keys_of(dv)), gradients, strict=True):
                 whole.copy_(values)
         return dq, dk, dv, dsinks
@@ -74,20 +74,20 @@ TILED = Tiled()
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax, first_sequence: int = 0
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax, one: Sequence | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(out, natural log-sum-exp) of sequences that are as long as the plan."""
-    dtype, outs, lses = _compute_dtype(q.dtype), [], []
+    """(out, natural log-sum-exp) of sequences that are as long as the plan: all of them, or one."""
+    dtype, outs, lses, sight = _compute_dtype(q.dtype), [], [], one.sight if one else None
     for heads in Heads.of(plan, q.shape[1] // k.shape[1]):
         q_lanes, k_lanes, v_lanes = heads.lanes(q, dtype), heads.key_lanes(k, dtype), heads.key_lanes(v, dtype)
         out = q_lanes.new_zeros(*q_lanes.shape[:-1], v.shape[-1])  # [lanes, repeats, Q, Dv]
         lse = q_lanes.new_full((*q_lanes.shape[:-1], 1), -torch.inf)
         if sinks is not None:  # a sink is a key that was seen already and has no value
             heads.unlaned(lse, q.shape[0]).copy_((sinks[heads.queries].to(dtype) * LOG2E)[:, None, None])
-        dropout, size = Dropout.of(softmax, heads, q, first_sequence), _tile_size(q_lanes)
+        dropout, size = Dropout.of(softmax, heads, q, one.number if one else 0), _tile_size(q_lanes)
         for some in _lane_parts(q_lanes):
             lanes = (x[some] for x in (q_lanes, k_lanes, v_lanes, out, lse))
-            part = Forward(*lanes, softmax=softmax, dropout=dropout and dropout.part(some))
+            part = Forward(*lanes, softmax=softmax, dropout=dropout and dropout.part(some), sight=sight)
             part.run(heads.group, plan, size, fresh=sinks is None)
         outs.append(heads.unlaned(out, q.shape[0]))
         lses.append(heads.unlaned(lse, q.shape[0]))
@@ -95,10 +95,10 @@ def _forward(
 
 
 def _backward(
-    saved: Saved, grad_out: Tensor, grad_lse: Tensor | None, plan: Plan, softmax: Softmax, first_sequence: int = 0
+    saved: Saved, grad_out: Tensor, grad_lse: Tensor | None, plan: Plan, softmax: Softmax, one: Sequence | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) of sequences that are as long as the plan."""
-    dtype, dqs = _compute_dtype(saved.q.dtype), []
+    """(dq, dk, dv) of sequences that are as long as the plan: all of them, or one."""
+    dtype, dqs, sight = _compute_dtype(saved.q.dtype), [], one.sight if one else None
     dk, dv = (x.new_zeros(x.shape, dtype=dtype) for x in (saved.k, saved.v))
     delta = torch.einsum("bhqd,bhqd->bhq", grad_out.to(dtype), saved.out.to(dtype))
     if grad_lse is not None:
@@ -109,10 +109,10 @@ def _backward(
         queries = [heads.lanes(x, dtype) for x in query_side]
         queries.append(queries[0].new_zeros(queries[0].shape))
         keys = [heads.key_lanes(x, dtype) for x in (saved.k, saved.v, dk, dv)]
-        dropout, size = Dropout.of(softmax, heads, saved.q, first_sequence), _tile_size(queries[0])
+        dropout, size = Dropout.of(softmax, heads, saved.q, one.number if one else 0), _tile_size(queries[0])
         for some in _lane_parts(queries[0]):
             rows, columns = QueryRows(*(x[some] for x in queries)), KeyRows(*(x[some] for x in keys))
-            Backward(rows, columns, softmax, dropout and dropout.part(some)).run(heads.group, plan, size)
+            Backward(rows, columns, softmax, dropout and dropout.part(some), sight).run(heads.group, plan, size)
         dqs.append(heads.unlaned(queries[-1], saved.q.shape[0]))
         heads.put_keys(dk, keys[2])
         heads.put_keys(dv, keys[3])

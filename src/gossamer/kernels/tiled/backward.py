@@ -10,7 +10,7 @@ from torch import Tensor
 from ...plan import HeadGroup, Plan
 from ..problem import Softmax
 from .scores import Dropout, keys_of, scores
-from .walk import Strip, Tile, TileSize, walk
+from .walk import Sight, Strip, Tile, TileSize, walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +45,12 @@ class Backward:
     keys: KeyRows
     softmax: Softmax
     dropout: Dropout | None
+    sight: Sight | None = None
 
     def run(self, group: HeadGroup, plan: Plan, size: TileSize) -> None:
         """Visits every tile of the group."""
         for term in group.terms:
-            for strip in walk(term, plan, size):
+            for strip in walk(term, plan, size, self.sight):
                 part = self.taken(strip)
                 for tile in strip.tiles:
                     part.visit(tile)
@@ -61,7 +62,7 @@ class Backward:
         """The strip's queries and keys alone."""
         queries = QueryRows(*(strip.queries.take(x) for x in vars(self.queries).values()))
         keys = KeyRows(*(strip.keys.take(x) for x in vars(self.keys).values()))
-        return Backward(queries, keys, self.softmax, self.dropout)
+        return Backward(queries, keys, self.softmax, self.dropout, self.sight)
 
     def visit(self, tile: Tile) -> None:
         """Recomputes the tile's probabilities and adds its share to every gradient."""

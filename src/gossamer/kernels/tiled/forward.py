@@ -10,7 +10,7 @@ from torch import Tensor
 from ...plan import HeadGroup, Plan
 from ..problem import Softmax
 from .scores import LOG2E, Dropout, keys_of, scores
-from .walk import Strip, Tile, TileSize, walk
+from .walk import Sight, Strip, Tile, TileSize, walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +24,12 @@ class Forward:
     lse: Tensor  # [lanes, repeats, Q, 1]
     softmax: Softmax
     dropout: Dropout | None
+    sight: Sight | None = None
 
     def run(self, group: HeadGroup, plan: Plan, size: TileSize, fresh: bool) -> None:
         """Visits every tile of the group; `fresh` where `out` and `lse` hold nothing yet."""
         for number, term in enumerate(group.terms):
-            for strip in walk(term, plan, size):
+            for strip in walk(term, plan, size, self.sight):
                 part = self.taken(strip)
                 for tile in strip.tiles:
                     part.visit(tile, fresh and number == 0 and tile.first)
@@ -38,7 +39,9 @@ class Forward:
     def taken(self, strip: Strip) -> Forward:
         """The strip's queries and keys alone."""
         q, out, lse = (strip.queries.take(x) for x in (self.q, self.out, self.lse))
-        return Forward(q, strip.keys.take(self.k), strip.keys.take(self.v), out, lse, self.softmax, self.dropout)
+        return Forward(
+            q, strip.keys.take(self.k), strip.keys.take(self.v), out, lse, self.softmax, self.dropout, self.sight
+        )
 
     def visit(self, tile: Tile, fresh: bool) -> None:
         """Softmax attention of one tile, joined to what its queries met before."""

@@ -85,14 +85,37 @@ class Strip:
     tiles: Iterator[Tile]
 
 
-def walk(term: Term, plan: Plan, size: TileSize) -> Iterator[Strip]:
+@dataclass(frozen=True)
+class Ends:
+    """Positions before `first` and from `last` on see nothing and are not seen."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, eq=False)
+class KnownRuns:
+    """Query `i` sees keys `start[i] … stop[i] - 1` of a plan that shows everything; neither falls."""
+
+    start: NDArray[np.int32]
+    stop: NDArray[np.int32]
+
+
+Sight = Ends | KnownRuns
+"""What one sequence sees of a plan."""
+
+
+def walk(term: Term, plan: Plan, size: TileSize, sight: Sight | None) -> Iterator[Strip]:
     """The term as strips. A dilated band falls into one strip for each residue, packing into one for each document."""
     queries, keys = Axis.run(plan.extent.queries.start, plan.queries), Axis.run(0, plan.keys)
-    if isinstance(term, Blocks):
-        yield Strip(queries, keys, _block_tiles(term, queries, keys, size))
-        return
-    for rows, columns in _packed(term.documents, _axes(term, plan, queries, keys)):
-        yield Strip(rows, columns, _offset_tiles(term.offsets, rows, columns, size))
+    if isinstance(sight, KnownRuns):
+        yield Strip(queries, keys, _run_tiles(sight, queries, keys, size))
+    elif isinstance(term, Blocks):
+        yield Strip(queries, keys, _block_tiles(term, queries, keys, size, sight))
+    else:
+        ends = None if sight is None else (sight.first, sight.last)
+        for rows, columns in _packed(term.documents, _packed(ends, _axes(term, plan, queries, keys))):
+            yield Strip(rows, columns, _offset_tiles(term.offsets, rows, columns, size))
 
 
 def _axes(term: Band | Columns | Rows, plan: Plan, queries: Axis, keys: Axis) -> Iterator[tuple[Axis, Axis]]:
@@ -158,27 +181,56 @@ def _all_visible(offsets: Offsets, q: NDArray[np.int64], k: NDArray[np.int64]) -
     return offsets.dense and offsets.low <= q[0] - k[-1] and q[-1] - k[0] <= offsets.high
 
 
-def _block_tiles(term: Blocks, queries: Axis, keys: Axis, size: TileSize) -> Iterator[Tile]:
+def _block_tiles(term: Blocks, queries: Axis, keys: Axis, size: TileSize, ends: Ends | None) -> Iterator[Tile]:
     q_tensor, k_tensor = (torch.from_numpy(axis.positions).to(size.device) for axis in (queries, keys))
     masks = torch.from_numpy(term.tiles).to(size.device)
     most = max(1, size.keys // term.size)
     for row, (begin, end) in enumerate(pairwise(term.starts.tolist())):
-        rows = slice(row * term.size, min((row + 1) * term.size, len(q_tensor)))
-        for first in range(begin, end, most):
+        whole = slice(row * term.size, min((row + 1) * term.size, len(q_tensor)))
+        rows = _between(queries, whole, ends)
+        for first in range(begin, end, most) if rows.start < rows.stop else ():
             some = slice(first, min(first + most, end))
             columns = (term.columns[some, None] * term.size + np.arange(term.size)).ravel()
-            columns = torch.from_numpy(columns[columns < len(k_tensor)]).to(size.device)
-            bias = _block_bias(masks, term.tile[some], rows.stop - rows.start, len(columns), size.dtype)
-            yield Tile(rows, columns, q_tensor[rows], k_tensor[columns], bias, first=first == begin)
+            seen = columns < len(k_tensor)
+            if ends is not None:
+                seen &= (columns >= ends.first) & (columns < ends.last)
+            bias = _block_bias(masks, term.tile[some], size.dtype)
+            if bias is not None:
+                bias = bias[rows.start - whole.start : rows.stop - whole.start, torch.from_numpy(seen)]
+            columns = torch.from_numpy(columns[seen]).to(size.device)
+            if len(columns):
+                yield Tile(rows, columns, q_tensor[rows], k_tensor[columns], bias, first=first == begin)
 
 
-def _block_bias(masks: Tensor, tile: NDArray[np.int64], rows: int, columns: int, dtype: torch.dtype) -> Tensor | None:
-    """The biases of blocks side by side, cut to the rows and columns that exist."""
+def _between(axis: Axis, places: slice, ends: Ends | None) -> slice:
+    """Those of the places that stand between the ends."""
+    if ends is None:
+        return places
+    low, high = np.searchsorted(axis.positions[places], (ends.first, ends.last))
+    return slice(places.start + int(low), places.start + int(high))
+
+
+def _run_tiles(runs: KnownRuns, queries: Axis, keys: Axis, size: TileSize) -> Iterator[Tile]:
+    start, stop = (torch.from_numpy(end).to(size.device) for end in (runs.start, runs.stop))
+    q_tensor, k_tensor = (torch.from_numpy(axis.positions).to(size.device) for axis in (queries, keys))
+    for first in range(0, len(queries.positions), size.queries):
+        rows = slice(first, min(first + size.queries, len(queries.positions)))
+        low, high = max(int(runs.start[rows.start]), 0), min(int(runs.stop[rows.stop - 1]), len(keys.positions))
+        for end in range(high, low, -size.keys):
+            columns = slice(max(low, end - size.keys), end)
+            bias = None
+            if runs.start[rows.stop - 1] > columns.start or runs.stop[rows.start] < columns.stop:
+                seen = (k_tensor[columns] >= start[rows, None]) & (k_tensor[columns] < stop[rows, None])
+                bias = _bias(seen, size.dtype)
+            yield Tile(rows, columns, q_tensor[rows], k_tensor[columns], bias, first=end == high)
+
+
+def _block_bias(masks: Tensor, tile: NDArray[np.int64], dtype: torch.dtype) -> Tensor | None:
+    """The biases of whole blocks side by side."""
     if (tile < 0).all():
         return None
     full = torch.ones_like(masks[0])
-    visible = torch.cat([full if index < 0 else masks[index] for index in tile.tolist()], dim=1)
-    return _bias(visible[:rows, :columns], dtype)
+    return _bias(torch.cat([full if index < 0 else masks[index] for index in tile.tolist()], dim=1), dtype)
 
 
 def _bias(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ from .encoder import EncoderConfig
 from .gpt2 import GPT2Config
 from .longformer import LongformerConfig
 from .longformer_lm import longformer_lm
+from .reformer import ReformerConfig
 from .sparse import SparseAttentionConfig, compute_dynamic_window_size, get_recommended_config
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "EncoderConfig",
     "GPT2Config",
     "LongformerConfig",
+    "ReformerConfig",
     "SparseAttentionConfig",
     "compute_dynamic_window_size",
     "get_recommended_config",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import EncoderConfig
-from .heads import ACTIVATIONS, Encoded, Pooler
+from ..nn.activations import ACTIVATIONS
+from .heads import Encoded, Pooler
 
 
 class EncoderOutput(NamedTuple):

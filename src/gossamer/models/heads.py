@@ -9,21 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ..config import EncoderConfig
+from ..config import EncoderConfig, ReformerConfig
+from ..nn.activations import ACTIVATIONS
 from ..nn.loss import linear_cross_entropy
 
 IGNORED_TARGET = -100
-
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
-
 
 class Encoded(NamedTuple):
     """What a head reads: the last block's output, and what it was made from."""
@@ -83,12 +73,20 @@ class MaskedLMHead(nn.Module):
 class ClassificationHead(nn.Module):
     """Logits of each class, from the sequence's first token."""
 
-    def __init__(self, config: EncoderConfig, activation: str, dropout: float):
+    def __init__(
+        self,
+        config: EncoderConfig | ReformerConfig,
+        activation: str,
+        dropout: float,
+        *,
+        width: int | None = None,
+    ):
+        """`width` is that of the features, where it is not `hidden_size`."""
         super().__init__()
         self.problem = config.problem_type
         self.activation = ACTIVATIONS[activation]
         self.drop = nn.Dropout(dropout)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size if width is None else width, config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "B C"]:

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..atomic import new_file
-from ..config import EncoderConfig
+from ..config import EncoderConfig, ReformerConfig
 from .config_file import FILE
 from .weights import WEIGHTS, opened, owned, require_floats
 
-Config = TypeVar("Config", bound=EncoderConfig)
+Config = TypeVar("Config", bound=EncoderConfig | ReformerConfig)
 Model = TypeVar("Model", bound=nn.Module)
 Renames = tuple[tuple[str, str], ...]
 
@@ -61,10 +61,15 @@ class Family:
     """Tensors that a file may hold a second time, and what they repeat."""
     left: tuple[str, ...] = field(default=("embeddings.position_ids", "embeddings.token_type_ids"))
     """Beginnings of names that are read by nobody here."""
+    supported: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: SUPPORTED)
+    """What is computed, by the keys of config.json; the first value is what a missing key says."""
+    body: Renames = BODY
+    otherwise: Mapping[str, str] = field(default_factory=dict)
+    """For names that a file may lack: where else the same numbers are."""
 
     def stored_name(self, name: str, head: str | None) -> str:
         """What one of a model's tensors is called in a file, without the prefix."""
-        renames = BODY if head is None else (*BODY, *self.heads[head][1])
+        renames = self.body if head is None else (*self.body, *self.heads[head][1])
         for ours, theirs in renames:
             found, times = re.subn(ours, theirs, name)
             if times:
@@ -91,7 +96,7 @@ def read_config(folder: Path, kind: type[Config], family: Family) -> Config:
         stated = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stated, dict):
             raise ValueError(f"it holds {stated!r} where a table of settings is expected")
-        for key, supported in {"model_type": (family.model_type,), **SUPPORTED}.items():
+        for key, supported in {"model_type": (family.model_type,), **family.supported}.items():
             if stated.get(key, supported[0]) not in supported:
                 raise ValueError(f"{key} is {stated[key]!r}; {kind.__name__} describes {supported[0]!r} only")
         values = {name: stated[name] for name in (each.name for each in fields(kind)) if name in stated}
@@ -135,6 +140,7 @@ def read_state(
     files = _files(folder)
     where = {name.removeprefix(family.prefix): (path, name) for path, names in files.items() for name in names}
     names = {name: family.stored_name(name, head) for name in wanted}
+    names = {name: key if key in where else family.otherwise.get(key, key) for name, key in names.items()}
     if new_head and not any(names[name] in where for name in wanted if name.startswith("head.")):
         names = {name: stored for name, stored in names.items() if not name.startswith("head.")}
     _require_names(folder, family, where, names)
@@ -149,7 +155,11 @@ def read_state(
 
 
 def write(
-    folder: str | Path, family: Family, config: EncoderConfig, state: Mapping[str, Tensor], head: str | None
+    folder: str | Path,
+    family: Family,
+    config: EncoderConfig | ReformerConfig,
+    state: Mapping[str, Tensor],
+    head: str | None,
 ) -> None:
     """Writes both files of a model as transformers reads them; each appears whole or not at all.
 
@@ -176,7 +186,7 @@ def write(
         ) from error
 
 
-def _plain(config: EncoderConfig) -> dict[str, Any]:
+def _plain(config: EncoderConfig | ReformerConfig) -> dict[str, Any]:
     """The settings as transformers spells them: it counts labels by their names."""
     settings = config.to_dict()
     labels = settings.pop("num_labels")

@@ -450,7 +450,7 @@ def check_plan(pattern: Pattern, queries: int, keys: int) -> None:
     mask = np.broadcast_to(pattern.dense_mask(queries, keys), (heads, queries, keys))
     assert [group.first for group in made.groups] == [0, *[group.last for group in made.groups[:-1]]]
     assert made.groups[-1].last == heads
-    for group in made.groups:
+    for group in (part for whole in made.groups for part in whole.apart):
         times = sum((_raster(term, made) for term in group.terms), np.zeros((queries, keys), int))
         for head in range(group.first, group.last):
             assert np.array_equal(times, mask[head]), f"head {head}: {(times != mask[head]).sum()} wrong pairs"
@@ -487,8 +487,8 @@ def _document(cuts: tuple[int, ...], position: int) -> int:
 
 def _raster_blocks(term: Blocks, queries: int, keys: int) -> np.ndarray:
     times, size = np.zeros((queries, keys), int), term.size
-    for row in range(len(term.starts) - 1):
-        for block in range(term.starts[row], term.starts[row + 1]):
+    for row in range(term.starts.shape[1] - 1):
+        for block in range(term.starts[0, row], term.starts[0, row + 1]):
             part = times[row * size : (row + 1) * size, term.columns[block] * size : (term.columns[block] + 1) * size]
             tile = term.tiles[term.tile[block]] if term.tile[block] >= 0 else np.ones((size, size), bool)
             part += tile[: part.shape[0], : part.shape[1]]

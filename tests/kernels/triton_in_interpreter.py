@@ -54,7 +54,7 @@ def check_dropout_as_tiled(pattern: Pattern, setting: Setting) -> None:
 def _cases() -> dict[str, Callable[[], None]]:
     cases: dict[str, Callable[[], None]] = {}
     for name, pattern in PATTERNS.items():
-        if without_span(plan(pattern, LENGTH, LENGTH, HEADS[name])) is None:
+        if without_span(plan(pattern, LENGTH, LENGTH, HEADS[name]), blocks=True) is None:
             cases[name] = partial(check_pattern, pattern, replace(USUAL, heads=HEADS[name], sinks=True))
     short = replace(USUAL, queries=50, keys=70, key_heads=None, width=32)
     for name in ("causal window", "sinks", "rows", "packed dilated"):

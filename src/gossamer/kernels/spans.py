@@ -59,11 +59,14 @@ class Span:
         return torch.from_numpy(outside).to(self.start.device)
 
 
-def without_span(plan: Plan) -> str | None:
-    """What of the plan cannot be written as runs, for a person to read, or None where all of it can."""
+def without_span(plan: Plan, *, blocks: bool = False) -> str | None:
+    """What of the plan cannot be written as runs, for a person to read, or None where all of it can.
+
+    `blocks` lets pass what is blocks.
+    """
     for group in plan.groups:
         for term in group.terms:
-            if not _is_regular(term):
+            if not _is_regular(term) and not (blocks and isinstance(term, Blocks)):
                 return f"heads {group.first}-{group.last - 1} have a term that is no run of keys ({term.describe()})"
     return None
 

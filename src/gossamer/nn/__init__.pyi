@@ -1,3 +1,4 @@
+from .bigbird import BigBirdAttention as BigBirdAttention
 from .cache import KVCache as KVCache
 from .dense import CausalSelfAttention as CausalSelfAttention
 from .masks import compute_sparsity as compute_sparsity

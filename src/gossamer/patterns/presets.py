@@ -77,7 +77,7 @@ def bigbird_itc(
 def bigbird_etc(extra: int, block: int = 64) -> Pattern:
     """BigBird's encoder with `extra` tokens in front that see all and are seen by all, and a window of three blocks
     over the others (arXiv 2007.14062, "extended transformer construction"; it draws no random blocks)."""
-    front = GlobalBlocks(extra, (0,))
+    front = Sinks(extra)
     return front | front.T | BlockWindow(block, start=extra)
 
 

@@ -82,7 +82,7 @@ def _plan(plan: Plan) -> Json:
         raise ValueError(
             f"masks: the plan has {plan.queries} queries and {plan.keys} keys; give one with equal lengths"
         )
-    return {"length": plan.queries, "groups": [_group(group, plan) for group in plan.groups]}
+    return {"length": plan.queries, "groups": [_group(group, plan) for group in plan.apart.groups]}
 
 
 def _group(group: HeadGroup, plan: Plan) -> Json:
@@ -98,7 +98,7 @@ def _group(group: HeadGroup, plan: Plan) -> Json:
 def _term(term: Term) -> Json:
     """A term as the page's own script counts it."""
     if isinstance(term, Blocks):
-        listed = {name: getattr(term, name).tolist() for name in ("starts", "columns", "tile")}
+        listed = {"starts": term.starts[0].tolist(), "columns": term.columns.tolist(), "tile": term.tile.tolist()}
         return {"size": term.size, **listed, "tiles": _packed(np.packbits(term.tiles))}
     keys, queries = getattr(term, "keys", None), getattr(term, "queries", None)
     return {

@@ -17,7 +17,7 @@ class Heads(HeadRun):
     @classmethod
     def of(cls, plan: Plan, repeats: int) -> Iterator[Heads]:
         """Each group's heads, cut where a key head is shared with another group."""
-        return (cls(**vars(run)) for run in head_runs(plan, repeats))
+        return (cls(**vars(run)) for run in head_runs(plan.apart, repeats))
 
     def lanes(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """[B, H, Q, D] → [lanes, repeats, Q, D]."""

@@ -185,7 +185,7 @@ def _block_tiles(term: Blocks, queries: Axis, keys: Axis, size: TileSize, ends: 
     q_tensor, k_tensor = (torch.from_numpy(axis.positions).to(size.device) for axis in (queries, keys))
     masks = torch.from_numpy(term.tiles).to(size.device)
     most = max(1, size.keys // term.size)
-    for row, (begin, end) in enumerate(pairwise(term.starts.tolist())):
+    for row, (begin, end) in enumerate(pairwise(term.starts[0].tolist())):
         whole = slice(row * term.size, min((row + 1) * term.size, len(q_tensor)))
         rows = _between(queries, whole, ends)
         for first in range(begin, end, most) if rows.start < rows.stop else ():

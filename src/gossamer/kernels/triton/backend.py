@@ -1,7 +1,7 @@
 """Which problems the portable GPU kernels take, and how a plan becomes launches.
 
-The spans of a head run whose queries stand as they are make one launch with one online softmax. Spans that take
-queries in another order are launches of their own, which continue from what the ones before have left.
+The blocks of a head run make one launch with one online softmax, and so do its spans whose queries stand as they are.
+Spans that take queries in another order are launches of their own. Each continues from what the ones before have left.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OLDEST = (8, 0)
 
 
 class Triton:
-    """Runs bands, columns and rows on any GPU that Triton compiles for, in float32, bfloat16 and float16."""
+    """Runs bands, columns, rows and blocks on any GPU that Triton compiles for, in float32, bfloat16 and float16."""
 
     name = "triton"
 
@@ -41,7 +41,7 @@ class Triton:
             return "it reads no lengths from the device"
         if problem.within or problem.runs:
             return "it reads no bounds of sequences from the device"
-        return without_gpu(problem.device) or without_span(problem.plan)
+        return without_gpu(problem.device) or without_span(problem.plan, blocks=True)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax
@@ -51,7 +51,7 @@ class Triton:
 
         runs = list(head_runs(plan, q.shape[1] // k.shape[1]))
         works = [Launches(run, plan, softmax, q, k, v) for run in runs]
-        several = any(len(work.passes) > 1 for work in works)
+        several = any(work.launches > 1 for work in works)
         out = _empty(q, v.shape[-1], several)
         lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
         with on(q.device):
@@ -69,8 +69,8 @@ class Triton:
         q, k, v = saved.q, saved.k, saved.v
         runs = list(head_runs(plan, q.shape[1] // k.shape[1]))
         works = [Launches(run, plan, softmax, q, k, v) for run in runs]
-        several = any(len(work.passes) > 1 for work in works)
-        several_keys = not all(run.fresh for run in runs) or any(len(work.spans) > 1 for work in works)
+        several = any(work.launches > 1 for work in works)
+        several_keys = not all(run.fresh for run in runs) or any(work.key_launches > 1 for work in works)
         dq = _empty(q, q.shape[-1], several)
         dk, dv = (_empty(x, x.shape[-1], several_keys) for x in (k, v))
         deltas = torch.empty_like(saved.lse)

@@ -46,7 +46,7 @@ def backward_queries(
     if grad_lse is not None:
         delta -= load_vector(grad_lse, batch, head, query, exists)
     store_vector(deltas, batch, head, query, exists, delta)
-    peak = _finite(load_vector(lse, batch, head, query, exists))
+    peak = finite_lse(load_vector(lse, batch, head, query, exists))
     drawn = query if dropout is None else drawn_for(dropout, batch, head, query)
     total = tl.zeros((QUERIES, padded(WIDTH)), tl.float32)
     for number in tl.static_range(RUNS):
@@ -65,7 +65,7 @@ def backward_queries(
             grad = tl.dot(grad_tile, tl.trans(v_tile), input_precision="ieee")
             if dropout is not None:
                 grad *= kept(dropout, drawn[:, None], key[None, :])
-            grad = _of_product(weight * (grad - delta[:, None]), turned, scores)
+            grad = of_product(weight * (grad - delta[:, None]), turned, scores)
             total = tl.dot(grad.to(k_tile.dtype), k_tile, total, input_precision="ieee")
     total *= scores.scale
     if ADDS:
@@ -102,7 +102,7 @@ def backward_keys(
         query = looked_up(run.index, at, at < bounds[1])
         q_tile = load_tile(q, batch, query_head, query, at < bounds[1], WIDTH)
         grad_tile = load_tile(grad_out, batch, query_head, query, at < bounds[1], VALUE_WIDTH)
-        peak = _finite(load_vector(lse, batch, query_head, query, at < bounds[1]))
+        peak = finite_lse(load_vector(lse, batch, query_head, query, at < bounds[1]))
         delta = load_vector(deltas, batch, query_head, query, at < bounds[1])
         turned = bent(tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee"), scores)  # [keys, queries]
         score = capped(turned, scores)
@@ -117,7 +117,7 @@ def backward_keys(
             dropped = weight * factor
             grad *= factor
         dv_tile = tl.dot(dropped.to(grad_tile.dtype), grad_tile, dv_tile, input_precision="ieee")
-        grad = _of_product(weight * (grad - delta[None, :]), turned, scores)
+        grad = of_product(weight * (grad - delta[None, :]), turned, scores)
         dk_tile = tl.dot(grad.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
     dk_tile *= scores.scale
     batch += tl.program_id(1) * heads.batch
@@ -129,13 +129,13 @@ def backward_keys(
 
 
 @triton.jit
-def _finite(lse):
+def finite_lse(lse):
     """In units of log 2; zero for a query that sees nothing, whose weights are then masked and not NaN."""
     return tl.where(lse == float("-inf"), 0.0, lse) * LOG2E
 
 
 @triton.jit
-def _of_product(grad, turned, scores):
+def of_product(grad, turned, scores):
     """The gradient of the product from that of the score, but for the scale."""
     if scores.cap is None:
         return grad

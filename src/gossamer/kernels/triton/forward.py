@@ -36,7 +36,7 @@ def forward(
     row = tl.minimum(row, queries.count - 1)
     query = looked_up(queries.index, row, exists)
     q_tile = load_tile(q, batch, head, query, exists, WIDTH)
-    peak, total, mean = _before(out, lse, sinks, batch, head, query, exists, CONTINUES, VALUE_WIDTH)
+    peak, total, mean = softmax_before(out, lse, sinks, batch, head, query, exists, CONTINUES, VALUE_WIDTH)
     drawn = query if dropout is None else drawn_for(dropout, batch, head, query)
     for number in tl.static_range(RUNS):
         start, length, bounds = met_by(runs[number], tile, row, queries.count, QUERIES)
@@ -65,7 +65,7 @@ def forward(
 
 
 @triton.jit
-def _before(out, lse, sinks, batch, head, query, exists, CONTINUES: tl.constexpr, VALUE_WIDTH: tl.constexpr):
+def softmax_before(out, lse, sinks, batch, head, query, exists, CONTINUES: tl.constexpr, VALUE_WIDTH: tl.constexpr):
     """(peak, total, mean): the softmax before its first key, which may have met a sink or other keys already."""
     if CONTINUES:
         mean = load_tile(out, batch, head, query, exists, VALUE_WIDTH)

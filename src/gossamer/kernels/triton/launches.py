@@ -1,4 +1,4 @@
-"""The launches for one run of heads: which spans go together, and what each kernel is told."""
+"""The launches for one run of heads: blocks first, then which spans go together, and what each kernel is told."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...plan import Plan, Rows
+from ...plan import Blocks, Plan, Rows
+from ..block_tables import block_tables
 from ..head_runs import HeadRun
 from ..problem import Softmax
 from ..spans import Span, spans
 from . import backward, forward
+from .block_launches import BlockLaunches
 from .configs import Kernel, config
+from .gradients import Gradients
 from .operands import Dropout, Heads, Matrix, Order, Run, Scores, Vector
 
 FULL = 256
@@ -36,48 +39,65 @@ class Pass:
         return tuple(Run.of_queries(span) for span in self.spans)
 
 
-@dataclass(frozen=True, eq=False)
-class Gradients:
-    """What the forward has left, what comes back, and what the backward of the queries leaves to that of the keys."""
-
-    out: Tensor
-    lse: Tensor
-    grad_out: Tensor
-    grad_lse: Tensor | None
-    deltas: Tensor
-
-
 class Launches:
     """The heads of one run with the keys and values that they use."""
 
     def __init__(self, run: HeadRun, plan: Plan, softmax: Softmax, q: Tensor, k: Tensor, v: Tensor):
         self.q, self.k, self.v = q[:, run.queries], k[:, run.keys], v[:, run.keys]
         self.spans = spans(run.group, plan, q.device)
-        self.passes = _passes(self.spans, plan.queries)
         self.heads = Heads(q.shape[0], self.q.shape[1], run.repeats)
         dropout = Dropout.of(softmax, plan.extent.queries.start, plan.heads, run.queries.start)
         self.shared = self.heads, Scores.of(softmax), dropout
+        self.blocks = self._blocks(run, plan)
+        self.passes = _passes(self.spans, plan.queries, met=self.blocks is not None)
+
+    @property
+    def launches(self) -> int:
+        """How many launches write each query's results, at most."""
+        return len(self.passes) + (self.blocks is not None)
+
+    @property
+    def key_launches(self) -> int:
+        """How many launches write each key's gradients, at most."""
+        return len(self.spans) + (self.blocks is not None)
+
+    def _blocks(self, run: HeadRun, plan: Plan) -> BlockLaunches | None:
+        """The launches for the group's blocks, of which a plan makes one term at most."""
+        group = run.group
+        for term in group.terms:
+            if isinstance(term, Blocks):
+                tables = block_tables(term, plan, self.q.device)
+                tables = tables.of_heads(run.queries.start - group.first, run.queries.stop - group.first)
+                return BlockLaunches(self.q, self.k, self.v, tables, *self.shared)
+        return None
 
     def forward(self, out: Tensor, lse: Tensor, sinks: Tensor | None) -> None:
         """Writes the output and the log-sum-exp of every query."""
+        if self.blocks is not None:
+            self.blocks.forward(out, lse, sinks)
         tensors = *map(Matrix.of, (self.q, self.k, self.v, out)), Vector.of(lse), sinks
-        for number, each in enumerate(self.passes):
+        for number, each in enumerate(self.passes, self.blocks is not None):
             constants = self._constants("forward") | {"RUNS": len(each.spans), "CONTINUES": number > 0}
             grid = (_tiles(each.queries.count, constants["QUERIES"]) * self.heads.batch * self.heads.count,)
             _launch(forward.forward, grid, (*tensors, each.queries, each.runs, *self.shared), constants)
 
     def backward_queries(self, come: Gradients, dq: Tensor) -> None:
         """Writes the gradient of every query, and `deltas` for the keys."""
+        if self.blocks is not None:
+            self.blocks.backward_queries(come, dq)
         tensors = *map(Matrix.of, (self.q, self.k, self.v, come.out)), Vector.of(come.lse), Matrix.of(come.grad_out)
         grad_lse = None if come.grad_lse is None else Vector.of(come.grad_lse)
         tensors = *tensors, grad_lse, Matrix.of(dq), Vector.of(come.deltas)
-        for number, each in enumerate(self.passes):
+        for number, each in enumerate(self.passes, self.blocks is not None):
             constants = self._constants("backward_queries") | {"RUNS": len(each.spans), "ADDS": number > 0}
             grid = (_tiles(each.queries.count, constants["QUERIES"]) * self.heads.batch * self.heads.count,)
             _launch(backward.backward_queries, grid, (*tensors, each.queries, each.runs, *self.shared), constants)
 
     def backward_keys(self, come: Gradients, dk: Tensor, dv: Tensor, *, fresh: bool) -> None:
         """Writes the gradients of every key and value, or adds to them where they are not `fresh`."""
+        if self.blocks is not None:
+            self.blocks.backward_keys(come, dk, dv, adds=not fresh)
+            fresh = False
         for span in sorted(self.spans, key=lambda span: span.keys is not None):
             splits = self._splits(span)
             if span.keys is None and splits == 1:
@@ -134,15 +154,15 @@ def _launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[object, ...], c
 
 
 @lru_cache(maxsize=64)
-def _passes(found: tuple[Span, ...], queries: int) -> tuple[Pass, ...]:
-    """Spans by the order of their queries, one that holds all queries first."""
+def _passes(found: tuple[Span, ...], queries: int, met: bool) -> tuple[Pass, ...]:
+    """Spans by the order of their queries, one that holds all queries first, unless these were all met before."""
     orders: dict[object, list[Span]] = {}
     for span in found:
         rows = span.term.queries.tobytes() if isinstance(span.term, Rows) else None
         orders.setdefault(None if span.queries is None else (rows, span.term.offsets.step), []).append(span)
     passes = [_pass(each) for each in orders.values()]
     passes.sort(key=lambda each: (each.queries.count < queries, each.queries.index is not None))
-    if not passes or passes[0].queries.count < queries:
+    if not met and (not passes or passes[0].queries.count < queries):
         passes.insert(0, Pass(Order(None, queries), ()))  # what a query has that nothing else writes
     return tuple(passes)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import triton.language as tl
 from torch import Tensor
 
+from ..block_tables import BlockTable
 from ..problem import Softmax
 from ..spans import Span
 
@@ -71,6 +72,37 @@ class Run(NamedTuple):
     def of_keys(span: Span) -> Run:
         """The queries that see each key."""
         return Run(*span.seen_by, span.queries)
+
+
+class Table(NamedTuple):
+    """A `BlockTable`: the blocks of each row of each layout."""
+
+    starts: Tensor
+    counts: Tensor
+    blocks: Tensor
+    tile: Tensor | None
+    tiles: Tensor | None
+    layout: Tensor
+    order: Tensor
+    rows: int
+    batch: int
+    """How far apart the layouts of neighbouring batch rows stand; 0 where they are alike."""
+
+    @staticmethod
+    def of(table: BlockTable, heads: int) -> Table:
+        batch = heads if len(table.layout) > heads else 0
+        return Table(
+            table.starts, table.counts, table.blocks, table.tile, table.tiles, table.layout, table.order,
+            table.starts.shape[1], batch,
+        )  # fmt: skip
+
+
+class Axes(NamedTuple):
+    """Lengths of the axes, and the position of query 0; key 0 stands at 0."""
+
+    queries: int
+    keys: int
+    offset: int
 
 
 class Heads(NamedTuple):

@@ -1,0 +1,114 @@
+"""Blocks as tables on the device: which blocks each row of blocks holds, seen from the queries and from the keys.
+
+A table comes from a plan, whose blocks are known on the host, or from a layout that is made on the device at run time.
+Neither way waits for the device: rows of a run-time table stand at fixed places, and what lies behind a row's count is
+never read.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..plan import Blocks, Plan
+from .captured import kept, refuse_capture
+
+
+class BlockTable(NamedTuple):
+    """Row `r` of layout `l` holds `blocks[starts[l, r] : starts[l, r] + counts[l, r]]`, ascending."""
+
+    size: int
+    """Edge of a block."""
+    starts: Tensor
+    """int32 [L, rows]."""
+    counts: Tensor
+    """int32 [L, rows]."""
+    blocks: Tensor
+    """int32 [entries], numbers of blocks on the other side."""
+    tile: Tensor | None
+    """int32 [entries], each block's mask in `tiles`, or -1 where all of it is visible; None where all are such."""
+    tiles: Tensor | None
+    """uint8 [T, size, size], 1 where visible: the table's own side first."""
+    layout: Tensor
+    """int32 [H], or [B · H] where batch rows differ: the layout of each query head."""
+    order: Tensor
+    """int32 [L, rows], the rows of each layout, the heaviest first: what runs longest should start first."""
+
+    def of_heads(self, first: int, last: int) -> BlockTable:
+        """The same for the query heads `first … last - 1` alone; of tables whose batch rows are alike."""
+        return self._replace(layout=self.layout[first:last])
+
+
+class BlockTables(NamedTuple):
+    """The same blocks from both sides."""
+
+    by_queries: BlockTable
+    by_keys: BlockTable
+
+    def of_heads(self, first: int, last: int) -> BlockTables:
+        """As `BlockTable` says."""
+        return BlockTables(self.by_queries.of_heads(first, last), self.by_keys.of_heads(first, last))
+
+
+def block_tables(term: Blocks, plan: Plan, device: torch.device) -> BlockTables:
+    """The term's tables on the device; kept for the last 64 terms, about 16 bytes a block."""
+    return kept(_block_tables(term, plan, device), device)
+
+
+@lru_cache(maxsize=64)
+def _block_tables(term: Blocks, plan: Plan, device: torch.device) -> BlockTables:
+    refuse_capture(device)
+    starts, counts = term.starts[:, :-1], np.diff(term.starts)
+    layout = _on_device(term.layouts, device)
+    row = np.tile(np.arange(counts.shape[1]), len(counts)).repeat(counts.ravel())
+    number = np.arange(len(counts)).repeat(counts.sum(axis=1))
+    tile = _on_device(term.tile, device) if len(term.tiles) else None
+    tiles = torch.from_numpy(term.tiles.astype(np.uint8)).to(device) if len(term.tiles) else None
+    counts, columns = _on_device(counts, device), _on_device(term.columns, device)
+    by_queries = BlockTable(
+        term.size, _on_device(starts, device), counts, columns, tile, tiles, layout, _heaviest_first(counts)
+    )
+    key_rows = -(-plan.keys // term.size)
+    entries = _on_device(number, device).long() * key_rows + columns
+    return BlockTables(by_queries, _turned(by_queries, entries, _on_device(row, device), key_rows))
+
+
+def _turned(table: BlockTable, entries: Tensor, row: Tensor, key_rows: int) -> BlockTable:
+    """The table from the other side: `entries` [n] are layout · key_rows + column, `row` [n] the rows as they stand."""
+    entries, order = entries.sort(stable=True)
+    edges = torch.arange(table.starts.shape[0] * key_rows + 1, device=row.device)
+    bounds = torch.searchsorted(entries, edges).int()
+    starts, counts = (x.view(-1, key_rows) for x in (bounds[:-1], bounds.diff()))
+    tile = None if table.tile is None else table.tile[order]
+    tiles = None if table.tiles is None else table.tiles.mT.contiguous()
+    return BlockTable(table.size, starts, counts, row[order], tile, tiles, table.layout, _heaviest_first(counts))
+
+
+def table_of_layout(layout: Tensor, size: int, batch: int, heads: int) -> BlockTable:
+    """The rows of a layout [B or 1, H or 1, rows, columns], bool, on its device; `layout.mT` gives the keys' side."""
+    own_batch, own_heads, rows, columns = layout.shape
+    device = layout.device
+    blocks = (~layout).to(torch.uint8).argsort(dim=-1, stable=True).int().flatten()
+    starts = torch.arange(own_batch * own_heads * rows, dtype=torch.int32, device=device) * columns
+    counts = layout.sum(-1, dtype=torch.int32).flatten(0, 1)
+    numbers = torch.arange(own_batch * own_heads, dtype=torch.int32, device=device).view(own_batch, own_heads)
+    of_head = numbers.expand(batch if own_batch > 1 else 1, heads).flatten()
+    return BlockTable(size, starts.view(-1, rows), counts, blocks, None, None, of_head, _heaviest_first(counts))
+
+
+def tables_of_layout(layout: Tensor, size: int, batch: int, heads: int) -> BlockTables:
+    """Both sides of a layout."""
+    return BlockTables(*(table_of_layout(side, size, batch, heads) for side in (layout, layout.mT)))
+
+
+def _heaviest_first(counts: Tensor) -> Tensor:
+    return counts.argsort(dim=-1, descending=True, stable=True).int()
+
+
+def _on_device(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """As int32, and there when this returns: whatever stream reads it, it need not wait."""
+    return torch.from_numpy(numbers.astype(np.int32)).to(device)

@@ -284,3 +284,16 @@ def _whole(batch: int, length: int, device: torch.device) -> Int32[Tensor, "B 2"
     within = torch.zeros(batch, 2, dtype=torch.int32, device=device)
     within[:, 1] = length
     return within
+
+
+def _lsh(config: ReformerConfig) -> LSHAttention:
+    rounds, chunk = config.num_hashes, config.lsh_attn_chunk_length
+    form = {"trax": LSH.trax, "paper": LSH.paper, "lucidrains": LSH.lucidrains}[config.lsh_rules]
+    lsh = replace(
+        form(rounds, chunk, config.num_buckets, causal=config.is_decoder),
+        before=config.lsh_num_chunks_before,
+        after=config.lsh_num_chunks_after,
+    )
+    return LSHAttention(
+        config.hidden_size, config.num_attention_heads, lsh, head_width=config.attention_head_size
+    )

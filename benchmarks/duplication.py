@@ -121,19 +121,20 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
     length = 2 * (task["word"] + 1)
     yield from ("# Duplication", "", "Made by `benchmarks/duplication.py`.", "")
     yield (
-        f"0w0w with a random w of {task['word']} of {task['symbols']} symbols, {length:,} tokens; the share of the second "
-        f"w that is right, in per cent, over {record['words']} words. A Reformer of one layer: width and inner width "
-        f"{task['width']}, {task['heads']} heads, learned positions, {2 * length // task['chunk']} buckets in a round, "
-        f"chunks of {task['chunk']}, only one's own bucket seen and nobody twice. AdamW at {task['learning_rate']:g}, "
-        f"{task['batch']} words a step, {task['precision']}, no curriculum. The paper trained 150,000 steps, with words of "
-        "511 of 127 symbols."
+        f"0w0w with a random w of {task['word']} of {task['symbols']} symbols, {length:,} tokens; the share of the "
+        f"second w that is right, in per cent, over {record['words']} words. A Reformer of one layer: width and inner "
+        f"width {task['width']}, {task['heads']} heads, learned positions, {2 * length // task['chunk']} buckets in a "
+        f"round, chunks of {task['chunk']}, only one's own bucket seen and nobody twice. AdamW at "
+        f"{task['learning_rate']:g}, {task['batch']} words a step, {task['precision']}, no curriculum. The paper trained "
+        "150,000 steps, with words of 511 of 127 symbols."
     )
     yield from (machine_line, "")
     yield "| trained with | steps | seconds | learned at step | full | LSH-8 | LSH-4 | LSH-2 | LSH-1 |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     for row in record["rows"]:
         right = " | ".join(f"{100 * row['right'][str(rounds)]:.1f}" for rounds in EVALUATED)
-        yield f"| {_name(row['trained'])} | {row['steps']:,} | {row['seconds']:.0f} | {row['learned'] or '–'} | {right} |"
+        learned = row["learned"] or "–"
+        yield f"| {_name(row['trained'])} | {row['steps']:,} | {row['seconds']:.0f} | {learned} | {right} |"
         if row["trained"] in PAPER:
             right = " | ".join(f"{share:.1f}" for share in PAPER[row["trained"]])
             yield f"| {_name(row['trained'])}, the paper | 150,000 | – | – | {right} |"

@@ -63,16 +63,17 @@ def hashed_in_dense(
         times = meetings(buckets_, rules, within).to(x.device)  # [R, N, N]
         keys = x_ / (x_.square().sum(-1, keepdim=True) + x_.shape[-1] * rules.epsilon).sqrt()
         score = x_ @ keys.mT * rules.scale
-        own = torch.eye(x_.shape[0], dtype=torch.bool, device=x.device)
         if not rules.repeats:
             score = score - times.sum(0).clamp(min=1).to(score.dtype).log()
-        score = torch.where(own, -1e5, score) + times.clamp(min=1).to(score.dtype).log()  # [R, N, N]
-        score = score.masked_fill(times == 0, -torch.inf)
+        own = torch.eye(x_.shape[0], dtype=torch.bool, device=x.device)
+        alone = (times.sum(0) * ~own).sum(-1) == 0  # what a penalty of 1e5 comes to, without its rounding
+        score = torch.where(own, 0.0, score) + times.clamp(min=1).to(score.dtype).log()  # [R, N, N]
+        score = score.masked_fill((times == 0) | own & ~alone[:, None], -torch.inf)
         of_round = torch.logsumexp(score, -1)  # [R, N]
         empty = of_round == -torch.inf
         weight = torch.exp(score - of_round.masked_fill(empty, 0.0)[..., None])
         lse = torch.logsumexp(of_round, 0)
         share = torch.exp(of_round - lse.masked_fill(lse == -torch.inf, 0.0))
         outs.append((share[..., None] * (weight @ v_)).sum(0))
-        lses.append(lse)
+        lses.append(torch.where(alone & (lse > -torch.inf), -1e5, lse))
     return torch.stack(outs), torch.stack(lses)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from .inputs import autocast, check_backend, check_kinds
 from .ops.lsh import road
 from .selectors.lsh import LSH
 from .selectors.rounds import sorted_rounds
@@ -15,6 +18,16 @@ __all__ = ["attend_hashed"]
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+@overload
+def attend_hashed(
+    x: Tensor, v: Tensor, buckets: Tensor, lsh: LSH, *, within: Tensor | None = ..., most: int | None = ...,
+    return_lse: Literal[False] = ..., backend: str | None = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def attend_hashed(
+    x: Tensor, v: Tensor, buckets: Tensor, lsh: LSH, *, within: Tensor | None = ..., most: int | None = ...,
+    return_lse: Literal[True], backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def attend_hashed(
     x: Float[Tensor, "B H N D"],
     v: Float[Tensor, "B H N Dv"],
@@ -50,6 +63,9 @@ def attend_hashed(
         ValueError: Shapes, dtypes or devices do not fit together.
         Unsupported: No backend accepts the problem; the message gives each one's reason.
     """
+    check_kinds({"x": x, "v": v, "buckets": buckets}, {"within": within})
+    check_backend(backend)
+    x, v, _ = autocast(x, v, v)
     _check(x, v, buckets, within)
     road(x, v, backend)  # says why not before anything is sorted
     chunks = lsh.chunks

@@ -17,11 +17,10 @@ from ..kernels.problem import Unsupported
 from ..kernels.tiled.hashed import TILED_HASHED
 from ..kernels.triton.hashed import TRITON_HASHED
 from ..selectors.rounds import Chunks, SortedRounds
+from .boundary import LIBRARY, own_dtypes
 
 ROADS: tuple[Road, ...] = (TRITON_HASHED, TILED_HASHED)
 """In the order in which they are tried."""
-
-LIBRARY = torch.library.Library("gossamer", "FRAGMENT")
 
 _ROUNDS = "Tensor order, Tensor? place, Tensor? start, Tensor? stop, Tensor? count"
 _SETTINGS = "int chunk, int before, int after, str edge, bool causal, float scale, float epsilon, str? backend"
@@ -55,7 +54,7 @@ def road(x: Tensor, v: Tensor, name: str | None = None) -> Road:
 @torch.library.impl(LIBRARY, "lsh_attend", "CompositeExplicitAutograd")
 def _lsh_attend(x: Tensor, v: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
     rounds, scores, backend = _read(given)
-    with torch.autocast(x.device.type, enabled=False):
+    with own_dtypes(x.device):
         out, lse = road(x, v, backend).forward(x, v, rounds, scores)
     return beside(out, v), lse.contiguous()
 
@@ -67,7 +66,7 @@ def _lsh_attend_backward(
     rounds, scores, backend = _read(given)
     if grad_lse is not None:  # a token that sees nothing has no log-sum-exp to change, whatever comes back to it
         grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0.0)
-    with torch.autocast(x.device.type, enabled=False):
+    with own_dtypes(x.device):
         chosen = road(x, v, backend)
         dx, dv = chosen.backward(Forwarded(x, v, out, lse), grad_out, grad_lse, rounds, scores)
     return beside(dx, x), beside(dv, v)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .rounds import EDGES, Chunks, Edge
 
+Buckets = int | tuple[int, ...] | None
+
 
 @dataclass(frozen=True)
 class LSH:
@@ -31,7 +33,7 @@ class LSH:
 
     rounds: int
     chunk: int
-    buckets: int | tuple[int, ...] | None = None
+    buckets: Buckets = None
     """How many, or how many for each of several independent rotations; None chooses by the length."""
     before: int = 1
     """Chunks before its own that a token meets."""
@@ -51,6 +53,8 @@ class LSH:
     """Of `buckets=None`."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.buckets, list):
+            object.__setattr__(self, "buckets", tuple(self.buckets))
         least = {"rounds": 1, "chunk": 1, "before": 0, "after": 0, "buckets_per_chunk": 1}
         for name, bound in least.items():
             value = getattr(self, name)
@@ -68,7 +72,7 @@ class LSH:
                 raise ValueError(f"LSH: buckets is {self.buckets!r}; give 1, even numbers, or None")
 
     @classmethod
-    def paper(cls, rounds: int, chunk: int, buckets: int | tuple[int, ...] | None = None, *, causal: bool = True) -> LSH:
+    def paper(cls, rounds: int, chunk: int, buckets: Buckets = None, *, causal: bool = True) -> LSH:
         """The paper's: only one's own bucket is seen, and no token counts twice (equations 13 to 16).
 
         The paper leaves the scale out of its formulas; it is that of its authors' program.
@@ -77,7 +81,7 @@ class LSH:
 
     @classmethod
     def trax(
-        cls, rounds: int, chunk: int, buckets: int | tuple[int, ...] | None = None,
+        cls, rounds: int, chunk: int, buckets: Buckets = None,
         *, causal: bool = True, before: int = 1, after: int = 0,
     ) -> LSH:  # fmt: skip
         """That of the authors' program, trax, and of Hugging Face's after it: whoever shares the chunks is seen.

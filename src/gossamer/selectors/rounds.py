@@ -83,6 +83,8 @@ def sorted_rounds(
         once: Find the place of every token in every round, so that pairs that meet again can be told.
     """
     most = MOST_BUCKETS if most is None else most
+    fits = ((buckets >= 0) & (buckets < most)).all()
+    torch._assert_async(fits, f"buckets holds numbers outside 0 ... {most - 1}")  # told by the device: nobody waits
     batch, heads, rounds, length = buckets.shape
     count = None
     if within is not None:

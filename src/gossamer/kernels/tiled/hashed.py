@@ -109,8 +109,9 @@ class Walk:
             tokens = tokens.masked_fill(places >= rounds.count[:, None, None, None], self.length)
         tokens = F.pad(tokens, (0, self.count * chunks.size - self.length), value=self.length)
         self.tokens = tokens.unflatten(-1, (self.count, chunks.size))  # [B, H, R, C, m]
-        judging = rounds.place, rounds.start, rounds.stop
-        self.place, self.start, self.stop = (None if x is None else _with_nobody(x).flatten(0, 2) for x in judging)
+        start, stop, place = rounds.start, rounds.stop, rounds.place
+        self.spans = None if start is None or stop is None else (_by_row(start), _by_row(stop))
+        self.place = None if place is None else _by_row(place)
 
     def __iter__(self) -> Iterator[Meeting]:
         some = max(1, MOST_SCORES // max(self.batch * self.heads * self.met * self.chunks.size**2, 1))
@@ -129,12 +130,13 @@ class Walk:
         visible = (query < self.length) & (key < self.length) & (~itself | self.own_chunk(turn, steps))
         if self.chunks.causal:
             visible &= key <= query
-        if self.start is not None:  # here chunks stop at the edges of the round
+        if self.spans is not None:  # here chunks stop at the edges of the round
+            start, stop = self.spans
             places = torch.cat([(chunk + step)[:, None] * self.chunks.size + self.offsets for step in steps], -1)
-            visible &= _inside(places[:, None, :], self.start[rows, turn][..., None], self.stop[rows, turn][..., None])
-        if self.place is not None:
-            start, stop = (x[rows][..., :, None, :] for x in (self.start, self.stop))
-            times = _inside(self.place[met][..., None, :, :], start, stop).sum(-1)
+            visible &= _inside(places[:, None, :], start[rows, turn][..., None], stop[rows, turn][..., None])
+            if self.place is not None:
+                start, stop = (x[rows][..., :, None, :] for x in self.spans)
+                times = _inside(self.place[met][..., None, :, :], start, stop).sum(-1)
         return Meeting(rows, met, visible, itself, times)
 
     def beside(self, turn: int, chunk: Tensor) -> Tensor:
@@ -172,9 +174,14 @@ def _with_nobody(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 0, 1))
 
 
+def _by_row(x: Tensor) -> Tensor:
+    """[B · H · (N + 1), R]"""
+    return _with_nobody(x).flatten(0, 2)
+
+
 def _rows(x: Tensor) -> Tensor:
     """[B · H · (N + 1), D] in the dtype that is computed in: half precision is computed in float32."""
-    return _with_nobody(x).flatten(0, 2).to(torch.promote_types(x.dtype, torch.float32))
+    return _by_row(x).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _unrowed(rows: Tensor, x: Tensor) -> Tensor:

@@ -83,4 +83,3 @@ def judged(product, sorted, lane, turn, theirs, query, key, place, visible, CAUS
                 times += inside(tl.load(sorted.place + of_key + other), start, length).to(tl.int32)
             product -= tl.log2(tl.maximum(times, 1).to(tl.float32))
     return tl.where(visible, tl.where(itself, ALONE, product), float("-inf"))
-

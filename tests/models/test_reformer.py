@@ -209,7 +209,9 @@ def test_buckets_drawn_anew_in_the_backward_are_found(monkeypatch: pytest.Monkey
     hashed = ReformerAttention.forward
 
     def forgetful(self, x, *, within=None, buckets=None):
-        return hashed(self, x, within=within, buckets=self.draw(x) if torch.is_grad_enabled() and buckets is not None else buckets)
+        return hashed(
+            self, x, within=within, buckets=self.draw(x) if torch.is_grad_enabled() and buckets is not None else buckets
+        )
 
     monkeypatch.setattr(ReformerAttention, "forward", forgetful)
     with pytest.raises(AssertionError):
@@ -316,6 +318,10 @@ def test_initial_weights_are_the_configuration_s() -> None:
         (lambda: model(head=None)(tokens(), tokens()), "targets are given, but there is no head"),
         (lambda: model(head="masked_lm"), "head is 'masked_lm', but is_decoder is True; give 'lm'"),
         (lambda: model("lsh, both ways"), "head is 'lm', but is_decoder is False; give 'masked_lm'"),
+        (
+            lambda: model(lsh_attention_probs_dropout_prob=0.1)(tokens()),
+            "lsh_attention_probs_dropout_prob is 0.1, but hashed attention drops no weights; set it to 0.0",
+        ),
         (lambda: model(head="qa"), "head is 'qa'; give lm, masked_lm, classification or None"),
     ],
 )

@@ -13,9 +13,7 @@ SHAPE, WIDTHS = (4, 6), (3, 5)
 def both(dropout: float = 0.0) -> tuple[AxialPositions, AxialPositionEmbeddings]:
     ours = AxialPositions(SHAPE, WIDTHS, dropout=dropout)
     theirs = AxialPositionEmbeddings(
-        ReformerConfig(
-            hidden_size=8, axial_pos_shape=SHAPE, axial_pos_embds_dim=WIDTHS, hidden_dropout_prob=dropout
-        )
+        ReformerConfig(hidden_size=8, axial_pos_shape=SHAPE, axial_pos_embds_dim=WIDTHS, hidden_dropout_prob=dropout)
     )
     theirs.load_state_dict(ours.state_dict())
     return ours, theirs

@@ -66,7 +66,7 @@ def test_reversible_layers_hold_one_chunk_of_hidden_features(chunk: int, most: i
     ("settings", "message"),
     [
         ({"chunk": -1}, "chunk is -1; give an integer of at least 0"),
-        ({"activation": "tanhh"}, "activation is 'tanhh'; give one of relu, gelu"),
+        ({"activation": "tanhh"}, "activation is 'tanhh'; give one of gelu, gelu_new"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, message: str) -> None:

@@ -55,7 +55,9 @@ def test_it_is_hugging_face_s(name: str, length: int) -> None:
     torch.testing.assert_close(found, wanted)
     leaves = [x, ours.query.weight, ours.key.weight, ours.value.weight]
     other = [x, theirs.query.weight, theirs.key.weight, theirs.value.weight]
-    for a, b in zip(torch.autograd.grad(found.sin().sum(), leaves), torch.autograd.grad(wanted.sin().sum(), other), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(found.sin().sum(), leaves), torch.autograd.grad(wanted.sin().sum(), other), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 

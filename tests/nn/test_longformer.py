@@ -99,6 +99,13 @@ def test_it_is_the_definition_forward_and_backward(shape, chosen, within):
 
 
 @shapes
+def test_so_it_is_in_the_shares_that_a_gpu_has(shape, monkeypatch):
+    monkeypatch.setattr("gossamer.nn.longformer.shares_for", lambda x, few: 3)
+    within = torch.tensor(WITHIN["padded left"])
+    check(attention(shape), within, mask_of(CHOSEN["another number in each"], within))
+
+
+@shapes
 def test_so_it_is_on_the_road_that_drops(shape):
     """A share of 1e-12 drops nothing, but runs as dropout does."""
     within = torch.tensor(WITHIN["padded left"])

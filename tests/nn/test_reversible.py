@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from gossamer.nn.chunked_feed_forward import ChunkedFeedForward
 from gossamer.nn.reversible import ReversibleLayers
@@ -82,9 +83,7 @@ def check_equals_stored(model: ReversibleLayers, dtype: torch.dtype = torch.floa
 @every_dtype
 @pytest.mark.parametrize("depth", [1, 2, 7])
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_are_those_of_stored_activations(
-    depth: int, training: bool, dtype: torch.dtype, device: str
-) -> None:
+def test_gradients_are_those_of_stored_activations(depth: int, training: bool, dtype: torch.dtype, device: str) -> None:
     check_equals_stored(layers(depth).train(training), dtype, device)
 
 
@@ -173,7 +172,7 @@ def test_backwards_of_two_forwards_may_mix() -> None:
 
 
 def test_the_buckets_of_a_forward_can_be_handed_to_another() -> None:
-    model, (x, other) = layers().eval(), torch.randn(2, 1, LENGTH, WIDTH)
+    model, x = layers().eval(), torch.randn(1, LENGTH, WIDTH)
     torch.manual_seed(3)
     y1, y2, drawn = model(x, x)
     torch.manual_seed(4)
@@ -255,3 +254,33 @@ def test_hooks_of_parameters_run_as_soon_as_their_layer_is_done() -> None:
     x = torch.randn(1, LENGTH, WIDTH)
     model(x, x).y1.sum().backward()
     assert seen == [2, 1, 0]
+
+
+def test_distributed_data_parallel_hears_of_every_gradient(tmp_path: Path) -> None:
+    """Of two steps in turn: it refuses the second where it has not heard of all gradients of the first."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = layers(2).double().eval()
+        parallel, x = nn.parallel.DistributedDataParallel(model), torch.randn(1, LENGTH, WIDTH, dtype=torch.float64)
+        drawn = model(x, x).buckets
+        wanted = torch.autograd.grad(model(x, x, buckets=drawn).y2.sin().sum(), list(model.parameters()))
+        for _ in range(2):
+            model.zero_grad()
+            parallel(x, x, buckets=drawn).y2.sin().sum().backward()
+        for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+    finally:
+        distributed.destroy_process_group()
+
+
+# torch.compile looks at the input of a layer, which is no leaf
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_layers_have_the_same_gradients() -> None:
+    model, x = layers(2).double(), torch.randn(1, LENGTH, WIDTH, dtype=torch.float64)
+    compiled, found = torch.compile(model, backend="aot_eager"), []
+    for forward in (model, compiled):
+        torch.manual_seed(3)
+        found.append(torch.autograd.grad(forward(x, x).y1.sin().sum(), list(model.parameters())))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.compiler.reset()  # what was compiled here counts against a limit that other tests share

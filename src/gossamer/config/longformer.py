@@ -45,6 +45,14 @@ class LongformerConfig(EncoderConfig):
         """Tokens of the longest sequence: RoBERTa's positions begin after the padding's own."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
+    def window(self, layer: int) -> int:
+        """The two-sided width of a layer's window."""
+        return tuple(self.attention_window)[layer]  # type: ignore[arg-type]
+
+    def dilation(self, layer: int) -> int | tuple[int, ...]:
+        """A layer's dilation, or that of each of its heads."""
+        return tuple(self.attention_dilation)[layer]  # type: ignore[arg-type]
+
     def _for_each_layer(self, name: str) -> tuple:
         given, layers = getattr(self, name), self.num_hidden_layers
         each = tuple(given) if isinstance(given, list | tuple) else (given,) * layers

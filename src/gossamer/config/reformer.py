@@ -63,7 +63,7 @@ class ReformerConfig:
     """Chunks after its own that it meets; 0 where `is_decoder`."""
     num_hashes: int = 1
     """Rounds of hashing."""
-    num_buckets: int | Sequence[int] | None = None
+    num_buckets: int | tuple[int, ...] | None = None
     """Buckets of a round, or of each rotation whose numbers make one; None chooses by the length."""
     lsh_rules: Rules = "trax"
     """Whose details LSH layers follow; files of transformers, which do not say it, follow trax."""
@@ -101,7 +101,9 @@ class ReformerConfig:
             self._require(name, isinstance(getattr(self, name), bool), "give True or False")
         for name in _SHARES:
             self._require(name, _is_share(getattr(self, name)), "give one in [0, 1)")
-        self._require("classifier_dropout", self.classifier_dropout is None or _is_share(self.classifier_dropout), _NONE)
+        self._require(
+            "classifier_dropout", self.classifier_dropout is None or _is_share(self.classifier_dropout), _NONE
+        )
         kinds = get_args(Layer)
         fits = bool(self.attn_layers) and all(layer in kinds for layer in self.attn_layers)
         self._require("attn_layers", fits, f"give a list of {' and '.join(kinds)}")

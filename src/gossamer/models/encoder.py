@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import EncoderConfig
 from ..nn.activations import ACTIVATIONS
-from .heads import Encoded, Pooler
+from .heads import Encoded, Head, Pooler
 
 
 class EncoderOutput(NamedTuple):
@@ -102,7 +102,7 @@ class Encoder(nn.Module):
         config: EncoderConfig,
         embeddings: Embeddings,
         attention: Callable[[int], nn.Module],
-        head: nn.Module | None = None,
+        head: Head | None = None,
     ):
         super().__init__()
         self.config = config
@@ -124,7 +124,7 @@ class Encoder(nn.Module):
     ) -> EncoderOutput:
         """Features, and what the head makes of them; every attention is called with what `seen` holds."""
         self._require_tokens(tokens)
-        if targets is not None and not hasattr(self.head, "loss"):
+        if targets is not None and (self.head is None or isinstance(self.head, Pooler)):
             raise ValueError(f"{type(self).__name__}: targets are given, but there is no head with a loss; choose one")
         x = self.embeddings(tokens, token_type_ids, position_ids)
         layers = [x]
@@ -170,6 +170,12 @@ def initialise(model: nn.Module, deviation: float) -> None:
             nn.init.zeros_(module.weight.data[module.padding_idx])
 
 
+def require_shape(name: str, mask: Tensor | None, tokens: Tensor) -> None:
+    """A mask is absent or as long as the tokens, or this raises ValueError."""
+    if mask is not None and mask.shape != tokens.shape:
+        raise ValueError(f"{name} is {list(mask.shape)}; give {list(tokens.shape)}, as the tokens")
+
+
 def runs_of(attention_mask: Bool[Tensor, "B N"] | Int[Tensor, "B N"] | Float[Tensor, "B N"]) -> Int[Tensor, "B 2"]:
     """Where each row's ones begin and end, as attention takes it (`within`); a row of zeros begins and ends at 0.
 
@@ -181,8 +187,6 @@ def runs_of(attention_mask: Bool[Tensor, "B N"] | Int[Tensor, "B N"] | Float[Ten
     Raises:
         ValueError: A row's ones are not one run, or something is neither 0 nor 1.
     """
-    if attention_mask.dim() != 2:
-        raise ValueError(f"attention_mask has shape {list(attention_mask.shape)}; give [batch, length]")
     ones = attention_mask != 0
     first = ones.int().argmax(1)
     within = torch.stack([first, first + ones.sum(1)], 1)  # [B, 2]

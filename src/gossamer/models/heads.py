@@ -15,6 +15,7 @@ from ..nn.loss import linear_cross_entropy
 
 IGNORED_TARGET = -100
 
+
 class Encoded(NamedTuple):
     """What a head reads: the last block's output, and what it was made from."""
 
@@ -33,7 +34,15 @@ class Encoded(NamedTuple):
         return self.features.gather(1, index)[:, 0]
 
 
-class Pooler(nn.Module):
+class Head(nn.Module):
+    """What stands on an encoder: it makes something of the features, and may have a loss."""
+
+    def loss(self, encoded: Encoded, targets: Tensor) -> Float[Tensor, ""]:
+        """How far what this head makes is from `targets`."""
+        raise ValueError(f"{type(self).__name__} has no loss; leave targets out, or choose another head")
+
+
+class Pooler(Head):
     """The first token's features through a linear layer and tanh, as BERT's next-sentence task left them."""
 
     def __init__(self, config: EncoderConfig):
@@ -44,7 +53,7 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(encoded.first()))
 
 
-class MaskedLMHead(nn.Module):
+class MaskedLMHead(Head):
     """Logits of the token at each position; the output layer is the token table itself, with a bias of its own."""
 
     def __init__(self, config: EncoderConfig, activation: str):
@@ -70,7 +79,7 @@ class MaskedLMHead(nn.Module):
         return self.norm(self.activation(self.dense(x)))
 
 
-class ClassificationHead(nn.Module):
+class ClassificationHead(Head):
     """Logits of each class, from the sequence's first token."""
 
     def __init__(
@@ -106,11 +115,13 @@ class ClassificationHead(nn.Module):
         return F.mse_loss(logits, targets) if problem == "regression" else _binary(logits, targets)
 
 
-class QuestionAnsweringHead(nn.Module):
+class QuestionAnsweringHead(Head):
     """Logits of an answer's first and last token at each position, side by side."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
+        if config.num_labels != 2:
+            raise ValueError(f"num_labels is {config.num_labels}; give 2 to answer questions: an answer has two ends")
         self.span = nn.Linear(config.hidden_size, 2)
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "B N 2"]:

@@ -13,10 +13,10 @@ from ..config import LongformerConfig
 from ..nn.global_tokens import GlobalTokens
 from ..nn.longformer import LongformerAttention
 from . import pretrained
-from .encoder import Embeddings, Encoder, EncoderOutput, runs_of
-from .heads import ClassificationHead, MaskedLMHead, Pooler, QuestionAnsweringHead
+from .encoder import Embeddings, Encoder, EncoderOutput, require_shape, runs_of
+from .heads import ClassificationHead, Head, MaskedLMHead, Pooler, QuestionAnsweringHead
 
-Head = Literal["pooler", "masked_lm", "classification", "question_answering"]
+HeadName = Literal["pooler", "masked_lm", "classification", "question_answering"]
 
 FAMILY = pretrained.Family(
     model_type="longformer",
@@ -49,10 +49,11 @@ class LongformerEmbeddings(Embeddings):
 
     def __init__(self, config: LongformerConfig):
         super().__init__(config, padding_position=config.pad_token_id)
+        self.padding = config.pad_token_id
 
     def places(self, tokens: Int64[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
-        padding = self.tokens.padding_idx
-        real = tokens != padding
+        padding = self.padding
+        real = tokens.ne(padding)
         return real.cumsum(1) * real + padding
 
 
@@ -67,15 +68,13 @@ class Longformer(Encoder):
     torch.Size([1, 20, 99])
     """
 
-    config: LongformerConfig
-
-    def __init__(self, config: LongformerConfig, head: Head | None = None):
+    def __init__(self, config: LongformerConfig, head: HeadName | None = None):
         def attention(layer: int) -> nn.Module:
             return LongformerAttention(
                 config.hidden_size,
                 config.num_attention_heads,
-                window=config.attention_window[layer],
-                dilation=config.attention_dilation[layer],
+                window=config.window(layer),
+                dilation=config.dilation(layer),
                 causal=config.causal,
                 dropout=config.attention_probs_dropout_prob,
             )
@@ -108,6 +107,8 @@ class Longformer(Encoder):
                 not one run of ones, or a text to answer from has no separator.
         """
         self._require_tokens(tokens)
+        require_shape("attention_mask", attention_mask, tokens)
+        require_shape("global_attention_mask", global_attention_mask, tokens)
         within = None if attention_mask is None else runs_of(attention_mask)
         chosen = self._chosen(tokens, global_attention_mask, within)
         seen = {"within": within, "chosen": chosen}
@@ -125,7 +126,7 @@ class Longformer(Encoder):
         cls,
         folder: str | Path,
         *,
-        head: Head | None = None,
+        head: HeadName | None = None,
         new_head: bool = False,
         device: torch.device | str = "cpu",
     ) -> Self:
@@ -147,8 +148,6 @@ class Longformer(Encoder):
         pretrained.write(folder, FAMILY, self.config, self.state_dict(), self.head_name)
 
     def _chosen(self, tokens: Tensor, mask: Tensor | None, within: Tensor | None) -> GlobalTokens | None:
-        if mask is not None and mask.shape != tokens.shape:
-            raise ValueError(f"global_attention_mask is {list(mask.shape)}; give {list(tokens.shape)}, as the tokens")
         mask = self._usual_choice(tokens, within) if mask is None else mask != 0
         if mask is None:
             return None
@@ -172,7 +171,7 @@ class Longformer(Encoder):
         return ends.cumsum(1) == 0
 
 
-def _head(config: LongformerConfig, head: Head | None) -> nn.Module | None:
+def _head(config: LongformerConfig, head: HeadName | None) -> Head | None:
     match head:
         case None:
             return None

@@ -22,9 +22,9 @@ from ..nn.reversible import ReversibleLayers
 from ..selectors import LSH
 from . import pretrained
 from .encoder import initialise, runs_of
-from .heads import IGNORED_TARGET, ClassificationHead, Encoded
+from .heads import IGNORED_TARGET, ClassificationHead, Encoded, Head
 
-Head = Literal["lm", "masked_lm", "classification"]
+HeadName = Literal["lm", "masked_lm", "classification"]
 
 FAMILY = pretrained.Family(
     model_type="reformer",
@@ -112,7 +112,7 @@ class ReformerAttention(nn.Module):
         return self.drop(self.inner(self.norm(x), within=within, buckets=buckets))
 
 
-class LanguageModelHead(nn.Module):
+class LanguageModelHead(Head):
     """Logits of the tokens, from both streams."""
 
     def __init__(self, config: ReformerConfig):
@@ -138,12 +138,12 @@ class Reformer(nn.Module):
     `classification`; None gives features alone. Training keeps the activations of no layer; `blocks.stored = True`
     keeps them all, and is faster where they fit.
 
-    >>> config = ReformerConfig(hidden_size=32, attn_layers=["local", "lsh"], axial_pos_embds_dim=[8, 24], is_decoder=True)
-    >>> Reformer(config, head="lm").eval()(torch.full((1, 70), 7)).logits.shape
+    >>> config = ReformerConfig(hidden_size=32, attn_layers=["local", "lsh"], axial_pos_embds_dim=[8, 24])
+    >>> Reformer(config, head="masked_lm").eval()(torch.full((1, 70), 7)).logits.shape
     torch.Size([1, 70, 320])
     """
 
-    def __init__(self, config: ReformerConfig, head: Head | None = None):
+    def __init__(self, config: ReformerConfig, head: HeadName | None = None):
         super().__init__()
         self.config, self.head_name = config, head
         self.embeddings = ReformerEmbeddings(config)
@@ -178,10 +178,11 @@ class Reformer(nn.Module):
                 each layer hashes anew.
 
         Raises:
-            ValueError: A shape or dtype is wrong, there are more tokens than positions, or a row of `attention_mask`
-                is not one run of ones.
+            ValueError: A shape or dtype is wrong, there are more tokens than positions, a row of `attention_mask` is
+                not one run of ones, or a model in training is to drop attention weights of LSH layers.
         """
         self._require_tokens(tokens, targets)
+        self._require_no_dropout_of_hashed_weights()
         within = None if attention_mask is None else runs_of(attention_mask)
         starts = None if within is None else within[:, 0].long()
         batch, length = tokens.shape
@@ -204,7 +205,7 @@ class Reformer(nn.Module):
         cls,
         folder: str | Path,
         *,
-        head: Head | None = None,
+        head: HeadName | None = None,
         new_head: bool = False,
         num_hashes: int | None = None,
         device: torch.device | str = "cpu",
@@ -239,6 +240,14 @@ class Reformer(nn.Module):
         if targets is not None and self.head is None:
             raise ValueError("Reformer: targets are given, but there is no head with a loss; choose one")
 
+    def _require_no_dropout_of_hashed_weights(self) -> None:
+        share = self.config.lsh_attention_probs_dropout_prob
+        if self.training and share and "lsh" in self.config.attn_layers:
+            raise ValueError(
+                f"Reformer: lsh_attention_probs_dropout_prob is {share}, but hashed attention drops no weights; set it "
+                "to 0.0 for training, in config.json for a saved model"
+            )
+
 
 def _local(config: ReformerConfig) -> ChunkedLocalAttention:
     return ChunkedLocalAttention(
@@ -253,6 +262,17 @@ def _local(config: ReformerConfig) -> ChunkedLocalAttention:
     )
 
 
+def _lsh(config: ReformerConfig) -> LSHAttention:
+    rules = {"trax": LSH.trax, "paper": LSH.paper, "lucidrains": LSH.lucidrains}[config.lsh_rules]
+    lsh = replace(
+        rules(config.num_hashes, config.lsh_attn_chunk_length, causal=config.is_decoder),
+        buckets=config.num_buckets,
+        before=config.lsh_num_chunks_before,
+        after=config.lsh_num_chunks_after,
+    )
+    return LSHAttention(config.hidden_size, config.num_attention_heads, lsh, head_width=config.attention_head_size)
+
+
 def _feed_forward(config: ReformerConfig) -> ChunkedFeedForward:
     return ChunkedFeedForward(
         config.hidden_size,
@@ -264,7 +284,7 @@ def _feed_forward(config: ReformerConfig) -> ChunkedFeedForward:
     )
 
 
-def _head(config: ReformerConfig, head: Head | None) -> LanguageModelHead | ClassificationHead | None:
+def _head(config: ReformerConfig, head: HeadName | None) -> Head | None:
     match head:
         case None:
             return None
@@ -284,16 +304,3 @@ def _whole(batch: int, length: int, device: torch.device) -> Int32[Tensor, "B 2"
     within = torch.zeros(batch, 2, dtype=torch.int32, device=device)
     within[:, 1] = length
     return within
-
-
-def _lsh(config: ReformerConfig) -> LSHAttention:
-    rounds, chunk = config.num_hashes, config.lsh_attn_chunk_length
-    form = {"trax": LSH.trax, "paper": LSH.paper, "lucidrains": LSH.lucidrains}[config.lsh_rules]
-    lsh = replace(
-        form(rounds, chunk, config.num_buckets, causal=config.is_decoder),
-        before=config.lsh_num_chunks_before,
-        after=config.lsh_num_chunks_after,
-    )
-    return LSHAttention(
-        config.hidden_size, config.num_attention_heads, lsh, head_width=config.attention_head_size
-    )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..patterns.base import require_integer
 from .activations import ACTIVATIONS
 
+
 class ChunkedFeedForward(nn.Module):
     """Layer norm, linear, activation and linear again, on `chunk` positions at a time, or on all for 0.
 

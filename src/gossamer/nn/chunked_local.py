@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
@@ -17,9 +16,8 @@ class ChunkedLocalAttention(nn.Module):
     A causal layer sees nothing ahead. One that is not sees its chunks whole, and as Hugging Face's Reformer has it, a
     circle of them: the first chunk's neighbour is the last one, unless the sequence is a single chunk.
 
-    >>> layer = ChunkedLocalAttention(64, 4, chunk=16)
-    >>> layer(torch.zeros(1, 50, 64)).shape
-    torch.Size([1, 50, 64])
+    >>> ChunkedLocalAttention(64, 4, chunk=16).pattern(50)
+    Causal() & BlockWindow(block=16, reach=1, start=0)
 
     Raises:
         ValueError: A size is no positive integer, or a causal layer is to look at chunks after its own.

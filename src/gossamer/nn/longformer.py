@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..attention import attend
 from ..patterns import Causal, Dilated, Pattern, PerHead, Window
 from ..patterns.base import require_integer
-from ..runs import attend_runs
 from .global_tokens import GlobalTokens
+from .shares import attend_by_few, attend_to_few, shares_for
 
 Attended = tuple[Float[Tensor, "B H Q D"], Float[Tensor, "B H Q"]]
 
@@ -59,8 +59,8 @@ class LongformerAttention(nn.Module):
         self.heads, self.causal, self.dropout = heads, causal, dropout
         self.keys_on_a_side = window // 2
         self.dilation = _each_head(dilation, heads)
-        for name in ("query", "key", "value", "query_global", "key_global", "value_global"):
-            setattr(self, name, nn.Linear(width, width, bias=bias))
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=bias) for _ in range(3))
+        self.query_global, self.key_global, self.value_global = (nn.Linear(width, width, bias=bias) for _ in range(3))
         self.output = nn.Linear(width, width)
         windows = [(self._window(step), last - first) for first, last, step in self._groups()]
         self.pattern: Pattern = windows[0][0] if len(windows) == 1 else PerHead(windows)
@@ -92,8 +92,7 @@ class LongformerAttention(nn.Module):
         # The chosen rows are projected a second time, which is cheaper than gathering whole keys and their gradients.
         few_keys, few_values = self._split(self.key(rows)), self._split(self.value(rows))
         groups = [self._beyond(q, few_keys, few_values, chosen, *group) for group in self._groups()]
-        far = tuple(torch.cat(parts, 1) if len(groups) > 1 else parts[0] for parts in zip(*groups, strict=True))
-        mixed = _merged(_joined(*local, *far, within))
+        mixed = _merged(_joined(local, _side_by_side(groups), within))
         return self.output(chosen.put(self._rows(x, rows, chosen, within), mixed))
 
     def _beyond(
@@ -108,13 +107,14 @@ class LongformerAttention(nn.Module):
             return _dense(q, k, v, seen[:, None], self._dropped)
         if self.causal:
             stop = chosen.earlier(reach)
-            return attend_runs(q, k, v, torch.zeros_like(stop), stop, return_lse=True)
+            return attend_to_few(q, k, v, torch.zeros_like(stop), stop, shares=shares_for(q, chosen.most))
         entries, start, stop, turn, back = chosen.beyond(reach, step)
         entries = entries[:, None, :, None].expand(-1, last - first, -1, k.shape[3])
         k, v = k.gather(2, entries), v.gather(2, entries)
+        shares = shares_for(q, k.shape[2])
         if turn is None:
-            return attend_runs(q, k, v, start, stop, return_lse=True)
-        out, lse = attend_runs(q[:, :, turn], k, v, start, stop, return_lse=True)
+            return attend_to_few(q, k, v, start, stop, shares=shares)
+        out, lse = attend_to_few(q[:, :, turn], k, v, start, stop, shares=shares)
         return out[:, :, back], lse[:, :, back]
 
     def _rows(
@@ -130,7 +130,7 @@ class LongformerAttention(nn.Module):
         if self.causal:
             stop = torch.where(chosen.real, chosen.index.int() + 1, stop)
         if not self._dropped:
-            return _merged(attend_runs(q, k, v, start, stop))
+            return _merged(attend_by_few(q, k, v, start, stop, shares=shares_for(k, chosen.most)))
         positions = torch.arange(chosen.length, device=x.device)
         seen = (start[..., None] <= positions) & (positions < stop[..., None])
         return _merged(_dense(q, k, v, seen[:, None], self._dropped)[0])
@@ -168,11 +168,20 @@ def _merged(out: Float[Tensor, "B H N D"]) -> Float[Tensor, "B N E"]:
     return out.transpose(1, 2).flatten(2)
 
 
-def _joined(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor, within: Tensor | None) -> Tensor:
-    """The attention over two sets of keys that share none, from the attention over each.
+def _side_by_side(groups: list[Attended]) -> Attended:
+    """The heads of all groups."""
+    if len(groups) == 1:
+        return groups[0]
+    outs, lses = zip(*groups, strict=True)
+    return torch.cat(outs, 1), torch.cat(lses, 1)
+
+
+def _joined(local: Attended, far: Attended, within: Int[Tensor, "B 2"] | None) -> Float[Tensor, "B H N D"]:
+    """Attention over two sets of keys that share none, from the attention over each.
 
     Outside the sequences the first is empty, and nothing is taken of the second.
     """
+    (out, lse), (other, other_lse) = local, far
     if within is not None:
         positions = torch.arange(out.shape[2], device=out.device)
         padding = ((positions < within[:, :1]) | (positions >= within[:, 1:]))[:, None]  # [B, 1, N]

@@ -60,21 +60,22 @@ class ReversibleOutput(NamedTuple):
 class ReversibleLayers(nn.Module):
     """Layers of attention and feed-forward whose backward reconstructs each one's input from its output.
 
-    Only the last pair (y1, y2) is kept, and of each layer its buckets, so memory for activations does not grow with the
-    depth (Gomez et al. 2017, arXiv 1707.04585; Kitaev et al. 2020, arXiv 2001.04451, section 3). Each layer runs once more in the backward:
-    with the buckets of the forward, as rounding may hash a reconstructed input otherwise; and with the generators
-    where they stood, so that dropout drops the same. Set `stored` to keep activations instead and run nothing twice.
+    Only the last pair (y1, y2) is kept, and of each layer its buckets, so memory for activations does not grow with
+    the depth (Gomez et al. 2017, arXiv 1707.04585; Kitaev et al. 2020, arXiv 2001.04451, section 3). Each layer runs
+    once more in the backward: with the buckets of the forward, as rounding may hash a reconstructed input otherwise;
+    and with the generators where they stood, so that dropout drops the same. Set `stored` to keep activations instead
+    and run nothing twice.
 
-    Gradients reach parameters as autograd's own: shared parameters sum up, and hooks and DistributedDataParallel
-    see each one as soon as its layer is done. Forward hooks run twice. A feed-forward that says by `chunk` that it takes
-    so many positions at a time is run again by as many. An attention or a feed-forward may read
-    nothing that needs gradients but its input and its parameters. What comes back of an input is exact to rounding
-    of the stream: let x1 and x2 be float32 (as under autocast) where there are many layers.
+    Gradients reach parameters as autograd's own: shared parameters sum up, and hooks and DistributedDataParallel see
+    each one as soon as its layer is done. Forward hooks run twice. A feed-forward that says by `chunk` that it takes so
+    many positions at a time is run again by as many. An attention or a feed-forward may read nothing that needs
+    gradients but its input and its parameters. What comes back of an input is exact to rounding of the stream: let x1
+    and x2 be float32 (as under autocast) where there are many layers.
     """
 
     def __init__(self, pairs: Iterable[tuple[nn.Module, nn.Module]], *, stored: bool = False):
         super().__init__()
-        self.layers = nn.ModuleList(ReversibleLayer(*pair) for pair in pairs)
+        self.layers: Any = nn.ModuleList(ReversibleLayer(*pair) for pair in pairs)
         self.stored = stored
 
     def forward(

@@ -45,6 +45,6 @@ class BlockWindow(Pattern):
     def bounds(self, q_first: NDArray, q_last: NDArray, k_first: NDArray, k_last: NDArray) -> tuple[Bools, Bools]:
         top, bottom, left, right = map(self._number, (q_first, q_last, k_first, k_last))
         begun = (bottom >= 0) & (right >= 0)
-        near = (np.maximum(top, 0) - right <= self.reach) & (np.maximum(left, 0) - bottom <= self.reach)
+        near = (top - right <= self.reach) & (left - bottom <= self.reach)
         every = (top >= 0) & (left >= 0) & (bottom - left <= self.reach) & (right - top <= self.reach)
         return begun & near, every

@@ -125,8 +125,8 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
         f"second w that is right, in per cent, over {record['words']} words. A Reformer of one layer: width and inner "
         f"width {task['width']}, {task['heads']} heads, learned positions, {2 * length // task['chunk']} buckets in a "
         f"round, chunks of {task['chunk']}, only one's own bucket seen and nobody twice. AdamW at "
-        f"{task['learning_rate']:g}, {task['batch']} words a step, {task['precision']}, no curriculum. The paper trained "
-        "150,000 steps, with words of 511 of 127 symbols."
+        f"{task['learning_rate']:g}, {task['batch']} words a step, {task['precision']}, no curriculum. The paper "
+        "trained 150,000 steps, with words of 511 of 127 symbols."
     )
     yield from (machine_line, "")
     yield "| trained with | steps | seconds | learned at step | full | LSH-8 | LSH-4 | LSH-2 | LSH-1 |"

@@ -84,7 +84,7 @@ def train(task: Task, rounds: Rounds, device: torch.device, budget: Budget) -> t
     draws = torch.Generator(device).manual_seed(task.seed)
     loss_of(model, copies(task.batch, task.word, task.symbols, draws), half=task.half).backward()  # compiles kernels
     model.zero_grad()
-    clock, began, step, losses, curve = Budget(budget.left), time.perf_counter(), 0, [], []
+    clock, began, step, losses, curve = budget.rest(), time.perf_counter(), 0, [], []
     while clock.left or not step:
         step += 1
         for group in optimizer.param_groups:

@@ -71,7 +71,7 @@ def train(kind: str, size: Size, learning: Learning, data: Examples, budget: Bud
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     losses, seen, began = [], 0, time.perf_counter()
-    clock = Budget(budget.left)
+    clock = budget.rest()
     for step, batch in enumerate(epochs(data, learning), 1):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, clock.share, highest=learning.learning_rate, warmup_steps=learning.warmup_steps)

@@ -28,6 +28,10 @@ class Budget:
         """How much of the budget is gone, from 0 to 1."""
         return 1.0 - self.left / self.seconds if self.seconds > 0 else 1.0
 
+    def rest(self) -> Budget:
+        """What is left, as a budget of its own."""
+        return Budget(self.left)
+
 
 def rate(step: int, share: float, *, highest: float, warmup_steps: int) -> float:
     """The learning rate of a step, from 1: a linear warm-up by steps, and half a cosine down by the budget's share.

@@ -23,7 +23,7 @@ STREET = (
     ("reference", "kernels"),
     ("ops",),
     ("repeats", "inputs"),
-    ("attention", "runs"),
+    ("attention", "runs", "block_sparse"),
     ("hashed",),
     ("config",),
     ("nn",),
@@ -64,6 +64,7 @@ PARAMETERS, POSITIONAL = 8, 6
 WIDE = {  # functions that may take more, and why
     "attention.attend": "softmax attention has that many independent settings, all of them keyword-only",
     "attention.explain": "the same settings",
+    "block_sparse.attend_blocks": "a layout is a tensor and the edge of a block; the rest is as attend has it",
     "integrations.huggingface.attention._attention": "the arguments that transformers calls attention with",
     "generation.generate": "the settings of sampling under the names that users of other libraries know",
 }

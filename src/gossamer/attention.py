@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import autocast, check_attention, check_backend, check_kinds, check_scale, holds
+from .inputs import autocast, check_attention, check_backend, check_kinds, check_scale, check_within, holds
 from .kernels import Choice, Softmax, choose
 from .ops.attend import attend_eagerly
 from .ops.choice import problem_of
@@ -165,7 +165,7 @@ def _check_tensors(
     if lengths is not None:
         _check_lengths(lengths, q)
     if within is not None:
-        _check_within(within, q)
+        check_within(within, q)
         if lengths is not None:
             raise ValueError(
                 "lengths and within are both given; give within alone: [0, length] says what a length does"
@@ -177,14 +177,6 @@ def _check_lengths(lengths: Tensor, q: Tensor) -> None:
         raise ValueError(
             f"lengths is {lengths.dtype} of shape {tuple(lengths.shape)} on {lengths.device}; give an int32 or int64 "
             f"for each of the {q.shape[0]} sequences, on {q.device}"
-        )
-
-
-def _check_within(within: Tensor, q: Tensor) -> None:
-    if within.shape != (q.shape[0], 2) or within.device != q.device or within.dtype != torch.int32:
-        raise ValueError(
-            f"within is {within.dtype} of shape {tuple(within.shape)} on {within.device}; give int32 "
-            f"[{q.shape[0]}, 2], the first position of each sequence and one more than its last, on {q.device}"
         )
 
 

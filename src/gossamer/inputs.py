@@ -55,6 +55,15 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"q has {heads} heads and k has {key_heads}; the key heads must divide the query heads")
 
 
+def check_within(within: Tensor, q: Tensor) -> None:
+    """Raises a ValueError for what is not where each sequence of the queries begins and ends."""
+    if within.shape != (q.shape[0], 2) or within.device != q.device or within.dtype != torch.int32:
+        raise ValueError(
+            f"within is {within.dtype} of shape {tuple(within.shape)} on {within.device}; give int32 "
+            f"[{q.shape[0]}, 2], the first position of each sequence and one more than its last, on {q.device}"
+        )
+
+
 def check_scale(scale: float | None) -> None:
     """Raises a ValueError for what is no finite number."""
     if scale is not None and not holds(lambda x: -math.inf < x < math.inf, scale):

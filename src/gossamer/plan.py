@@ -7,6 +7,7 @@ import math
 import textwrap
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,15 +126,18 @@ class HeadGroup:
 
     @property
     def apart(self) -> list[HeadGroup]:
-        """The same as groups of one pattern, and so one layout, each."""
-        if not self.pattern.head_cuts:
+        """The same as groups of one layout each."""
+        blocks = self.terms[-1] if self.terms else None
+        if not isinstance(blocks, Blocks) or len(blocks.starts) == 1:
             return [self]
-        *shared, blocks = self.terms
-        assert isinstance(blocks, Blocks)  # nothing else differs between heads of a group
+        cuts = [*np.flatnonzero(np.diff(blocks.layouts, prepend=-1)).tolist(), self.last - self.first]
         return [
-            HeadGroup(first, last, pattern, (*shared, blocks.of_heads(first - self.first, last - self.first)))
-            for first, last, pattern in self.patterns
-        ]
+            HeadGroup(
+                self.first + first, self.first + last, self.pattern.for_head(first),
+                (*self.terms[:-1], blocks.of_heads(first, last)),
+            )
+            for first, last in pairwise(cuts)
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +162,8 @@ class Plan:
     @cached_property
     def apart(self) -> Plan:
         """The same with heads whose blocks differ in groups of their own."""
-        if not any(group.pattern.head_cuts for group in self.groups):
-            return self
-        return replace(self, groups=tuple(part for group in self.groups for part in group.apart))
+        groups = tuple(part for group in self.groups for part in group.apart)
+        return self if len(groups) == len(self.groups) else replace(self, groups=groups)
 
     @property
     def share(self) -> float:
@@ -200,6 +203,17 @@ def plan(pattern: Pattern, queries: int, keys: int, heads: int) -> Plan:
 def resized(made: Plan, queries: int, keys: int) -> Plan:
     """The plan of the same patterns at other lengths: one object, whichever lengths `made` has."""
     return _plan(tuple(member for group in made.groups for member in group.patterns), queries, keys, made.heads)
+
+
+def in_blocks(made: Plan, visible: NDArray[np.bool_], size: int) -> Plan:
+    """The plan of what blocks of `size` show, [heads or 1, query blocks, key blocks], of one that shows everything."""
+    count, rows, _ = visible.shape
+    ends = np.append(0, visible.sum(axis=-1).ravel().cumsum())
+    starts = ends[np.arange(count)[:, None] * rows + np.arange(rows + 1)]
+    columns = visible.nonzero()[-1]
+    layouts = np.arange(made.heads) if count > 1 else np.zeros(made.heads, np.int64)
+    term = Blocks(size, layouts, starts, columns, np.full(len(columns), -1), np.zeros((0, size, size), bool))
+    return replace(made, groups=(HeadGroup(0, made.heads, made.groups[0].pattern, (term,)),))
 
 
 @lru_cache(maxsize=256)
@@ -302,7 +316,7 @@ def _joined(groups: list[HeadGroup]) -> HeadGroup:
     layouts = np.concatenate([np.full(group.last - group.first, numbers[group.pattern]) for group in groups])
     blocks = _stacked([term for term in by_pattern.values() if isinstance(term, Blocks)], layouts)
     members = [(group.pattern, group.last - group.first) for group in groups]
-    pattern = whole.pattern if len(members) == 1 else PerHead(members)
+    pattern = whole.pattern if len(by_pattern) == 1 else PerHead(members)
     return HeadGroup(whole.first, groups[-1].last, pattern, (*whole.terms[:-1], blocks))
 
 

@@ -15,7 +15,19 @@ from torch import Tensor
 from gossamer import Unsupported, attend, explain
 from gossamer.kernels import BACKENDS
 from gossamer.kernels.dropout import keep_factor
-from gossamer.patterns import Causal, Dilated, Documents, Pattern, Sinks, Strided, Tokens, Window, presets
+from gossamer.patterns import (
+    Causal,
+    Dilated,
+    Documents,
+    Pattern,
+    PerHead,
+    RandomBlocks,
+    Sinks,
+    Strided,
+    Tokens,
+    Window,
+    presets,
+)
 from gossamer.reference import visible
 from tests.checks import (
     Problem,
@@ -52,6 +64,10 @@ PATTERNS: dict[str, Pattern] = CAUSAL | {
     "everything": Causal() | Causal().T,
     "rows": Causal() & Window(30) | Tokens([0, 200, 327]).T,
     "band, columns and rows": presets.longformer(64, (0, 31, 190)),
+    "blocks": RandomBlocks(64, 2, seed=0),
+    "small blocks": RandomBlocks(16, 2, seed=0) | Window(5),
+    "blocks of heads": PerHead([(RandomBlocks(64, 2, seed) & ~Window(9), 1) for seed in range(HEADS)]),
+    "bigbird": presets.bigbird(64, random=2),
     "nothing": Causal() & ~Causal(),
 }
 
@@ -108,7 +124,7 @@ def test_the_future_does_not_leak(backend: str, name: str) -> None:
 @every_kernel
 @pytest.mark.parametrize("key_heads", [1, 2])
 def test_heads_share_keys(backend: str, key_heads: int) -> None:
-    for name in ("band", "band and columns", "heads apart", "band, columns and rows"):
+    for name in ("band", "band and columns", "heads apart", "band, columns and rows", "blocks of heads"):
         check_error(drawn(PATTERNS[name], batch=2, key_heads=key_heads, backend=backend))
 
 
@@ -141,7 +157,7 @@ OPTIONS = {
 @every_kernel
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option(backend: str, option: str) -> None:
-    for name in ("band", "band and columns"):
+    for name in ("band", "band and columns", "blocks of heads"):
         check_error(drawn(PATTERNS[name], batch=2, backend=backend, **OPTIONS[option]))
 
 
@@ -166,7 +182,7 @@ def test_programs_take_many_turns(name: str, magnitude: float, monkeypatch: pyte
     check_error(drawn(pattern, batch=12, queries=1096, backend="hopper", magnitude=magnitude, **changes))
 
 
-@pytest.mark.parametrize("name", ["band", "long band", "columns", "band and columns", "heads apart", "rows"])
+@pytest.mark.parametrize("name", ["band", "long band", "columns", "band and columns", "heads apart", "rows", "bigbird"])
 def test_backends_agree(name: str) -> None:
     problem = draw(PATTERNS[name], setting(batch=2))
     check_agreement(problem, accepting(problem))
@@ -196,7 +212,7 @@ def test_dense_attention_is_right_where_it_is_used(name: str, width: int, key_he
 
 
 @every_kernel
-@pytest.mark.parametrize("name", ["band", "band and columns", "heads apart"])
+@pytest.mark.parametrize("name", ["band", "band and columns", "heads apart", "blocks of heads", "small blocks"])
 def test_dropout_drops_the_pairs_that_it_drops_on_a_cpu(backend: str, name: str) -> None:
     problem, seed = draw(PATTERNS[name], setting(backend=backend)), torch.tensor([2**61 + 5], device="cuda")
     if explain(problem.q, problem.k, problem.v, problem.pattern, dropout=0.3, backend=backend).forward.backend is None:

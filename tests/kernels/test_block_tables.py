@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gossamer.kernels.block_tables import BlockTable, BlockTables, block_tables, tables_of_layout
+from gossamer.kernels.block_tables import BlockTable, BlockTables, LayoutTables, block_tables
+from gossamer.kernels.problem import Layout
 from gossamer.patterns import Blocks, Causal, Pattern, PerHead, RandomBlocks, Window
 from gossamer.plan import Blocks as BlockTerm
 from gossamer.plan import Plan, plan
@@ -85,11 +86,12 @@ SHAPES = {"one for all": (1, 1), "a layout a head": (1, 3), "a layout a sequence
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_layout_becomes_tables_of_both_sides(name: str) -> None:
     layout = torch.rand(*SHAPES[name], 5, 4, generator=torch.Generator().manual_seed(0)) < 0.4
-    found = tables_of_layout(layout, 16, batch=2, heads=3)
+    found = LayoutTables(Layout(layout, 16), batch=2, heads=3)
     full = layout.expand(2, 3, 5, 4).repeat_interleave(16, 2).repeat_interleave(16, 3).int().numpy()
-    for table in found:
+    for table in (found.by_queries, found.by_keys):
         assert table.tile is None and table.tiles is None
-        assert {x.dtype for x in table if isinstance(x, torch.Tensor)} == {torch.int32}
+        tensors = [x for x in table if isinstance(x, torch.Tensor)]
+        assert all(x.dtype == torch.int32 and x.is_contiguous() for x in tensors)
     for batch in range(2):
         for head in range(3):
             lane = head if len(found.by_queries.layout) == 3 else batch * 3 + head

@@ -276,5 +276,14 @@ def test_random_blocks_are_refused_where_nothing_is_random(config: BigBirdConfig
         made(config)(inputs(64), random_blocks=np.zeros((2, 14, 2), int))
 
 
+@pytest.mark.parametrize("config", [SMALL, EXTRA], ids=["internal", "extra tokens"])
+def test_it_compiles_whole(config: BigBirdConfig) -> None:
+    attention, within = made(config), torch.tensor([[0, 50], [3, 41]], dtype=torch.int32)
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    for length in (50, 61):
+        x = inputs(length)
+        assert torch.equal(compiled(x, within), attention(x, within))
+
+
 def test_it_can_be_found() -> None:
     assert nn.BigBirdAttention is BigBirdAttention

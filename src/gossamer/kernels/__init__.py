@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from .dense import DENSE
 from .hopper.backend import HOPPER
-from .problem import Again, Backend, Problem, Repeating, Saved, Softmax, Unsupported
+from .problem import Again, Backend, Layout, Problem, Repeating, Saved, Softmax, Unsupported
 from .tiled import TILED
 from .triton import DECODE, TRITON
 
 __all__ = [
-    "BACKENDS", "Again", "Backend", "Choice", "Problem", "Repeating", "Saved", "Softmax", "Unsupported",
+    "BACKENDS", "Again", "Backend", "Choice", "Layout", "Problem", "Repeating", "Saved", "Softmax", "Unsupported",
     "choose", "pick",
 ]  # fmt: skip
 

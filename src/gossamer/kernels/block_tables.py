@@ -7,7 +7,8 @@ never read.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..plan import Blocks, Plan
 from .captured import kept, refuse_capture
+from .problem import Layout
 
 
 class BlockTable(NamedTuple):
@@ -48,6 +50,11 @@ class BlockTables(NamedTuple):
 
     by_queries: BlockTable
     by_keys: BlockTable
+
+    @property
+    def size(self) -> int:
+        """Edge of a block."""
+        return self.by_queries.size
 
     def of_heads(self, first: int, last: int) -> BlockTables:
         """As `BlockTable` says."""
@@ -94,15 +101,34 @@ def table_of_layout(layout: Tensor, size: int, batch: int, heads: int) -> BlockT
     device = layout.device
     blocks = (~layout).to(torch.uint8).argsort(dim=-1, stable=True).int().flatten()
     starts = torch.arange(own_batch * own_heads * rows, dtype=torch.int32, device=device) * columns
-    counts = layout.sum(-1, dtype=torch.int32).flatten(0, 1)
+    counts = layout.sum(-1, dtype=torch.int32).flatten(0, 1).contiguous()
     numbers = torch.arange(own_batch * own_heads, dtype=torch.int32, device=device).view(own_batch, own_heads)
-    of_head = numbers.expand(batch if own_batch > 1 else 1, heads).flatten()
+    of_head = numbers.expand(batch if own_batch > 1 else 1, heads).flatten().contiguous()
     return BlockTable(size, starts.view(-1, rows), counts, blocks, None, None, of_head, _heaviest_first(counts))
 
 
-def tables_of_layout(layout: Tensor, size: int, batch: int, heads: int) -> BlockTables:
-    """Both sides of a layout."""
-    return BlockTables(*(table_of_layout(side, size, batch, heads) for side in (layout, layout.mT)))
+@dataclass(frozen=True)
+class LayoutTables:
+    """The blocks of a layout for so many batch rows and query heads; each side is made when somebody asks for it."""
+
+    layout: Layout
+    batch: int
+    heads: int
+
+    @property
+    def size(self) -> int:
+        """Edge of a block."""
+        return self.layout.size
+
+    @cached_property
+    def by_queries(self) -> BlockTable:
+        """What each row of query blocks sees."""
+        return table_of_layout(self.layout.visible, self.size, self.batch, self.heads)
+
+    @cached_property
+    def by_keys(self) -> BlockTable:
+        """What sees each row of key blocks."""
+        return table_of_layout(self.layout.visible.mT, self.size, self.batch, self.heads)
 
 
 def _heaviest_first(counts: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class Dense:
             "lengths": problem.lengths,
             "sequences within bounds": problem.within,
             "runs from the device": problem.runs,
+            "blocks from the device": problem.block,
             "backward that repeats to the bit": problem.backward,
         }
         if problem.device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():

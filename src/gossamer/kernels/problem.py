@@ -13,6 +13,15 @@ from ..plan import Plan
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Which blocks of `size` × `size` pairs are visible, as a tensor on the device says."""
+
+    visible: Tensor
+    """bool [B or 1, H or 1, query blocks, key blocks]."""
+    size: int
+
+
+@dataclass(frozen=True)
 class Softmax:
     """What happens between scores and probabilities."""
 
@@ -31,6 +40,8 @@ class Softmax:
     runs: tuple[Tensor, Tensor] | None = None
     """(start, stop), int32 [B, Q] or [1, Q]: query `i` sees keys `start[b, i] … stop[b, i] - 1` of a plan that shows
     everything. Neither falls from a query to the next. Read on the device alone."""
+    blocks: Layout | None = None
+    """What of a plan that shows everything is visible, in blocks. Read on the device alone; joins with `within`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class Problem:
     """Whether each sequence lies between positions that the device alone knows."""
     runs: bool = False
     """Whether each query sees a run of keys that the device alone knows."""
+    block: int = 0
+    """Edge of the blocks of which the device alone knows which are visible; 0 without such."""
     backward: bool = False
     """Whether gradients are asked for; forward and backward of a call are picked apart, and may differ."""
     scale: float = 1.0

@@ -81,7 +81,8 @@ class BigBirdAttention(nn.Module):
             return EVERYTHING
         if self.config.extra_tokens:
             return presets.bigbird_etc(self.config.extra_tokens, self.config.block_size)
-        return _itc(self.config, self.layer, self._blocks(length))
+        drawn = _itc if torch.compiler.is_compiling() else _kept_itc  # a compiler looks through caches, and warns
+        return drawn(self.config, self.layer, self._blocks(length))
 
     def is_full(self, length: int) -> bool:
         """Whether every one of `length` tokens sees all."""
@@ -126,9 +127,7 @@ class BigBirdAttention(nn.Module):
 EVERYTHING: Pattern = Causal() | ~Causal()
 
 
-@lru_cache(maxsize=256)
 def _itc(config: BigBirdConfig, layer: int, blocks: int) -> Pattern:
-    """One object for each layer and length: its text is made once."""
     return presets.bigbird_itc(
         blocks,
         config.num_attention_heads,
@@ -138,6 +137,10 @@ def _itc(config: BigBirdConfig, layer: int, blocks: int) -> Pattern:
         seed=config.random_seed,
         layer=layer,
     )
+
+
+_kept_itc = lru_cache(maxsize=256)(_itc)
+"""One object for each layer and number of blocks: its text is made once."""
 
 
 @lru_cache(maxsize=256)

@@ -34,6 +34,7 @@ class Call(NamedTuple):
     lengths: bool
     within: bool
     runs: bool
+    block: int
     backward: bool = False
 
     @classmethod
@@ -41,7 +42,7 @@ class Call(NamedTuple):
         return cls(
             pattern, Pattern.definitions, q.shape, k.shape, v.shape, q.device, q.dtype,
             softmax.scale, softmax.softcap, softmax.dropout, sinks is not None, softmax.lengths is not None,
-            softmax.within is not None, softmax.runs is not None,
+            softmax.within is not None, softmax.runs is not None, 0 if softmax.blocks is None else softmax.blocks.size,
         )  # fmt: skip
 
     @property
@@ -63,6 +64,7 @@ class Call(NamedTuple):
             lengths=self.lengths,
             within=self.within,
             runs=self.runs,
+            block=self.block,
             backward=self.backward,
         )
 
@@ -78,6 +80,7 @@ def choice(call: Call, name: str | None) -> tuple[Plan, Backend]:
     problem = call.problem
     found = choose(problem, name)
     if logger.isEnabledFor(logging.DEBUG):
-        what = ("attend_runs" if call.runs else "attend") + ("_backward" if call.backward else "")
+        what = "attend_runs" if call.runs else "attend_blocks" if call.block else "attend"
+        what += "_backward" if call.backward else ""
         logger.debug("%s %s: %s\nruns on %s", what, tuple(call.q), shortened(parse(call.pattern)), found)
     return problem.plan, found.taken()

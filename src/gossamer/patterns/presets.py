@@ -59,9 +59,11 @@ def bigbird_itc(
     Raises:
         ValueError: A number is no integer, or too small.
     """
-    for name, number, least in (("blocks", blocks, 1), ("heads", heads, 1), ("random", random, 0), ("layer", layer, 0)):
-        require_integer("bigbird_itc", name, number, least)
-    if layer >= 2**16 or heads >= 2**16 or not 0 <= seed < 2**31:
+    for name, number in {"blocks": blocks, "heads": heads}.items():
+        require_integer("bigbird_itc", name, number, least=1)
+    for name, number in {"random": random, "seed": seed, "layer": layer}.items():
+        require_integer("bigbird_itc", name, number, least=0)
+    if layer >= 2**16 or heads >= 2**16 or seed >= 2**31:
         raise ValueError(
             f"bigbird_itc: layer is {layer}, heads {heads}, seed {seed}; give below 2**16, 2**16 and 2**31"
         )

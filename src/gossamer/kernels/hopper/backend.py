@@ -58,6 +58,8 @@ class Hopper:
                 return f"it has no {what}"
         if problem.within or problem.runs:
             return "it reads no bounds of sequences from the device"
+        if problem.block:
+            return "it takes no blocks from the device"
         return without_span(problem.plan)
 
     def forward(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...plan import Plan, resized
+from ...plan import Plan, in_blocks, resized
 from ..problem import Softmax
 from .walk import Ends, KnownRuns, Sight
 
@@ -34,13 +34,20 @@ class Sequence:
 
 def apart(softmax: Softmax) -> bool:
     """Whether the sequences of a batch have to be taken one by one."""
-    return any(told is not None for told in (softmax.lengths, softmax.within, softmax.runs))
+    return any(told is not None for told in (softmax.lengths, softmax.within, softmax.runs, softmax.blocks))
 
 
 def sequences(plan: Plan, softmax: Softmax, batch: int) -> Iterator[Sequence]:
     """Each sequence of a batch of so many. Waits for what the device knows."""
     if softmax.lengths is not None:
         yield from _to_lengths(plan, softmax.lengths)
+    elif softmax.blocks is not None:
+        layouts = softmax.blocks.visible.expand(batch, -1, -1, -1).cpu().numpy()
+        ends = [None] * batch if softmax.within is None else [Ends(*pair) for pair in softmax.within.tolist()]
+        for number in range(batch):
+            yield Sequence(
+                number, slice(None), slice(None), in_blocks(plan, layouts[number], softmax.blocks.size), ends[number]
+            )
     elif softmax.within is not None:
         for number, (first, last) in enumerate(softmax.within.tolist()):
             yield Sequence(number, slice(None), slice(None), plan, Ends(first, last))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..block_tables import BlockTable, BlockTables
+from ..block_tables import BlockTable, BlockTables, LayoutTables
 from . import blocks_backward, blocks_forward
 from .configs import Kernel, config
 from .gradients import Gradients
@@ -19,7 +19,7 @@ class BlockLaunches(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    tables: BlockTables
+    tables: BlockTables | LayoutTables
     heads: Heads
     scores: Scores
     dropout: Dropout | None = None
@@ -30,7 +30,7 @@ class BlockLaunches(NamedTuple):
         """Writes the output and the log-sum-exp of every query, or joins the blocks to what they hold."""
         tensors = *map(Matrix.of, (self.q, self.k, self.v, out)), Vector.of(lse), sinks
         constants = self._constants("forward") | {"CONTINUES": continues}
-        self._launch(blocks_forward.blocks_forward, tensors, self.tables.by_queries, constants)
+        self._launch(blocks_forward.blocks_forward, tensors, self.tables.by_queries, constants, own="QUERIES")
 
     def backward_queries(self, come: Gradients, dq: Tensor, *, adds: bool = False) -> None:
         """Writes the gradient of every query, or adds to it; and `deltas` for the keys."""
@@ -38,29 +38,30 @@ class BlockLaunches(NamedTuple):
         grad_lse = None if come.grad_lse is None else Vector.of(come.grad_lse)
         tensors = *tensors, grad_lse, Matrix.of(dq), Vector.of(come.deltas)
         constants = self._constants("backward_queries") | {"ADDS": adds}
-        self._launch(blocks_backward.blocks_backward_queries, tensors, self.tables.by_queries, constants)
+        self._launch(blocks_backward.blocks_backward_queries, tensors, self.tables.by_queries, constants, own="QUERIES")
 
     def backward_keys(self, come: Gradients, dk: Tensor, dv: Tensor, *, adds: bool = False) -> None:
         """Writes the gradients of every key and value, or adds to them."""
         tensors = *map(Matrix.of, (self.q, self.k, self.v)), Vector.of(come.lse), Matrix.of(come.grad_out)
         tensors = *tensors, Vector.of(come.deltas), Matrix.of(dk), Matrix.of(dv)
         constants = self._constants("backward_keys") | {"ADDS": adds}
-        self._launch(blocks_backward.blocks_backward_keys, tensors, self.tables.by_keys, constants)
+        self._launch(blocks_backward.blocks_backward_keys, tensors, self.tables.by_keys, constants, own="KEYS")
 
-    def _launch(self, kernel: object, tensors: tuple, table: BlockTable, constants: dict[str, int]) -> None:
+    def _launch(
+        self, kernel: Any, tensors: tuple[object, ...], table: BlockTable, constants: dict[str, int], *, own: str
+    ) -> None:
         """A program for each part of each row of each head that owns one."""
-        queries, keys = self.q.shape[2], self.k.shape[2]
-        side = "QUERIES" if table is self.tables.by_queries else "KEYS"
-        heads = self.q.shape[1] if side == "QUERIES" else self.k.shape[1]
-        programs = table.starts.shape[1] * (table.size // constants[side]) * self.q.shape[0] * heads
-        known = Table.of(table, self.q.shape[1]), Axes(queries, keys, keys - queries), self.within
+        (batch, heads, queries, _), (_, key_heads, keys, _) = self.q.shape, self.k.shape
+        parts = table.size // constants[own]
+        programs = table.starts.shape[1] * parts * batch * (heads if own == "QUERIES" else key_heads)
+        known = Table.of(table, heads), Axes(queries, keys, keys - queries), self.within
         if programs:
             kernel[programs,](*tensors, *known, self.heads, self.scores, self.dropout, SIZE=table.size, **constants)
 
     def _constants(self, kernel: Kernel) -> dict[str, int]:
         """What is fixed when a kernel is compiled: tiles that divide a block."""
         width, value_width = self.q.shape[-1], self.v.shape[-1]
-        tile, size = config(kernel, self.q.dtype, max(width, value_width)), self.tables.by_queries.size
+        tile, size = config(kernel, self.q.dtype, max(width, value_width)), self.tables.size
         return {
             "WIDTH": width, "VALUE_WIDTH": value_width,
             "QUERIES": min(tile.queries, size), "KEYS": min(tile.keys, size),

@@ -39,7 +39,7 @@ def bounds_of(within, batch, offset, count):
         return 0, count
     else:
         first, last = tl.load(within + 2 * batch), tl.load(within + 2 * batch + 1)
-        return tl.maximum(first - offset, 0), tl.minimum(last - offset, count)
+        return tl.maximum(tl.maximum(first, 0) - offset, 0), tl.minimum(last - offset, count)
 
 
 @triton.jit

@@ -48,8 +48,8 @@ def refuses(problem: Problem) -> str | None:
         return f"heads are {problem.width} and {problem.value_width} wide; it computes {WIDEST} at most"
     if problem.dropout:
         return "decoding has no dropout"
-    if problem.within or problem.runs:
-        return "decoding takes lengths, and no sequences within bounds or runs from the device"
+    if problem.within or problem.runs or problem.block:
+        return "decoding takes lengths, and no sequences within bounds, runs or blocks from the device"
     if _has_blocks(problem.plan) or _has_blocks(at_capacity(problem.plan)):
         return "decoding has no blocks"
     return None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...plan import Blocks, Plan, Rows
-from ..block_tables import block_tables
+from ..block_tables import LayoutTables, block_tables
 from ..head_runs import HeadRun
 from ..problem import Softmax
 from ..spans import Span, spans
@@ -44,11 +44,11 @@ class Launches:
 
     def __init__(self, run: HeadRun, plan: Plan, softmax: Softmax, q: Tensor, k: Tensor, v: Tensor):
         self.q, self.k, self.v = q[:, run.queries], k[:, run.keys], v[:, run.keys]
-        self.spans = spans(run.group, plan, q.device)
+        self.spans = spans(run.group, plan, q.device) if softmax.blocks is None else ()
         self.heads = Heads(q.shape[0], self.q.shape[1], run.repeats)
         dropout = Dropout.of(softmax, plan.extent.queries.start, plan.heads, run.queries.start)
         self.shared = self.heads, Scores.of(softmax), dropout
-        self.blocks = self._blocks(run, plan)
+        self.blocks = self._blocks(run, plan, softmax)
         self.passes = _passes(self.spans, plan.queries, met=self.blocks is not None)
 
     @property
@@ -61,14 +61,17 @@ class Launches:
         """How many launches write each key's gradients, at most."""
         return len(self.spans) + (self.blocks is not None)
 
-    def _blocks(self, run: HeadRun, plan: Plan) -> BlockLaunches | None:
-        """The launches for the group's blocks, of which a plan makes one term at most."""
-        group = run.group
+    def _blocks(self, run: HeadRun, plan: Plan, softmax: Softmax) -> BlockLaunches | None:
+        """The launches for the group's blocks, of which a plan makes one term at most, or for those of a layout."""
+        group, layout = run.group, softmax.blocks
+        if layout is not None:
+            tables = LayoutTables(layout, self.heads.batch, self.heads.count)
+            return BlockLaunches(self.q, self.k, self.v, tables, *self.shared, softmax.within)
         for term in group.terms:
             if isinstance(term, Blocks):
                 tables = block_tables(term, plan, self.q.device)
                 tables = tables.of_heads(run.queries.start - group.first, run.queries.stop - group.first)
-                return BlockLaunches(self.q, self.k, self.v, tables, *self.shared)
+                return BlockLaunches(self.q, self.k, self.v, tables, *self.shared, softmax.within)
         return None
 
     def forward(self, out: Tensor, lse: Tensor, sinks: Tensor | None) -> None:

@@ -1,0 +1,24 @@
+"""The Triton kernels for blocks are right, for blocks of a plan and for layouts of run time."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from tests.kernels.blocks_in_interpreter import CASES
+from tests.kernels.interpreter import interpreted
+
+
+@pytest.fixture(scope="module")
+def failures() -> dict[str, str]:
+    if find_spec("triton") is None:
+        pytest.skip("needs Triton")
+    found, complaints = interpreted("blocks_in_interpreter")
+    assert "Warning" not in complaints, complaints
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernels_are_right(name: str, failures: dict[str, str]) -> None:
+    assert not failures[name], failures[name]

@@ -140,7 +140,6 @@ def test_a_seed_decides_and_no_text_comes_twice(trees: ModuleType) -> None:
     assert len({tokens for tokens, _ in first}) == 600
 
 
-@pytest.mark.slow
 def test_processes_draw_the_same_examples(trees: ModuleType) -> None:
     shape = trees.Shape(shortest=3, longest=40)
     alone, together = (list(islice(trees.examples(shape, 0, processes=n), 700)) for n in (1, 2))

@@ -4,6 +4,7 @@ from .bigbird import BigBirdConfig
 from .encoder import EncoderConfig
 from .gpt2 import GPT2Config
 from .longformer import LongformerConfig
+from .longformer_lm import longformer_lm
 from .reformer import ReformerConfig
 from .sparse import SparseAttentionConfig, compute_dynamic_window_size, get_recommended_config
 
@@ -16,4 +17,5 @@ __all__ = [
     "SparseAttentionConfig",
     "compute_dynamic_window_size",
     "get_recommended_config",
+    "longformer_lm",
 ]

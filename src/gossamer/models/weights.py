@@ -32,10 +32,11 @@ def layout(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     width = config.n_embed
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config.vocab_size, width),
-        "wpe.weight": (config.context_size, width),
         "ln_f.weight": (width,),
         "ln_f.bias": (width,),
     }
+    if config.positions == "learned":
+        shapes["wpe.weight"] = (config.context_size, width)
     for block in (f"h.{layer}" for layer in range(config.n_layer)):
         for norm in ("ln_1", "ln_2"):
             shapes |= {f"{block}.{norm}.weight": (width,), f"{block}.{norm}.bias": (width,)}
@@ -97,15 +98,16 @@ def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -
 def resized(
     config: GPT2Config, state: Mapping[str, Tensor], *, context_size: int | None, vocab_size: int | None
 ) -> tuple[GPT2Config, dict[str, Tensor]]:
-    """The model at another context, its position table repeated or cut, and with a padded vocabulary.
+    """The model at another context, its position table (if any) repeated or cut, and with a padded vocabulary.
 
     Raises:
         ValueError: `vocab_size` is smaller than the vocabulary.
     """
-    positions, tokens = state["wpe.weight"], state["wte.weight"]
+    state, tokens = dict(state), state["wte.weight"]
     if context_size is not None:
         config = replace(config, context_size=context_size)
-        positions = positions[torch.arange(context_size) % len(positions)]
+        if (positions := state.get("wpe.weight")) is not None:
+            state["wpe.weight"] = positions[torch.arange(context_size) % len(positions)]
     if vocab_size is not None and vocab_size != config.vocab_size:
         if vocab_size < config.vocab_size:
             raise ValueError(
@@ -114,7 +116,7 @@ def resized(
             )
         tokens = F.pad(tokens, (0, 0, 0, vocab_size - config.vocab_size))
         config = replace(config, vocab_size=vocab_size, unpadded_vocab_size=config.known_tokens)
-    return config, {**state, "wpe.weight": positions, "wte.weight": tokens}
+    return config, {**state, "wte.weight": tokens}
 
 
 def _weights_file(source: Path) -> Path:

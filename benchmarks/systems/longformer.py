@@ -72,4 +72,6 @@ def alike(setting: Setting, length: int, dtype: torch.dtype) -> tuple[Made, Made
     return theirs(setting, length, dtype), ours(setting, length, dtype)
 
 
-LONGFORMER = System("longformer", theirs, {"gossamer": ours, "gossamer, half the window": partial(ours, share=2)}, alike)
+LONGFORMER = System(
+    "longformer", theirs, {"gossamer": ours, "gossamer, half the window": partial(ours, share=2)}, alike
+)

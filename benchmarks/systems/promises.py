@@ -43,7 +43,11 @@ def module_promises(results: Results, case: str) -> Iterator[Promise]:
 
 def block_promises(results: Results, case: str) -> Iterator[Promise]:
     length = results.config.lengths[-1]
-    limits = {("cudnn",): (OVER_DENSE, "dense cuDNN"), ("flex",): (1.0, "FlexAttention"), ("fa4",): (1.0, "FlashAttention-4")}
+    limits = {
+        ("cudnn",): (OVER_DENSE, "dense cuDNN"),
+        ("flex",): (1.0, "FlexAttention"),
+        ("fa4",): (1.0, "FlashAttention-4"),
+    }
     for rivals, (limit, whom) in limits.items():
         ratio = faster(results, case, length, rivals)
         text = f"{case}, {length:,} tokens: at least {limit:g}x as fast as {whom}"

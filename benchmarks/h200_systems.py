@@ -16,16 +16,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 
-from systems.bigbird import BIGBIRD
 from systems.blocks import CONTENDERS, block_cases
-from systems.longformer import LONGFORMER
-from systems.modules import System, system_case
+from systems.modules import system_case
 from systems.page import page
 from systems.picture import save
 from systems.promises import Runs, promises
-from systems.reformer import REFORMER
 
 from gossamer.atomic import write_file
 from gossamer.bench import BenchConfig, Results, show_progress
@@ -42,24 +40,24 @@ MODULES = replace(BASE, heads=12, head_width=64, window=512, lengths=(4096, 1638
 BLOCKS = replace(BASE, heads=16, head_width=128, lengths=(16384,))
 
 
-def only(system: System) -> Callable[[Setting], tuple[Case, ...]]:
-    """The one case of a system."""
-    return lambda setting: (system_case(system, setting),)
+def module_cases(name: str) -> Callable[[Setting], tuple[Case, ...]]:
+    """The one case of a system; its file needs transformers, and is read when it is wanted."""
+    return lambda setting: (system_case(getattr(import_module(f"systems.{name}"), name.upper()), setting),)
 
 
 SECTIONS: dict[str, tuple[BenchConfig, Callable[[Setting], tuple[Case, ...]]]] = {
     "blocks": (BLOCKS, block_cases),
-    "longformer": (MODULES, only(LONGFORMER)),
-    "bigbird": (MODULES, only(BIGBIRD)),
-    "reformer": (MODULES, only(REFORMER)),
+    "longformer": (MODULES, module_cases("longformer")),
+    "bigbird": (MODULES, module_cases("bigbird")),
+    "reformer": (MODULES, module_cases("reformer")),
 }
 
 
 def small(config: BenchConfig) -> BenchConfig:
     """The same at a size that any machine can rehearse."""
-    lengths = tuple(n // 16 if n > 4096 else 1024 for n in config.lengths[:2])
-    shape = {"heads": 2, "head_width": 16, "tokens": 1024, "lengths": lengths, "window": 64}
-    return replace(config, **shape, repeats=1, warmup=1, precision="fp32", device="cpu")
+    lengths = (1280,)
+    shape = {"heads": 2, "head_width": 16, "tokens": 1280, "lengths": lengths, "window": 64}
+    return replace(config, **shape, repeats=1, warmup=1, device="cpu")
 
 
 def measured(config: BenchConfig, cases: Callable[[Setting], tuple[Case, ...]], asked: argparse.Namespace) -> Results:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gossamer import attend_blocks
+from gossamer.block_sparse import attend_blocks
 from gossamer.bench import peers
 from gossamer.bench.case import Case, Contender, Step
 from gossamer.bench.gate import AttentionFunction, Named, plain_attention

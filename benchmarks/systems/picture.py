@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+
 from gossamer.bench import Results
 
 from .promises import Runs

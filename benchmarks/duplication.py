@@ -10,6 +10,7 @@ rounds and with full attention. Writes `duplication.json` and `.md` after each o
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,8 +34,8 @@ PAPER = {
     1: (0.8, 99.9, 99.6, 94.8, 77.9),
 }
 """Table 2: trained with, and evaluated with each of `EVALUATED`, in per cent after 150,000 steps."""
-TEST_SHARE = 0.06
-"""Of a turn, for compiling, evaluating and what is rounded."""
+EVALUATING = 0.05
+"""Share of a turn that evaluating takes, at most."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,24 @@ class Row:
     """(step, mean loss of the steps before it)."""
 
 
-def train(task: Task, rounds: Rounds, device: torch.device, budget: Budget) -> tuple[Reformer, Row]:
-    """A model after as many steps as the budget allows, at least one; its row lacks the evaluation."""
+def begun(task: Task, rounds: Rounds, device: torch.device) -> Reformer:
+    """A new model, whose kernels, and those that evaluate it, are compiled."""
     torch.manual_seed(task.seed)
     config = shape(task.word, task.symbols, width=task.width, heads=task.heads, chunk=task.chunk, rounds=rounds)
     model = Reformer(config, head="lm").to(device)
     model.blocks.stored = True  # one layer: nothing is gained by computing it again
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    draws = torch.Generator(device).manual_seed(task.seed)
-    loss_of(model, copies(task.batch, task.word, task.symbols, draws), half=task.half).backward()  # compiles kernels
+    few = copies(2, task.word, task.symbols, torch.Generator(device).manual_seed(task.seed))
+    loss_of(model, few, half=task.half).backward()
     model.zero_grad()
+    for other in EVALUATED:
+        accuracy(with_rounds(model, other, task.word, task.symbols, chunk=task.chunk), few, half=task.half)
+    return model
+
+
+def train(task: Task, model: Reformer, rounds: Rounds, budget: Budget) -> Row:
+    """Trains the model for as many steps as the budget allows, at least one; the row lacks the evaluation."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    draws = torch.Generator(model.head.decoder.weight.device).manual_seed(task.seed)
     clock, began, step, losses, curve = budget.rest(), time.perf_counter(), 0, [], []
     while clock.left or not step:
         step += 1
@@ -97,22 +106,24 @@ def train(task: Task, rounds: Rounds, device: torch.device, budget: Budget) -> t
         losses.append(loss.detach())
         if step % 50 == 0:  # waits, so that the clock tells the time of work that is done
             curve.append((step, torch.stack(losses[-50:]).mean().item()))
-            if step % 500 == 0:
-                print(f"trained with {rounds}: step {step}, loss {curve[-1][1]:.4f}", flush=True)
+            if step % 200 == 0:
+                seconds = time.perf_counter() - began
+                print(f"trained with {rounds}: step {step}, {seconds:.0f} s, loss {curve[-1][1]:.4f}", flush=True)
     last = torch.stack(losses[-max(1, step // 10) :]).mean().item()
-    guess = torch.tensor(float(task.symbols)).log().item()
+    guess = math.log(task.symbols)
     learned = next((at for at, value in curve if value < guess / 10), None)
-    return model, Row(rounds, step, time.perf_counter() - began, last, learned, {}, tuple(curve))
+    return Row(rounds, step, time.perf_counter() - began, last, learned, {}, tuple(curve))
 
 
-def evaluate(task: Task, model: Reformer, device: torch.device, *, words: int) -> dict[str, float]:
-    """Share of the second word that is right, for each of `EVALUATED`, on words that training did not see."""
+def evaluate(task: Task, model: Reformer, *, words: int) -> Iterator[dict[str, float]]:
+    """Share of the second word that is right, for one after another of `EVALUATED`, on words that training lacks."""
+    device, right = model.head.decoder.weight.device, {}
     test = copies(words, task.word, task.symbols, torch.Generator(device).manual_seed(task.seed + 2**40))
     torch.manual_seed(task.seed)  # the hashes'
-    return {
-        str(rounds): accuracy(with_rounds(model, rounds, task.word, task.symbols), test, half=task.half)
-        for rounds in EVALUATED
-    }
+    for rounds in EVALUATED:
+        other = with_rounds(model, rounds, task.word, task.symbols, chunk=task.chunk)
+        right[str(rounds)] = accuracy(other, test, half=task.half)
+        yield dict(right)
 
 
 def page(record: dict, machine_line: str) -> Iterator[str]:
@@ -132,7 +143,8 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
     yield "| trained with | steps | seconds | learned at step | full | LSH-8 | LSH-4 | LSH-2 | LSH-1 |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     for row in record["rows"]:
-        right = " | ".join(f"{100 * row['right'][str(rounds)]:.1f}" for rounds in EVALUATED)
+        shares = (row["right"].get(str(rounds)) for rounds in EVALUATED)
+        right = " | ".join("–" if share is None else f"{100 * share:.1f}" for share in shares)
         learned = row["learned"] or "–"
         yield f"| {_name(row['trained'])} | {row['steps']:,} | {row['seconds']:.0f} | {learned} | {right} |"
         if row["trained"] in PAPER:
@@ -161,15 +173,24 @@ def run(asked: argparse.Namespace) -> str:
     )
     task = Task(**{name: getattr(asked, name) for name in names})
     machine, date, rows = machine_of(asked.commit), now(), []
-    for place, rounds in enumerate(asked.trained):
-        turn = Budget(budget.left / (len(asked.trained) - place) * (1 - TEST_SHARE))
-        model, row = train(task, rounds, device, turn)
-        rows.append(asdict(row) | {"right": evaluate(task, model, device, words=asked.words)})
+    models = {rounds: begun(task, rounds, device) for rounds in asked.trained}
+    compiling = asked.seconds - budget.left
+    print(f"kernels are compiled after {compiling:.0f} s", flush=True)
+
+    def told(right: dict[str, float]) -> str:
         record = {
             "machine": asdict(machine), "date": date, "task": asdict(task), "seconds": asked.seconds,
-            "words": asked.words, "rows": rows,
+            "words": asked.words, "rows": [*rows, asdict(row) | {"right": right}],
         }  # fmt: skip
-        text = write(asked.folder, NAME, record, list(page(record, where(machine, date))))
+        return write(asked.folder, NAME, record, list(page(record, where(machine, date))))
+
+    for place, (rounds, model) in enumerate(models.items()):
+        turn = Budget(budget.left / (len(models) - place) * (1 - EVALUATING))
+        row = train(task, model, rounds, turn)
+        text, right = told({}), {}
+        for right in evaluate(task, model, words=asked.words):
+            text = told(right)
+        rows.append(asdict(row) | {"right": right})
     return text
 
 

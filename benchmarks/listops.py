@@ -12,10 +12,11 @@ Writes `listops.json` and `.md` after each one.
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +27,18 @@ from tasks.record import machine_of, now, where, write
 from tasks.trees import SYMBOLS, Shape, examples
 from torch import Tensor
 
+Made = TypeVar("Made")
 RESULTS = Path(__file__).parent / "results"
 NAME = "listops"
-LEFT_TO_OTHERS = 3.0
-"""Seconds of a turn that go to the test, and to what is rounded."""
+TESTING = 2.0
+"""Seconds of a turn that the test takes, at most."""
 
 
 @dataclass(frozen=True)
 class Learning:
     """How everyone learns."""
 
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warmup_steps: int = 200
     weight_decay: float = 0.05
     tokens: int = 65536
@@ -61,17 +63,27 @@ class Score:
     fault: str | None = None
 
 
-def train(kind: str, size: Size, learning: Learning, data: Examples, budget: Budget) -> tuple[Classifier, Score]:
-    """A classifier after as many steps as the budget allows, at least one; its score lacks the test."""
+def begun(kind: str, size: Size, learning: Learning, data: Examples) -> Classifier:
+    """A new classifier whose kernels are compiled: one text of each width has passed through it."""
     torch.manual_seed(learning.seed)
-    device, width = data.tokens.device, data.tokens.shape[1]
-    model = Classifier(kind, size, vocabulary=len(SYMBOLS), longest=width, classes=10).to(device)
+    width = data.tokens.shape[1]
+    model = Classifier(kind, size, vocabulary=len(SYMBOLS), longest=width, classes=10).to(data.tokens.device)
+    widths = set()
+    for batch in data.batches(learning.tokens):
+        if batch.tokens.shape[1] not in widths:
+            widths.add(batch.tokens.shape[1])
+            loss_of(model, Batch(*(part[:2] for part in batch))).backward()
+    model.zero_grad()
+    return model
+
+
+def train(model: Classifier, learning: Learning, data: Examples, budget: Budget) -> Score:
+    """Trains the classifier for as many steps as the budget allows, at least one; the score lacks the test."""
+    device = data.tokens.device
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=learning.weight_decay, betas=(0.9, 0.98), fused=True)
-    warm_up(model, data, learning)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    losses, seen, began = [], 0, time.perf_counter()
-    clock = budget.rest()
+    losses, seen, began, clock = [], 0, time.perf_counter(), budget.rest()
     for step, batch in enumerate(epochs(data, learning), 1):
         for group in optimizer.param_groups:
             group["lr"] = rate(step, clock.share, highest=learning.learning_rate, warmup_steps=learning.warmup_steps)
@@ -82,31 +94,21 @@ def train(kind: str, size: Size, learning: Learning, data: Examples, budget: Bud
         optimizer.zero_grad()
         losses.append(loss.detach())
         seen += len(batch.values)
-        if step % 20 == 0:
-            torch.stack(losses[-20:]).mean().item()  # waits, so that the clock tells the time of work that is done
-            if step % 200 == 0:
-                print(f"{kind}: step {step}, loss {torch.stack(losses[-200:]).mean().item():.3f}", flush=True)
+        if step % 20 == 0:  # waits, so that the clock tells the time of work that is done
+            recent = torch.stack(losses[-100:]).mean().item()
+            if step % 100 == 0:
+                print(f"{model.kind}: step {step}, {time.perf_counter() - began:.0f} s, loss {recent:.3f}", flush=True)
         if not clock.left:
             break
     last = torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item()
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return model, Score(kind, 0.0, last, len(losses), seen, time.perf_counter() - began, peak)
+    return Score(model.kind, 0.0, last, len(losses), seen, time.perf_counter() - began, peak)
 
 
 def epochs(data: Examples, learning: Learning) -> Iterator[Batch]:
     """Batches without end, each epoch in an order of its own."""
     for epoch in count():
         yield from data.batches(learning.tokens, seed=learning.seed + epoch)
-
-
-def warm_up(model: Classifier, data: Examples, learning: Learning) -> None:
-    """Compile what is compiled: one batch of each width."""
-    widths = set()
-    for batch in data.batches(learning.tokens):
-        if batch.tokens.shape[1] not in widths:
-            widths.add(batch.tokens.shape[1])
-            loss_of(model, batch).backward()
-    model.zero_grad()
 
 
 def loss_of(model: Classifier, batch: Batch) -> Tensor:
@@ -164,13 +166,20 @@ def run(asked: argparse.Namespace) -> str:
     test, training = (Examples.of(part, device) for part in (drawn[: asked.test], drawn[asked.test :]))
     machine, date, scores = machine_of(asked.commit), now(), []
     commonest = torch.bincount(test.values).max().item() / asked.test
-    for place, kind in enumerate(asked.only):
-        turn = Budget(max(0.0, budget.left / (len(asked.only) - place) - LEFT_TO_OTHERS))
-        try:
-            model, score = train(kind, size, learning, training, turn)
+    models: dict[str, Classifier | Exception] = {}
+    for kind in asked.only:
+        models[kind] = tried(lambda kind=kind: begun(kind, size, learning, training))
+        print(f"{kind} is compiled after {asked.seconds - budget.left:.0f} s", flush=True)
+    turns = sum(isinstance(model, Classifier) for model in models.values())
+    for kind, model in models.items():
+        score = model
+        if isinstance(model, Classifier):
+            turn, turns = Budget(max(0.0, budget.left / turns - TESTING)), turns - 1
+            score = tried(lambda model=model, turn=turn: train(model, learning, training, turn))
+        if isinstance(score, Score):
             scores.append(asdict(score) | {"accuracy": accuracy(model.eval(), test, learning.tokens)})
-        except Exception as error:  # one that fails must not take the others' results along
-            scores.append(asdict(Score(kind, 0.0, 0.0, 0, 0, 0.0, 0, f"{type(error).__name__}: {error}"[:300])))
+        else:
+            scores.append(asdict(Score(kind, 0.0, 0.0, 0, 0, 0.0, 0, f"{type(score).__name__}: {score}"[:300])))
         record = {
             "machine": asdict(machine), "date": date, "shape": asdict(shape), "size": asdict(size),
             "learning": asdict(learning), "seconds": asked.seconds, "training": asked.examples, "test": asked.test,
@@ -178,6 +187,14 @@ def run(asked: argparse.Namespace) -> str:
         }  # fmt: skip
         text = write(asked.folder, NAME, record, list(page(record, where(machine, date))))
     return text
+
+
+def tried(made: Callable[[], Made]) -> Made | Exception:
+    """What is made, or why it failed: one that fails must not take the others' results along."""
+    try:
+        return made()
+    except Exception as error:
+        return error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -64,12 +63,10 @@ def shape(word: int, symbols: int, *, width: int, heads: int, chunk: int, rounds
     )
 
 
-def with_rounds(model: Reformer, rounds: Rounds, word: int, symbols: int) -> Reformer:
-    """The same weights under other rounds of hashing, or under full attention."""
-    config, chunk = model.config, model.config.lsh_attn_chunk_length
+def with_rounds(model: Reformer, rounds: Rounds, word: int, symbols: int, *, chunk: int) -> Reformer:
+    """The same weights under other rounds of hashing, with chunks of this size, or under full attention."""
+    config = model.config
     other = shape(word, symbols, width=config.hidden_size, heads=config.num_attention_heads, chunk=chunk, rounds=rounds)
-    if rounds != "full":  # buckets and chunks stay as they were learned with
-        other = replace(config, num_hashes=rounds)
     with torch.device("meta"):
         made = Reformer(other, head="lm")
     made.load_state_dict(model.state_dict(), assign=True)

@@ -81,16 +81,17 @@ def test_full_attention_is_what_many_rounds_come_to(script: ModuleType, task) ->
     config = script.shape(15, 15, width=64, heads=2, chunk=8, rounds=4)
     model = script.Reformer(config, head="lm").eval()
     tokens = script.copies(3, 15, 15, torch.Generator().manual_seed(0)).tokens
-    full = script.with_rounds(model, "full", 15, 15)(tokens).logits
-    many = script.with_rounds(model, 200, 15, 15)(tokens).logits
-    few = script.with_rounds(model, 1, 15, 15)(tokens).logits
+    full = script.with_rounds(model, "full", 15, 15, chunk=8)(tokens).logits
+    many = script.with_rounds(model, 200, 15, 15, chunk=8)(tokens).logits
+    few = script.with_rounds(model, 1, 15, 15, chunk=8)(tokens).logits
     assert (many - full).abs().max() < 0.3 * (few - full).abs().max()
 
 
 def test_it_is_learned_and_more_rounds_find_more(script: ModuleType, task) -> None:
     cpu = torch.device("cpu")
-    model, row = script.train(task, 4, cpu, Steps(150))
-    right = script.evaluate(task, model, cpu, words=64)
+    model = script.begun(task, 4, cpu)
+    row = script.train(task, model, 4, Steps(150))
+    *_, right = script.evaluate(task, model, words=64)
     assert row.loss < 0.5 and right["8"] > 0.9
     assert right["8"] >= right["4"] >= right["1"]
 

@@ -227,5 +227,6 @@ def test_shallow_trees_are_learned(script: ModuleType, trees: ModuleType) -> Non
     batches, cpu = importlib.import_module("tasks.batches"), torch.device("cpu")
     data, size = batches.Examples.of(drawn, cpu, step=8), script.Size(32, 2, 2, 64, keys=24)
     learning = script.Learning(learning_rate=4e-3, warmup_steps=20, tokens=2000)
-    model, score = script.train("dense", size, learning, data, Steps(250))
+    model = script.begun("dense", size, learning, data)
+    score = script.train(model, learning, data, Steps(250))
     assert script.accuracy(model.eval(), data, 2000) > 0.35 and score.loss < 1.9

@@ -83,7 +83,7 @@ def cudnn(layout: Tensor) -> AttentionFunction:
 def listed(layout: Tensor) -> tuple[Tensor, Tensor]:
     """(how many blocks each row sees, which ones first), as both peers take them."""
     counts = layout.sum(-1).to(torch.int32)
-    return counts, (~layout).to(torch.int8).argsort(-1, stable=True).to(torch.int32)
+    return counts, (~layout).to(torch.int8).argsort(dim=-1, stable=True).to(torch.int32)
 
 
 CONTENDERS: dict[str, Make] = {"cudnn": cudnn, "flex": flex, "fa4": fa4, "gossamer": ours}

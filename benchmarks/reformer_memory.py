@@ -125,8 +125,8 @@ def page(task: Task, found: Sequence[Figure], machine: Machine, date: str) -> st
         f"{config.num_hashes} rounds of hashing; forward, loss and backward in bf16 by autocast.",
         f"{machine.gpu or machine.cpu}, PyTorch {machine.torch}, Triton {machine.triton}, Gossamer {machine.gossamer}, "
         f"commit {machine.commit or 'not known'}, {date}. Made by `benchmarks/{NAME}.py`.",
-        f"Memory above weights and gradients. Milliseconds: fastest of {task.repeats} steps, in turns. Gradients: how far those "
-        "of reversible layers are from those of stored activations, relative to their norm.",
+        f"Memory above weights and gradients. Milliseconds: fastest of {task.repeats} steps, in turns. Gradients: how "
+        "far those of reversible layers are from those of stored activations, relative to their norm.",
         "",
         "| layers | stored, GiB | reversible, GiB | stored, ms | reversible, ms | × time | gradients |",
         "|--:|--:|--:|--:|--:|--:|--:|",

@@ -40,6 +40,12 @@ PATTERNS: dict[str, tuple[Pattern, Setting]] = {
         PerHead([(Causal() & Window(9), 1), (Blocks(32, CHECKERED), 1), (Blocks(32, CHECKERED) | Window(5), 2)]),
         replace(USUAL, key_heads=1),
     ),
+    "within ends, a band beside": (
+        PARTIAL | Window(5),
+        replace(USUAL, batch=3, within=((3, 61), (20, 90), (9, 9)), sinks=True),
+    ),
+    "more queries within ends": (PARTIAL, replace(USUAL, keys=43, batch=2, within=((3, 40), (20, 43)))),
+    "fewer queries within ends": (DRAWN, replace(USUAL, queries=43, keys=72, batch=2, within=((3, 40), (35, 72)))),
     "float16": (PARTIAL, replace(USUAL, dtype=torch.float16)),
     "soft cap": (PARTIAL, replace(USUAL, softcap=2.0)),
     "odd widths": (DRAWN, replace(USUAL, width=13, value_width=40)),

@@ -14,7 +14,7 @@ from gossamer.kernels.devices import made_current
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.problem import Problem, Saved, Softmax
 from gossamer.kernels.spans import without_span
-from gossamer.patterns import Causal, Dilated, Pattern, PerHead, Sinks, Strided, Tokens, Window
+from gossamer.patterns import Causal, Dilated, Pattern, PerHead, RandomBlocks, Sinks, Strided, Tokens, Window
 from gossamer.plan import plan
 from tests.checks import Problem as Drawn
 from tests.checks import Setting, draw, oracle, run
@@ -250,6 +250,7 @@ def test_bands_are_diagonals_of_some_width(pattern: Pattern, queries: int, diago
         (PerHead([(Causal(), 1), (Window(4), 1)]), False),
         (Causal() & Window(8) & Strided(2), False),
         (Causal() & ~Causal(), False),
+        (Window(6) | RandomBlocks(64, 1, 0), False),
     ],
     ids=str,
 )

@@ -75,5 +75,5 @@ def hashed_in_dense(
         lse = torch.logsumexp(of_round, 0)
         share = torch.exp(of_round - lse.masked_fill(lse == -torch.inf, 0.0))
         outs.append((share[..., None] * (weight @ v_)).sum(0))
-        lses.append(torch.where(alone & (lse > -torch.inf), -1e5, lse))
+        lses.append(torch.where(alone & (lse > -torch.inf), -6e4, lse))
     return torch.stack(outs), torch.stack(lses)

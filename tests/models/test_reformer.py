@@ -205,6 +205,20 @@ def test_reversible_is_stored_with_dropout_on(dtype: torch.dtype, tolerance: flo
     check_equals_stored(model(lsh_rules=rules, **DROPPING).to(dtype), tolerance)
 
 
+def test_autocast_loses_no_more_by_reversing_many_layers() -> None:
+    """What comes back of an input differs by rounding, but gradients stay as near to float32's as stored ones."""
+    reformer = model(attn_layers=("local", "lsh") * 12, initializer_range=0.05)
+    buckets, found = reformer(tokens()).buckets, {}
+    for name, stored, half in (("float32", True, False), ("stored", True, True), ("reversible", False, True)):
+        reformer.blocks.stored = stored
+        reformer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            reformer(tokens(), tokens(seed=2), buckets=buckets).loss.backward()
+        found[name] = torch.cat([parameter.grad.flatten() for parameter in reformer.parameters()])
+    far = {name: (gradient - found["float32"]).norm() for name, gradient in found.items()}
+    assert 0 < far["reversible"] < 1.1 * far["stored"]
+
+
 def test_buckets_drawn_anew_in_the_backward_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = ReformerAttention.forward
 

@@ -72,6 +72,7 @@ def test_the_hash_is_the_axis_that_reaches_furthest(counts: tuple[int, ...], dty
     check_hash(counts, dtype, "cuda", width=64)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_layer_waits_for_nothing() -> None:
     layer = LSHAttention(128, 2, LSH.trax(2, 64)).to("cuda", torch.bfloat16)
     x = torch.randn(2, 1000, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)

@@ -107,6 +107,13 @@ def test_ends_that_cross_hold_nothing() -> None:
     assert not out.any() and (lse == -torch.inf).all()
 
 
+def test_ends_of_any_strides() -> None:
+    problem = draw(PATTERNS["streaming"], USUAL)
+    turned = torch.tensor(WITHIN, dtype=torch.int32).T.contiguous().T
+    found = attend(problem.q, problem.k, problem.v, problem.pattern, within=turned)
+    assert not turned.is_contiguous() and torch.equal(found, ours(problem)[0])
+
+
 def test_padding_at_either_end_is_the_sequence_alone() -> None:
     """Where the pattern counts distances, a padded batch gives what each sequence gives without padding."""
     pattern, lengths = Causal() & Window(9), (40, 23, 6)

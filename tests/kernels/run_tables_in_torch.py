@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.kernels.run_tables import Order
+from gossamer.kernels.run_tables import Launch, Order
 from gossamer.kernels.spans import Span
 
 
@@ -32,8 +32,9 @@ class Sequences:
 
 
 def confined(
-    low: Tensor, high: Tensor, own: Order, other: Order, within: Tensor, *, keys: int, step: int
+    runs: tuple[Tensor, Tensor], own: Order, other: Order, within: Tensor, *, keys: int, step: int, launch: Launch
 ) -> tuple[Tensor, Tensor]:
+    low, high = runs
     begin = within[:, :1].clamp(0, keys)
     end = torch.maximum(within[:, 1:].clamp(0, keys), begin)
     position, width = places(own), 2 * keys + own.count + other.count + 2
@@ -43,7 +44,7 @@ def confined(
     return low.clamp(bottom, top).int(), high.clamp(bottom, top).int()
 
 
-def turned(start: Tensor, stop: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+def turned(start: Tensor, stop: Tensor, keys: int, *, launch: Launch) -> tuple[Tensor, Tensor]:
     key = torch.arange(keys, dtype=start.dtype).expand(start.shape[0], -1).contiguous()
     first = torch.searchsorted(stop.contiguous(), key, right=True, out_int32=True)
     return first, torch.maximum(first, torch.searchsorted(start.contiguous(), key, right=True, out_int32=True))

@@ -14,7 +14,7 @@ from gossamer.kernels.devices import made_current
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.problem import Problem, Saved, Softmax
 from gossamer.kernels.spans import without_span
-from gossamer.patterns import Causal, Pattern, PerHead, Sinks, Strided, Tokens, Window
+from gossamer.patterns import Causal, Dilated, Pattern, PerHead, RandomBlocks, Sinks, Strided, Tokens, Window
 from gossamer.plan import plan
 from tests.checks import Problem as Drawn
 from tests.checks import Setting, draw, oracle, run
@@ -250,6 +250,7 @@ def test_bands_are_diagonals_of_some_width(pattern: Pattern, queries: int, diago
         (PerHead([(Causal(), 1), (Window(4), 1)]), False),
         (Causal() & Window(8) & Strided(2), False),
         (Causal() & ~Causal(), False),
+        (Window(6) | RandomBlocks(64, 1, 0), False),
     ],
     ids=str,
 )
@@ -279,7 +280,10 @@ def test_the_device_is_changed_only_where_another_is_current(monkeypatch: pytest
         ({"scale": -1.0}, "scale is -1.0"),
         ({"value_width": 0}, "64 and 0"),
         ({"plan": plan(Causal(), 63, 100, 2)}, "63 queries"),
-        ({"plan": plan(PATTERNS["bigbird"], 136, 136, HEADS["bigbird"])}, "Blocks"),
+        ({"plan": plan(PATTERNS["bigbird"], 136, 136, HEADS["bigbird"])}, "blocks are 16 × 16"),
+        ({"block": 32}, "blocks are 32 × 32; it takes 64 × 64 and 128 × 128"),
+        ({"plan": plan(~Dilated(8, step=3), 136, 136, 2)}, "Columns"),
+        ({"plan": plan(Causal(), 136, 200, 2), "block": 64, "within": True}, "136 queries and 200 keys"),
         ({"device": CPU}, "compute capability 9.0"),
     ],
 )

@@ -514,3 +514,21 @@ def test_what_is_no_folder_of_a_model_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="no whole safetensors file"):
         Longformer.from_pretrained(tmp_path)
+
+
+@pytest.mark.gpu
+@heads
+def test_a_gpu_computes_what_the_cpu_does(head):
+    model = own(head, attention_probs_dropout_prob=0.0)
+    tokens, mask = padded(text())
+    masks = {"attention_mask": mask, "global_attention_mask": some_global(tokens)}
+
+    def run(place):
+        output = model.to(place)(tokens.to(place), **{name: each.to(place) for name, each in masks.items()})
+        result = output.pooled if head == "pooler" else output.logits
+        model.zero_grad()
+        result.square().sum().backward()
+        return [result.detach().cpu(), *(p.grad.cpu() for p in model.parameters() if p.grad is not None)]
+
+    for found, right in zip(run("cuda"), run("cpu"), strict=True):
+        assert largest(found, right) <= 1e-3 * right.abs().max() + 1e-5

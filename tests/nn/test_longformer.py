@@ -265,6 +265,7 @@ def test_a_gpu_computes_what_the_cpu_does(shape):
 
 @pytest.mark.gpu
 @shapes
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_layer_never_waits_for_the_gpu(shape):
     within = torch.tensor(WITHIN["padded left"])
     chosen = GlobalTokens.of(mask_of(CHOSEN["another number in each"], within).cuda())

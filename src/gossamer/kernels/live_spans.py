@@ -9,20 +9,22 @@ from torch import Tensor
 
 from . import run_tables
 from .problem import Softmax
-from .run_tables import Order
+from .run_tables import Launch, Order, launched
 from .spans import Span
 
 
-def live(span: Span, softmax: Softmax) -> Span:
-    """The span as a call sees it: itself, unless the call brings ends of its sequences or runs of its own."""
+def live(span: Span, softmax: Softmax, launch: Launch = launched) -> Span:
+    """The span as a call sees it: itself, unless the call brings ends of its sequences or runs of its own.
+
+    `launch` runs what makes tables.
+    """
     if softmax.within is not None:
         queries, keys = _orders(span)
-        cut = run_tables.confined(
-            span.start, span.stop, queries, keys, softmax.within, keys=span.all_keys, step=span.term.offsets.step
-        )
-        return ConfinedSpan(*_fields(span, *cut), static=span, within=softmax.within)
+        step, ends = span.term.offsets.step, (span.start, span.stop)
+        cut = run_tables.confined(ends, queries, keys, softmax.within, keys=span.all_keys, step=step, launch=launch)
+        return ConfinedSpan(*_fields(span, *cut), static=span, within=softmax.within, launch=launch)
     if softmax.runs is not None:
-        return GivenSpan(*_fields(span, *(end.contiguous() for end in softmax.runs)))
+        return GivenSpan(*_fields(span, *(end.contiguous() for end in softmax.runs)), launch=launch)
     return span
 
 
@@ -32,13 +34,15 @@ class ConfinedSpan(Span):
 
     static: Span
     within: Tensor
+    launch: Launch
 
     @cached_property
     def seen_by(self) -> tuple[Tensor, Tensor]:
         """(first, last), int32 [B, m] each, as of any span."""
-        queries, keys = _orders(self)
-        step = self.term.offsets.step
-        return run_tables.confined(*self.static.seen_by, keys, queries, self.within, keys=self.all_keys, step=step)
+        (queries, keys), step = _orders(self), self.term.offsets.step
+        return run_tables.confined(
+            self.static.seen_by, keys, queries, self.within, keys=self.all_keys, step=step, launch=self.launch
+        )
 
     @cached_property
     def outside(self) -> Tensor | None:
@@ -50,10 +54,12 @@ class ConfinedSpan(Span):
 class GivenSpan(Span):
     """All queries and all keys as they stand, and runs that came with them; `start` and `stop` are [B or 1, n]."""
 
+    launch: Launch
+
     @cached_property
     def seen_by(self) -> tuple[Tensor, Tensor]:
         """(first, last), int32 [B or 1, m] each, as of any span."""
-        return run_tables.turned(self.start, self.stop, self.all_keys)
+        return run_tables.turned(self.start, self.stop, self.all_keys, launch=self.launch)
 
 
 def _orders(span: Span) -> tuple[Order, Order]:

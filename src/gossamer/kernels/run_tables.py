@@ -5,6 +5,7 @@ Tables are int32 [n] where all sequences share them and [B, n] where each has it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import triton
@@ -26,31 +27,49 @@ class Order(NamedTuple):
     offset: int
 
 
+class Work(NamedTuple):
+    """A kernel of one program an item, and what it is called with."""
+
+    kernel: Any
+    items: int
+    operands: tuple[Tensor | None, ...]
+    numbers: tuple[int, ...]
+    constants: tuple[int, ...]
+
+
+Launch = Callable[[Work], None]
+
+
+def launched(work: Work) -> None:
+    """Runs the work as Triton does."""
+    if work.items:
+        work.kernel[(work.items,)](*work.operands, *work.numbers, *work.constants)
+
+
 def confined(
-    low: Tensor, high: Tensor, own: Order, other: Order, within: Tensor, *, keys: int, step: int
+    runs: tuple[Tensor, Tensor], own: Order, other: Order, within: Tensor, *, keys: int, step: int, launch: Launch
 ) -> tuple[Tensor, Tensor]:
     """The runs `low[i] … high[i] - 1` of each place of `own`, cut to what of `other` lies within each sequence.
 
     `low` and `high` are [n] and the results [B, n]; `within` is int32 [B, 2], in positions, of which `keys` exist. A
     place outside gets an empty run at the nearer end, so that neither end falls.
     """
-    batch, within = within.shape[0], within.contiguous()
+    low, high = runs
+    batch, blocks = within.shape[0], -(-own.count // BLOCK)
     cut = low.new_empty(batch, own.count), low.new_empty(batch, own.count)
-    _launch(_confine, own.count, batch, low, high, *cut, within, own, other, keys, other.count.bit_length(), step)
+    operands = low, high, *cut, within, own.index, other.index
+    numbers = own.count, own.offset, other.count, other.offset, keys, blocks, other.count.bit_length()
+    launch(Work(_confine, batch * blocks, operands, numbers, (step, BLOCK)))
     return cut
 
 
-def turned(start: Tensor, stop: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+def turned(start: Tensor, stop: Tensor, keys: int, *, launch: Launch) -> tuple[Tensor, Tensor]:
     """(first, last), [B, keys]: which queries see each key, where query i of [B, n] sees `start[i] … stop[i] - 1`."""
-    batch, count = start.shape
-    first, last = start.new_empty(batch, keys), start.new_empty(batch, keys)
-    _launch(_turn, keys, batch, start, stop, first, last, count, keys, count.bit_length())
-    return first, last
-
-
-def _launch(kernel: Any, places: int, batch: int, *arguments: object) -> None:
-    if places and batch:
-        kernel[(batch, -(-places // BLOCK))](*arguments, BLOCK)
+    (batch, count), blocks = start.shape, -(-keys // BLOCK)
+    seen = start.new_empty(batch, keys), start.new_empty(batch, keys)
+    numbers = count, keys, blocks, count.bit_length()
+    launch(Work(_turn, batch * blocks, (start, stop, *seen), numbers, (BLOCK,)))
+    return seen
 
 
 @triton.jit
@@ -78,23 +97,26 @@ def _residue(position, STEP: tl.constexpr):
     return (position % STEP + STEP) % STEP
 
 
-@triton.jit(do_not_specialize=["keys", "rounds"])
+@triton.jit(do_not_specialize=["own_count", "own_offset", "other_count", "other_offset", "keys", "blocks", "rounds"])
 def _confine(
-    low, high, cut_low, cut_high, within, own, other, keys, rounds, STEP: tl.constexpr, BLOCK: tl.constexpr
+    low, high, cut_low, cut_high, within, own, other,
+    own_count, own_offset, other_count, other_offset, keys, blocks, rounds,
+    STEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    batch = tl.program_id(0)
-    place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    exists = place < own.count
+    batch = tl.program_id(0) // blocks
+    place = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    exists = place < own_count
     begin = tl.minimum(tl.maximum(tl.load(within + 2 * batch), 0), keys)
     end = tl.minimum(tl.maximum(tl.load(within + 2 * batch + 1), begin), keys)
-    position = place + own.offset
-    if own.index is not None:
-        position = tl.load(own.index + place, mask=exists, other=0).to(tl.int32) + own.offset
+    position = place + own_offset
+    if own is not None:
+        position = tl.load(own + place, mask=exists, other=0).to(tl.int32) + own_offset
     residue = _residue(position, STEP)
-    first = _before(other, residue, begin, rounds, STEP)
-    last = _before(other, residue, end, rounds, STEP)
+    order = Order(other, other_count, other_offset)
+    first = _before(order, residue, begin, rounds, STEP)
+    last = _before(order, residue, end, rounds, STEP)
     bottom, top = tl.where(position < end, first, last), tl.where(position < begin, first, last)
-    cut = batch.to(tl.int64) * own.count + place
+    cut = batch.to(tl.int64) * own_count + place
     tl.store(cut_low + cut, _between(tl.load(low + place, mask=exists), bottom, top), mask=exists)
     tl.store(cut_high + cut, _between(tl.load(high + place, mask=exists), bottom, top), mask=exists)
 
@@ -104,10 +126,10 @@ def _between(x, bottom, top):
     return tl.minimum(tl.maximum(x, bottom), top)
 
 
-@triton.jit(do_not_specialize=["count", "keys", "rounds"])
-def _turn(start, stop, first, last, count, keys, rounds, BLOCK: tl.constexpr):
-    batch = tl.program_id(0)
-    key = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+@triton.jit(do_not_specialize=["count", "keys", "blocks", "rounds"])
+def _turn(start, stop, first, last, count, keys, blocks, rounds, BLOCK: tl.constexpr):
+    batch = tl.program_id(0) // blocks
+    key = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     head = batch.to(tl.int64) * count
     began, ended = Order(start + head, count, 0), Order(stop + head, count, 0)
     one = _before(ended, tl.zeros_like(key), key + 1, rounds, 1)

@@ -42,8 +42,7 @@ class BlockPass(NamedTuple):
 
     def forward(self, inputs: Inputs, out: Tensor, lse: Tensor, sinks: Tensor | None) -> None:
         """Writes the output and the log-sum-exp of every query."""
-        table = self.tables.by_queries
-        blocks_forward(*inputs, table, out, lse, scale=self.scale, within=self.within, sinks=sinks)
+        blocks_forward(inputs, self.tables.by_queries, out, lse, scale=self.scale, within=self.within, sinks=sinks)
 
     def backward(self, inputs: Inputs, results: Results, gradients: Inputs, *, fresh: bool) -> None:
         """Writes the gradients of q, k and v; adds to those of k and v where they are not `fresh`."""

@@ -36,7 +36,7 @@ from .sweep import (
     work_given,
 )
 from .sweep import Place as RowPlace
-from .sweep_backward_queries import ABSENT, STRIDES, by_row, store_auxiliary
+from .sweep_backward_queries import ABSENT, STRIDES, row_values, store_auxiliary
 
 OWN_TILES = gl.constexpr(2)
 """Tiles of the ring that a consumer's own take: Q beside dO, then O."""
@@ -136,13 +136,13 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr, stream: gl.con
         then = query_item(turn + 1, stream, table, work, shape, config)  # on its way while this item is worked on
         head, row, part = own_place(item, c, config)
         place = RowPlace(item.batch, head, item.key_head, row)
-        lse = by_row(lse_rows, place, shape.queries, rows_layout)
+        lse = row_values(lse_rows, place, shape.queries, rows_layout)
         start = base + OWN_TILES * CONSUMERS
         pass_over(bars, base, base + OWN_TILES * c, config)
         q, grad_out, delta = _own(ring, bars, base + OWN_TILES * c, scores, config)
         pass_over(bars, base + OWN_TILES * (c + 1), start, config)
         if grad_lse_rows.pointer is not None:
-            delta -= by_row(grad_lse_rows, place, shape.queries, rows_layout)
+            delta -= row_values(grad_lse_rows, place, shape.queries, rows_layout)
         absent = lse == float("-inf")
         if within is not None:
             absent |= ~in_sequence(row + gl.arange(0, TILE, rows_layout), within, item.batch, shape.queries)

@@ -43,6 +43,7 @@ from .configs import ROWS, BlocksConfig, Team, blocks_team, tile_width
 from .descriptors import tiles
 from .division import Divisor, divisor, quotient
 from .launch import Launch, Operands, heads_cached, launch
+from .operands import Inputs
 from .rescale import raised, rescaled
 from .ring import LN2, LOG2E, LOWEST, TILE, phase, row_max, settle, slot, thread_sum, tile_of
 from .sweep import HEADS, WORK, barriers_of, buffers, empty, full, pass_over, work_given, work_of
@@ -310,15 +311,15 @@ def _kernel(
 
 
 def blocks_forward(
-    q: Tensor, k: Tensor, v: Tensor, by_queries: BlockTable, out: Tensor, lse: Tensor,
+    inputs: Inputs, by_queries: BlockTable, out: Tensor, lse: Tensor,
     *, scale: float, within: Tensor | None = None, sinks: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Writes `out` and the natural `lse` of queries [B, H, Q, D] that see the blocks of a table, masks `packed`.
+    """Writes `out` and the natural `lse` of queries that see the blocks of a table, masks `packed`.
 
     The scale is positive. `within`, int32 [B, 2], says which positions of each batch row exist: others are not seen,
     and see nothing.
     """
-    launch(_prepared, (q, k, v, out, lse, sinks, within, *by_queries[1:]), by_queries.size, scale)
+    launch(_prepared, (*inputs, out, lse, sinks, within, *by_queries[1:]), by_queries.size, scale)
 
 
 def _prepared(operands: Operands, size: int, scale: float) -> Launch:

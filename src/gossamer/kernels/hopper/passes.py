@@ -14,6 +14,7 @@ from ..captured import kept
 from ..live_spans import live
 from ..problem import Softmax
 from ..spans import Span, spans
+from .launch import launched
 from .operands import Diagonal
 
 MOST_SEGMENTS = 2
@@ -32,7 +33,9 @@ class Pass:
 
     def seen(self, softmax: Softmax) -> Pass:
         """The same as a call sees it that brings ends of its sequences, or runs: these are in tables alone."""
-        return Pass(self.queries, tuple(live(span, softmax) for span in self.spans), (None,) * len(self.spans))
+        return Pass(
+            self.queries, tuple(live(span, softmax, launched) for span in self.spans), (None,) * len(self.spans)
+        )
 
 
 def passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, ...]:

@@ -152,7 +152,7 @@ def store_auxiliary(aux, lse, delta, place, shape):
 
 
 @gluon.jit
-def by_row(values, place, queries, layout: gl.constexpr):
+def row_values(values, place, queries, layout: gl.constexpr):
     """One number a row of the tile; rows beyond the last do as the last."""
     rows = gl.minimum(place.row + gl.arange(0, TILE, layout), queries - 1)
     head = values.pointer + place.batch.to(gl.int64) * values.batch + place.head.to(gl.int64) * values.head
@@ -192,7 +192,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     by_row: gl.constexpr = gl.SliceLayout(1, scores)
     done, turns = 0, turns_of(work)
     place = query_place(0, work, shape, consumer, config)
-    next_lse = by_row(lse_rows, place, shape.queries, by_row)
+    next_lse = row_values(lse_rows, place, shape.queries, by_row)
     for turn in range(turns):
         team_row = team_row_of(place, consumer, config)
         lse = next_lse
@@ -207,13 +207,13 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         q, grad_out = words_of(tile_of(q_tiles, consumer, CONSUMERS).load(operand)), words_of(grad_out)
         mbarrier.arrive(own_empty(bars, consumer, config), count=1)
         if grad_lse_rows.pointer is not None:
-            delta -= by_row(grad_lse_rows, place, shape.queries, by_row)
+            delta -= row_values(grad_lse_rows, place, shape.queries, by_row)
         delta = gl.where(lse == float("-inf"), 0.0, delta)
         lse = gl.where(lse == float("-inf"), ABSENT, lse)
         store_auxiliary(aux, lse / scale, delta, place, shape)
         lse, delta = gl.expand_dims(lse * LOG2E, 1), gl.expand_dims(delta, 1)
         then = query_place(gl.minimum(turn + 1, turns - 1), work, shape, consumer, config)
-        next_lse = by_row(lse_rows, then, shape.queries, by_row)  # on its way while this item is worked on
+        next_lse = row_values(lse_rows, then, shape.queries, by_row)  # on its way while this item is worked on
         dq = gl.zeros((TILE, WIDTH), gl.float32, wide)
         for s in gl.static_range(SEGMENTS):
             if s == 1 and not EARLY:

@@ -287,10 +287,10 @@ def test_it_compiles_whole(config: BigBirdConfig) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:divide by zero")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 4e-6), (torch.bfloat16, 2.5e-2)], ids=str)
 @pytest.mark.parametrize("shape", [{}, {"extra_tokens": 70}, {"random_among": 6}, {"block_size": 128}], ids=str)
-def test_on_a_gpu_it_is_the_joint_softmax_too(shape: dict[str, int], dtype: torch.dtype) -> None:
-    """Against float64 on the CPU; the bound is a few roundings of the dtype, as the projections take."""
+def test_on_a_gpu_it_is_the_joint_softmax_too(shape: dict[str, int], dtype: torch.dtype, bound: float) -> None:
+    """Against float64 on the CPU; the bound is about three times what was seen."""
     config = BigBirdConfig(**{"hidden_size": 128, "num_attention_heads": HEADS} | shape)
     torch.manual_seed(0)
     ours = BigBirdAttention(config, layer=1).to(dtype)
@@ -307,7 +307,7 @@ def test_on_a_gpu_it_is_the_joint_softmax_too(shape: dict[str, int], dtype: torc
         out.backward((grad * real).to(out))
         kept += [out.detach().cpu().double() * real, leaf.grad.cpu().double()]
     for own, other in zip(found, wanted, strict=True):
-        assert (own - other).abs().max() <= 20 * torch.finfo(dtype).eps * other.abs().max()
+        assert (own - other).abs().max() <= bound * other.abs().max()
 
 
 def test_it_can_be_found() -> None:

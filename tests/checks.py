@@ -6,8 +6,9 @@ Everything here asks the public `attend` and the dense mask of the pattern, so i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import combinations
 
 import numpy as np
@@ -20,13 +21,15 @@ from gossamer import attend
 from gossamer.kernels import Softmax
 from gossamer.kernels.dropout import keep_factor
 from gossamer.kernels.tiled import TILED
-from gossamer.patterns import Extent, Pattern, parse
+from gossamer.patterns import Blocks, Causal, Extent, Pattern, Tokens, parse
 from gossamer.patterns.clauses import Clause
 from gossamer.patterns.counting import count
 from gossamer.patterns.cover import cover
 from gossamer.patterns.normal_form import normal_form
-from gossamer.plan import Band, Blocks, Columns, Plan, Rows, plan
+from gossamer.plan import Band, Columns, Plan, Rows, plan
+from gossamer.plan import Blocks as BlocksTerm
 from gossamer.reference import reference, visible
+from gossamer.runs import attend_runs
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Setting:
     sinks: bool = False
     seed: int = 0
     backend: str | None = None
+    within: tuple[tuple[int, int], ...] | None = None
+    """Where each sequence lies, or all of them."""
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -74,6 +79,10 @@ class Problem:
     scale: float | None = None
     softcap: float | None = None
     backend: str | None = None
+    within: Tensor | None = None
+    """int32 [B, 2], or [1, 2] for all sequences alike."""
+    runs: tuple[Tensor, Tensor] | None = None
+    """(start, stop) of `attend_runs`, int32 [B, Q] or [1, Q]: the pattern then counts for nothing."""
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -104,6 +113,7 @@ def draw(pattern: Pattern, setting: Setting) -> Problem:
         scale=setting.scale,
         softcap=setting.softcap,
         backend=setting.backend,
+        within=None if setting.within is None else torch.tensor(setting.within, dtype=torch.int32, device=q.device),
     )
 
 
@@ -111,12 +121,54 @@ Attention = Callable[[Problem], tuple[Tensor, Tensor]]
 
 
 def ours(problem: Problem) -> tuple[Tensor, Tensor]:
+    if problem.runs is not None:
+        given = problem.q, problem.k, problem.v, *problem.runs
+        return attend_runs(*given, scale=problem.scale, return_lse=True, backend=problem.backend)
     return attend(
         problem.q, problem.k, problem.v, problem.pattern,
         scale=problem.scale, softcap=problem.softcap, sinks=problem.sinks, return_lse=True, backend=problem.backend,
+        within=None if problem.within is None else problem.within.expand(problem.q.shape[0], 2).contiguous(),
     )  # fmt: skip
 
 
+def confined(pattern: Pattern, first: int, last: int) -> Pattern:
+    """What the pattern shows between positions `first … last - 1`, in the words of patterns alone."""
+    inside = range(max(first, 0), last)
+    return pattern & Tokens(inside) & Tokens(inside).T if inside else Causal() & ~Causal()
+
+
+def _of_runs(start: list[int], stop: list[int], keys: int) -> Pattern:
+    """The runs as a table of single pairs; as many queries as keys."""
+    return Blocks(1, ["0" * a + "1" * (b - a) + "0" * (keys - b) for a, b in zip(start, stop, strict=True)])
+
+
+def alone(problem: Problem) -> Iterator[Problem]:
+    """Each sequence on its own, with a pattern that says all that it sees."""
+    batch, keys = problem.q.shape[0], problem.k.shape[2]
+    if problem.runs is not None:
+        start, stop = (end.expand(batch, -1).tolist() for end in problem.runs)
+        patterns = [_of_runs(*ends, keys) for ends in zip(start, stop, strict=True)]
+    else:
+        patterns = [confined(problem.pattern, *ends) for ends in problem.within.expand(batch, 2).tolist()]
+    for number, pattern in enumerate(patterns):
+        q, k, v = (x[number : number + 1] for x in (problem.q, problem.k, problem.v))
+        yield replace(problem, pattern=pattern, q=q, k=k, v=v, within=None, runs=None)
+
+
+def one_by_one(attention: Attention) -> Attention:
+    """The attention of each sequence on its own where sequences see pairs of their own."""
+
+    @wraps(attention)
+    def each(problem: Problem) -> tuple[Tensor, Tensor]:
+        if problem.within is None and problem.runs is None:
+            return attention(problem)
+        outs, lses = zip(*map(attention, alone(problem)), strict=True)
+        return torch.cat(outs), torch.cat(lses)
+
+    return each
+
+
+@one_by_one
 def oracle(problem: Problem) -> tuple[Tensor, Tensor]:
     """The definition in float64."""
     return reference(
@@ -125,6 +177,7 @@ def oracle(problem: Problem) -> tuple[Tensor, Tensor]:
     )  # fmt: skip
 
 
+@one_by_one
 def plain(problem: Problem) -> tuple[Tensor, Tensor]:
     """The definition in the dtype of the inputs: what anybody's first program would do."""
     q, k, v = problem.q, problem.k, problem.v
@@ -150,7 +203,7 @@ def run(attention: Attention, problem: Problem) -> dict[str, Tensor]:
     grad_lse = problem.grad_lse.to(lse.dtype).masked_fill(lse == -torch.inf, 0.0)
     gradients = torch.autograd.grad((out, lse), list(leaves.values()), (problem.grad_out, grad_lse))
     for name, x in problem.inputs.items():
-        assert torch.equal(x, before[name]), f"{name} was written to"
+        assert torch.allclose(x, before[name], rtol=0, atol=0, equal_nan=True), f"{name} was written to"
     named = {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
     return {"out": out.detach(), "lse": lse.detach()} | named
 
@@ -262,7 +315,8 @@ def check_support(pattern: Pattern, setting: Setting) -> None:
     of the identity in place of the gradient, the keys or the queries show it from the three other sides.
     """
     (_, heads, queries, width), (_, groups, keys, _), _ = setting.shapes
-    mask = visible(pattern, queries, keys, torch.device(setting.device)).expand(heads, queries, keys)
+    shown = pattern if setting.within is None else confined(pattern, *setting.within[0])
+    mask = visible(shown, queries, keys, torch.device(setting.device)).expand(heads, queries, keys)
     several = mask & (mask.sum(-1, keepdim=True) > 1)  # one visible key alone gets no gradient of its score
     several &= torch.finfo(setting.dtype).bits >= 32  # and half precision may round a small one to zero
     slices = max(math.ceil(max(queries, keys) / width), 1)
@@ -339,7 +393,8 @@ def check_pieces(pattern: Pattern, setting: Setting, lengths: Iterable[int]) -> 
 def check_empty_rows(pattern: Pattern, setting: Setting) -> None:
     """A query that sees nothing gives 0 and minus infinity, and neither gets nor sends a gradient."""
     problem = draw(pattern, setting)
-    mask = visible(pattern, problem.q.shape[2], problem.k.shape[2], problem.q.device)
+    shown = pattern if setting.within is None else confined(pattern, *setting.within[0])
+    mask = visible(shown, problem.q.shape[2], problem.k.shape[2], problem.q.device)
     empty = ~mask.expand(problem.q.shape[1], -1, -1).any(-1).expand(problem.q.shape[:3])
     assert empty.any(), "every query sees something"
     found = run(ours, problem)
@@ -457,9 +512,9 @@ def check_plan(pattern: Pattern, queries: int, keys: int) -> None:
     assert made.pairs == mask.sum()
 
 
-def _raster(term: Band | Columns | Rows | Blocks, made: Plan) -> np.ndarray:
+def _raster(term: Band | Columns | Rows | BlocksTerm, made: Plan) -> np.ndarray:
     """[Q, K] how often the term holds each pair, by nothing but what its fields say."""
-    if isinstance(term, Blocks):
+    if isinstance(term, BlocksTerm):
         return _raster_blocks(term, made.queries, made.keys)
     held = _held(term, made.extent)
     if isinstance(term, Rows):
@@ -485,7 +540,7 @@ def _document(cuts: tuple[int, ...], position: int) -> int:
     return next((i for i in range(len(cuts) - 1) if cuts[i] <= position < cuts[i + 1]), -1)
 
 
-def _raster_blocks(term: Blocks, queries: int, keys: int) -> np.ndarray:
+def _raster_blocks(term: BlocksTerm, queries: int, keys: int) -> np.ndarray:
     times, size = np.zeros((queries, keys), int), term.size
     for row in range(term.starts.shape[1] - 1):
         for block in range(term.starts[0, row], term.starts[0, row + 1]):

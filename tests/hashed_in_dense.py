@@ -27,14 +27,14 @@ class Rules(NamedTuple):
 
 def meetings(buckets: Tensor, rules: Rules, within: tuple[int, int]) -> Tensor:
     """int [R, N, N]: how often each query sees each key in each round, of buckets [R, N]."""
-    rounds, length = buckets.shape
+    (rounds, length), buckets = buckets.shape, buckets.tolist()
     count = -(-length // rules.chunk)
     chunks = []  # of each round: of each chunk its tokens
-    for row in buckets.tolist():
+    for row in buckets:
         order = sorted(range(*within), key=lambda token: (row[token], token))
         chunks.append([order[first : first + rules.chunk] for first in range(0, count * rules.chunk, rules.chunk)])
-    times = torch.zeros(rounds, length, length, dtype=torch.int64)
-    for turn in range(rounds):
+    times = [[[0] * length for _ in range(length)] for _ in range(rounds)]
+    for turn, row in enumerate(buckets):
         for chunk in range(count):
             near = set()
             for other in range(chunk - rules.before, chunk + rules.after + 1):
@@ -47,10 +47,10 @@ def meetings(buckets: Tensor, rules: Rules, within: tuple[int, int]) -> Tensor:
             for query in chunks[turn][chunk]:
                 for round_of_key, other in near:
                     for key in chunks[round_of_key][other]:
-                        same = round_of_key == turn and buckets[turn, query] == buckets[turn, key]
+                        same = round_of_key == turn and row[query] == row[key]
                         if (key <= query or not rules.causal) and (same or rules.other_buckets):
-                            times[turn, query, key] += 1
-    return times
+                            times[turn][query][key] += 1
+    return torch.tensor(times)
 
 
 def hashed_in_dense(
@@ -75,5 +75,5 @@ def hashed_in_dense(
         lse = torch.logsumexp(of_round, 0)
         share = torch.exp(of_round - lse.masked_fill(lse == -torch.inf, 0.0))
         outs.append((share[..., None] * (weight @ v_)).sum(0))
-        lses.append(torch.where(alone & (lse > -torch.inf), -1e5, lse))
+        lses.append(torch.where(alone & (lse > -torch.inf), -6e4, lse))
     return torch.stack(outs), torch.stack(lses)

@@ -10,13 +10,27 @@ from functools import _lru_cache_wrapper
 
 import pytest
 
-from gossamer.patterns import Blocks, Causal, Dilated, PerHead, RandomBlocks, Strided, Tokens, Window, parse, presets
-from gossamer.plan import Band, Columns, Plan, Rows, plan
+from gossamer.patterns import (
+    Blocks,
+    Causal,
+    Dilated,
+    Pattern,
+    PerHead,
+    RandomBlocks,
+    Sinks,
+    Strided,
+    Tokens,
+    Window,
+    parse,
+    presets,
+)
+from gossamer.plan import Band, Columns, Plan, Rows, plan, resized
 from gossamer.plan import Blocks as BlockTerm
 from tests.checks import check_plan
 from tests.patterns_list import LENGTH, PATTERNS, REGULAR
 
 MILLION = 2**20
+LAYERED = PerHead([(presets.bigbird(64, random=1, seed=seed), 1) for seed in range(2)] + [(Window(3), 1)])
 SIZES = [(LENGTH, LENGTH), (50, LENGTH), (LENGTH, 50), (1, LENGTH), (2, 1), (0, 3), (3, 0), (0, 0)]
 
 
@@ -24,6 +38,11 @@ SIZES = [(LENGTH, LENGTH), (50, LENGTH), (LENGTH, 50), (1, LENGTH), (2, 1), (0, 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_terms_are_disjoint_and_complete(name: str, sizes: tuple[int, int]) -> None:
     check_plan(PATTERNS[name], *sizes)
+
+
+@pytest.mark.parametrize("sizes", [(300, 300), (200, 300), (300, 200)], ids=str)
+def test_blocks_that_take_windows_along_are_disjoint_and_complete(sizes: tuple[int, int]) -> None:
+    check_plan(LAYERED, *sizes)
 
 
 TERMS = [
@@ -37,6 +56,10 @@ TERMS = [
     (RandomBlocks(16, 2, 0), [BlockTerm]),
     (Causal() & (Window(20) | RandomBlocks(16, 2, 0)), [Band, BlockTerm]),
     (Causal() & ~Causal(), []),
+    (RandomBlocks(64, 1, 0) | Sinks(64) | Sinks(64).T, [BlockTerm]),
+    (presets.bigbird(64, random=1), [BlockTerm]),
+    (Causal() & (Window(6) | RandomBlocks(64, 1, 0)), [Band, BlockTerm]),
+    (RandomBlocks(64, 1, 0) | Tokens([3]), [Columns, BlockTerm]),
 ]
 
 
@@ -49,6 +72,52 @@ def test_a_pattern_becomes_the_cheapest_terms(pattern: object, terms: list[type]
 def test_heads_that_share_a_pattern_share_a_group() -> None:
     made = plan(presets.local_global(8, 4, window=16), 100, 100, 12)
     assert [(group.first, group.last) for group in made.groups] == [(0, 8), (8, 12)]
+
+
+def test_heads_that_differ_in_blocks_alone_share_a_group() -> None:
+    """BigBird's random blocks of each head: one term, one layout for each pattern, one launch."""
+    drawn = [RandomBlocks(16, 1, seed) | Window(3) for seed in range(3)]
+    pattern = PerHead([(drawn[0], 1), (drawn[1], 2), (drawn[0], 1), (drawn[2], 1)])
+    (group,) = plan(pattern, LENGTH, LENGTH, 5).groups
+    band, blocks = group.terms
+    assert isinstance(band, Band) and isinstance(blocks, BlockTerm)
+    assert blocks.layouts.tolist() == [0, 1, 1, 0, 2] and blocks.starts.shape == (3, 10)
+    assert [(part.first, part.last, part.pattern) for part in group.apart] == [
+        (0, 1, drawn[0]), (1, 3, drawn[1]), (3, 4, drawn[0]), (4, 5, drawn[2]),
+    ]  # fmt: skip
+    assert "in 3 layouts" in blocks.describe()
+    other = resized(plan(pattern, LENGTH, LENGTH, 5), 50, 60)
+    assert other.pairs == pattern.density(50, 60) * 50 * 60 * 5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Window(3), RandomBlocks(16, 1, 9) | Window(4), RandomBlocks(32, 1, 9) | Window(3), RandomBlocks(16, 1, 9)],
+    ids=str,
+)
+def test_heads_that_differ_in_more_than_blocks_do_not(other: Pattern) -> None:
+    pattern = PerHead([(RandomBlocks(16, 1, 0) | Window(3), 1), (other, 1)])
+    assert len(plan(pattern, LENGTH, LENGTH, 2).groups) == 2
+
+
+def test_heads_of_one_pattern_written_twice_are_one_layout() -> None:
+    made = plan(PerHead([(RandomBlocks(16, 1, 0), 1), (RandomBlocks(16, 1, 0), 1)]), LENGTH, LENGTH, 2)
+    assert made.apart is made and made.groups[0].pattern == RandomBlocks(16, 1, 0)
+
+
+def test_a_wide_band_and_scattered_columns_stay_apart_from_blocks() -> None:
+    """As blocks they would be many more, or lose what bands do faster."""
+    for regular, kind in ((Window(600), Band), (Strided(10), Columns)):
+        terms = plan(regular | RandomBlocks(64, 2, 0), 4096, 4096, 1).groups[0].terms
+        assert [type(term) for term in terms] == [kind, BlockTerm]
+
+
+@pytest.mark.parametrize(
+    ("grain", "size"), [(3, 16), (16, 16), (24, 16), (40, 32), (64, 64), (96, 32), (100, 64), (128, 128), (384, 128)]
+)
+def test_blocks_are_powers_of_two_that_divide_the_grain_where_they_can(grain: int, size: int) -> None:
+    (term,) = plan(Blocks(grain, ["1"]), 500, 500, 1).groups[0].terms
+    assert term.size == size
 
 
 def test_blocks_follow_the_grain_of_the_pattern() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import gossamer.ops.attend
+import gossamer.ops.choice
 import gossamer.plan
 from gossamer.kernels.tiled import backend, backward, forward, scores, walk
 from gossamer.patterns import Causal, Documents, Extent, Strided, Window, cover, normal_form
@@ -61,7 +61,7 @@ def cold_caches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def forget() -> None:
     """Empties what plans and choices are kept in."""
-    for kept in (plan, gossamer.plan._plan, gossamer.plan.resized, _parse, gossamer.ops.attend._choice):
+    for kept in (plan, gossamer.plan._plan, gossamer.plan.resized, _parse, gossamer.ops.choice.choice):
         kept.cache_clear()
 
 
@@ -144,11 +144,11 @@ def _without_rescale(part: forward.Forward, queries: slice, out: Tensor, lse: Te
 
 def _stale_plans(patch: pytest.MonkeyPatch) -> None:
     known: dict = {}
-    patch.setattr(gossamer.ops.attend, "plan", lambda pattern, *sizes: known.setdefault(sizes, plan(pattern, *sizes)))
+    patch.setattr(gossamer.ops.choice, "plan", lambda pattern, *sizes: known.setdefault(sizes, plan(pattern, *sizes)))
 
 
 def _stale_classes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(gossamer.ops.attend, "parse", lambda text: _parse(text, 0))
+    patch.setattr(gossamer.ops.choice, "parse", lambda text: _parse(text, 0))
     patch.setattr(import_module("gossamer.patterns.parse"), "parse", lambda text: mock.ANY)
 
 
@@ -157,10 +157,10 @@ def _a_new_seed_each_time(sound: Callable, *given: object) -> scores.Dropout | N
     return made and replace(made, seed=int(torch.randint(2**31, ()).item()))
 
 
-def _any_mask_for_a_full_block(masks: Tensor, tile: np.ndarray, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+def _any_mask_for_a_full_block(masks: Tensor, tile: np.ndarray, dtype: torch.dtype) -> Tensor:
     if not len(masks):
         return None
-    return walk._bias(torch.cat([masks[index] for index in tile.tolist()], dim=1)[:rows, :columns], dtype)
+    return walk._bias(torch.cat([masks[index] for index in tile.tolist()], dim=1), dtype)
 
 
 def _may_is_must(sound: Callable, *given: object) -> tuple[np.ndarray, np.ndarray]:

@@ -132,10 +132,11 @@ def covered(term: Term) -> np.ndarray:
 
 def block_pairs(term: terms.Blocks) -> np.ndarray:
     """[Q, K], rounded up to whole blocks."""
-    rows, size = len(term.starts) - 1, term.size
+    (starts,), size = term.starts, term.size
+    rows = len(starts) - 1
     seen = np.zeros((rows, rows, size, size), bool)
     for row in range(rows):
-        for block in range(term.starts[row], term.starts[row + 1]):
+        for block in range(starts[row], starts[row + 1]):
             tile = term.tile[block]
             seen[row, term.columns[block]] = True if tile < 0 else term.tiles[tile]
     return seen.swapaxes(1, 2).reshape(rows * size, rows * size)

@@ -90,6 +90,10 @@ def features(device: torch.device) -> dict[str, Problem]:
         "soft cap": dataclasses.replace(window, softcap=50.0),
         "learnable sinks": dataclasses.replace(window, has_sinks=True),
         "one new query against a cache": dataclasses.replace(window, plan=plan(LOCAL, 1, LENGTH, HEADS), lengths=True),
+        "sequences within ends": dataclasses.replace(window, within=True),
+        "runs made at run time": dataclasses.replace(
+            window, plan=plan(Causal() | ~Causal(), LENGTH, LENGTH, HEADS), runs=True
+        ),
     }
     dtypes = {
         f"{str(other).removeprefix('torch.')}": dataclasses.replace(window, dtype=other)

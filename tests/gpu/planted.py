@@ -22,6 +22,8 @@ LOCAL = Causal() & Window(100)
 STREAMED, SWEPT = Setting(**SETTING), Setting(**SETTING, key_heads=1)
 """Kernels that stream a band take no shared key heads; those that sweep over it do."""
 
+ENDS = ((0, 328), (50, 300), (100, 180))
+
 
 def check_far_memory() -> None:
     """The portable kernels read and write behind number 2³¹."""
@@ -39,6 +41,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "swept, growing scores": lambda: check_error(draw(Causal(), replace(SWEPT, magnitude=4.0))),
     "swept, no leak": partial(check_no_leak, Causal(), SWEPT, [63, 200]),
     "swept, empty rows": partial(check_empty_rows, ~Causal() & Window(70), SWEPT),
+    "swept within ends": lambda: check_error(draw(LOCAL, replace(SWEPT, batch=3, within=ENDS))),
     "far memory": check_far_memory,
 }
 
@@ -114,6 +117,12 @@ FAULTS: dict[str, Fault] = {
         "cvt.rn.bf16x2.f32 t, $3, $2; not.b32 n, $4; and.b32 $0, t, $4;",
         "cvt.rn.bf16x2.f32 t, $3, $2; not.b32 n, $4; mov.b32 $0, t;",
         "streamed, error",
+    ),
+    "the ends of the first sequence count for all": Fault(
+        "hopper.sweep",
+        "edges.begin + (batch * edges.apart + row)",
+        "edges.begin + row",
+        "swept within ends",
     ),
     "an offset has 32 bits": Fault(
         "triton.tiles",

@@ -62,16 +62,17 @@ def test_exactly_the_visible_pairs_are_seen(name: str) -> None:
     check_layout_support(*on_the_gpu(name, "triton", torch.float32))
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_layout_becomes_tables_without_a_wait() -> None:
     layout = torch.rand(2, 4, 40, 30, device="cuda") < 0.3
-    torch.cuda.synchronize()
-    with torch.cuda.device(0):
+    try:
         torch.cuda.set_sync_debug_mode("error")
-        try:
-            tables = LayoutTables(Layout(layout, 64), batch=2, heads=4)
-            sides = tables.by_queries, tables.by_keys
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        tables = LayoutTables(Layout(layout, 64), batch=2, heads=4)
+        sides = tables.by_queries, tables.by_keys
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            layout.any().item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert [int(side.counts.sum()) for side in sides] == [int(layout.sum())] * 2
 
 

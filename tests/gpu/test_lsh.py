@@ -10,7 +10,17 @@ import torch
 from gossamer.nn import LSHAttention
 from gossamer.ops.lsh import road
 from gossamer.selectors import LSH
-from tests.hashed_checks import CASES, Case, check_definition, check_repeatable, check_support, draw, ours, run
+from tests.hashed_checks import (
+    CASES,
+    Case,
+    check_definition,
+    check_hash,
+    check_repeatable,
+    check_support,
+    draw,
+    ours,
+    run,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -56,6 +66,13 @@ def test_exactly_those_that_share_chunks_are_seen(name: str) -> None:
     check_support(CASES[name], "cuda", torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("counts", [(64,), (32, 64), (300, 1)], ids=str)
+def test_the_hash_is_the_axis_that_reaches_furthest(counts: tuple[int, ...], dtype: torch.dtype) -> None:
+    check_hash(counts, dtype, "cuda", width=64)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_layer_waits_for_nothing() -> None:
     layer = LSHAttention(128, 2, LSH.trax(2, 64)).to("cuda", torch.bfloat16)
     x = torch.randn(2, 1000, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)

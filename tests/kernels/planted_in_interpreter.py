@@ -14,17 +14,22 @@ from functools import partial
 import numpy as np
 import torch
 
-from gossamer.patterns import Causal, Documents, Tokens, Window
+from gossamer.patterns import Causal, Documents, PerHead, RandomBlocks, Tokens, Window
 from tests.checks import Setting, check_empty_rows, check_error, check_no_leak, check_support, check_views, draw
-from tests.kernels import columns_in_interpreter, decode_in_interpreter
+from tests.hashed_checks import CASES as HASHED_CASES
+from tests.hashed_checks import check_hash
+from tests.kernels import columns_in_interpreter, decode_in_interpreter, hashed_in_interpreter
 from tests.kernels.interpreter import repair_interpreter
 from tests.kernels.triton_in_interpreter import check_dropout_as_tiled
+from tests.layouts import Shown, check_layout
 from tests.patterns_list import PATTERNS
 from tests.planting import Fault, planted
 
 SMALL = Setting(heads=1, queries=40, dtype=torch.float32, backend="triton")
 LOCAL = Causal() & Window(20)
 SHARED = replace(SMALL, heads=2, key_heads=1)
+MASKED = RandomBlocks(16, 3, 0) & ~Window(20)
+DRAWN = PerHead([(RandomBlocks(16, 2, seed), 1) for seed in range(2)])
 DECODED = (
     "causal, one query",
     "causal window, one query",
@@ -32,6 +37,10 @@ DECODED = (
     "documents, one query",
     "sixteen queries",
 )
+
+HASHED = {
+    name: replace(HASHED_CASES[name], heads=1, batch=1, length=40, within=None) for name in ("paper", "trax", "stops")
+} | {"padded": replace(HASHED_CASES["padded, trax"], heads=1, batch=1, length=40, within=((5, 33),))}
 
 
 def check_decoding(name: str) -> None:
@@ -49,17 +58,110 @@ CHECKS: dict[str, Callable[[], None]] = {
     "error, heads apart": lambda: check_error(draw(PATTERNS["uneven heads"], replace(SMALL, heads=6, key_heads=1))),
     "error, many passes": lambda: check_error(draw(LOCAL | Tokens([3, 35]).T, SMALL)),
     "error, few keys": lambda: check_error(draw(Tokens([3, 50]), replace(SHARED, heads=4, queries=130))),
+    "error, within ends": lambda: check_error(draw(LOCAL, replace(SMALL, batch=2, within=((0, 40), (9, 30))))),
     "empty rows": partial(check_empty_rows, Documents([3, 20]), SMALL),
     "views": partial(check_views, LOCAL, replace(SMALL, heads=2, queries=20)),
     "dropout": partial(check_dropout_as_tiled, LOCAL, SHARED),
     "dropout, fewer keys": partial(check_dropout_as_tiled, LOCAL, replace(SMALL, keys=30)),
+    "blocks, support": partial(check_support, MASKED, replace(SMALL, queries=70, width=72)),
+    "blocks, error": lambda: check_error(draw(DRAWN, replace(SMALL, heads=2, queries=70, sinks=True))),
+    "blocks, shared keys": lambda: check_error(draw(DRAWN, replace(SHARED, queries=70))),
+    "blocks, beside a band": lambda: check_error(draw(DRAWN | Window(3), replace(SMALL, heads=2, queries=70))),
+    "blocks, empty rows": partial(check_empty_rows, RandomBlocks(16, 1, 0), SMALL),
+    "blocks, dropout": partial(check_dropout_as_tiled, DRAWN, replace(SHARED, queries=70)),
+    "blocks, within": partial(check_layout, replace(SMALL, queries=70), Shown(within=((5, 50),))),
+    "blocks, layouts of sequences": partial(check_layout, replace(SMALL, batch=2), Shown(own_batch=True)),
     **{f"decoding, {name}": partial(check_decoding, name) for name in DECODED},
+    **{
+        f"hashed, {name}": partial(hashed_in_interpreter.BY_TRITON, case, torch.float32)
+        for name, case in HASHED.items()
+    },
+    "hash": partial(check_hash, (6, 8), torch.float32),
+    "hash by many columns": partial(check_hash, (150, 1), torch.float16),
     "gathered": columns_in_interpreter.CHECKS["gathered: sorted"],
     "written": columns_in_interpreter.CHECKS["written: sorted"],
     "added": columns_in_interpreter.CHECKS["added: sorted"],
 }
 
 FAULTS: dict[str, Fault] = {
+    "the ends of the first sequence count for all": Fault(
+        "triton.tiles",
+        "run.start + batch * run.apart, run.stop + batch * run.apart",
+        "run.start, run.stop",
+        "error, within ends",
+    ),
+    "the far side of an axis is forgotten": Fault(
+        "triton.hashing",
+        "tl.where(best >= -worst, at, under + HALF)",
+        "at",
+        "hash",
+    ),
+    "later columns are never furthest": Fault(
+        "triton.hashing",
+        "tl.range(0, HALF, COLUMNS)",
+        "tl.range(0, COLUMNS, COLUMNS)",
+        "hash by many columns",
+    ),
+    "a token of two rounds counts twice": Fault(
+        "triton.hashed_tiles",
+        "product -= tl.log2(",
+        "product -= 0.0 * tl.log2(",
+        "hashed, paper",
+    ),
+    "the first chunk meets the last": Fault(
+        "triton.hashed_tiles",
+        "(chunk >= 0) & (chunk < count)",
+        "chunk < count",
+        "hashed, stops",
+    ),
+    "rounds do not look across their edge": Fault(
+        "triton.hashed_tiles",
+        "return place // count, place % count, place >= 0",
+        "return turn, place % count, place >= 0",
+        "hashed, trax",
+    ),
+    "the future of a chunk is seen": Fault(
+        "triton.hashed_tiles",
+        "visible & (key <= query)",
+        "visible & (key <= query + 1)",
+        "hashed, trax",
+    ),
+    "a token sees itself": Fault(
+        "triton.hashed_tiles",
+        "tl.where(itself, ALONE, product)",
+        "product",
+        "hashed, trax",
+    ),
+    "results stay where they were sorted": Fault(
+        "triton.hashed_forward",
+        "store_tile(out, batch, head, query,",
+        "store_tile(out, batch, head, place,",
+        "hashed, stops",
+    ),
+    "a round forgets those before": Fault(
+        "triton.hashed_forward",
+        "    if FIRST:",
+        "    if True:",
+        "hashed, paper",
+    ),
+    "what does not exist is a key": Fault(
+        "triton.hashed_forward",
+        "real & (spot < known) & there",
+        "real & there",
+        "hashed, padded",
+    ),
+    "a key's gradient is that of a vector of any length": Fault(
+        "triton.hashed_backward",
+        "dk -= k_tile *",
+        "dk -= 0.0 * k_tile *",
+        "hashed, trax",
+    ),
+    "gradients of earlier rounds are dropped": Fault(
+        "triton.hashed_backward",
+        "dk += load_tile(held, batch",
+        "dk += 0.0 * load_tile(held, batch",
+        "hashed, paper",
+    ),
     "the forward's window is one key too wide": Fault(
         "triton.forward",
         "inside(at[None, :], start[:, None], length[:, None])",
@@ -167,6 +269,96 @@ FAULTS: dict[str, Fault] = {
         "(query + dropout.offset)",
         "query",
         "dropout, fewer keys",
+    ),
+    "a partial block counts as whole": Fault(
+        "triton.block_tiles",
+        "mask=mask >= 0, other=1",
+        "mask=mask > 99, other=1",
+        "blocks, support",
+    ),
+    "the mask of a block is the one before": Fault(
+        "triton.block_tiles",
+        "mask.to(tl.int64) * (SIZE * SIZE)",
+        "tl.maximum(mask - 1, 0).to(tl.int64) * (SIZE * SIZE)",
+        "blocks, support",
+    ),
+    "masks are not turned over for the keys": Fault(
+        "block_tables",
+        "table.tiles.mT.contiguous()",
+        "table.tiles",
+        "blocks, support",
+    ),
+    "blocks are not turned over for the keys": Fault(
+        "block_tables",
+        "return BlockTable(table.size, starts, counts, row[order], tile",
+        "return BlockTable(table.size, starts, counts, row, tile",
+        "blocks, error",
+    ),
+    "a row's first block counts twice": Fault(
+        "triton.blocks_forward",
+        "entry = start + step // PARTS",
+        "entry = start + tl.maximum(step // PARTS - 1, 0)",
+        "blocks, error",
+    ),
+    "every head has the first head's layout": Fault(
+        "triton.block_tiles",
+        "tl.load(table.layout + batch * table.batch + head)",
+        "tl.load(table.layout + batch * table.batch)",
+        "blocks, error",
+    ),
+    "every sequence has the first one's layout": Fault(
+        "triton.block_tiles",
+        "tl.load(table.layout + batch * table.batch + head)",
+        "tl.load(table.layout + head)",
+        "blocks, layouts of sequences",
+    ),
+    "keys behind the last one are seen": Fault(
+        "triton.block_tiles",
+        "(begin < other_bounds[0]) | (begin + OTHER > other_bounds[1])",
+        "begin < other_bounds[0]",
+        "blocks, layouts of sequences",
+    ),
+    "the bounds of a sequence are one key wide of it": Fault(
+        "triton.block_tiles",
+        "(place >= bounds[0]) & (place < bounds[1])",
+        "(place >= bounds[0]) & (place <= bounds[1])",
+        "blocks, within",
+    ),
+    "queries outside their sequence see": Fault(
+        "triton.block_tiles",
+        "if within is not None:",
+        "if False:",
+        "blocks, within",
+    ),
+    "the sum over blocks is not rescaled for a new maximum": Fault(
+        "triton.blocks_forward",
+        "total * shrink + tl.sum(weight, 1)",
+        "total + tl.sum(weight, 1)",
+        "blocks, error",
+    ),
+    "a query without blocks is NaN": Fault(
+        "triton.blocks_forward",
+        "mean / tl.where(total == 0.0, 1.0, total)[:, None]",
+        "mean / total[:, None]",
+        "blocks, empty rows",
+    ),
+    "a band forgets the blocks beside it": Fault(
+        "triton.launches",
+        'self._constants("forward") | {"RUNS": len(each.spans), "CONTINUES": number > 0}',
+        'self._constants("forward") | {"RUNS": len(each.spans), "CONTINUES": number > 1}',
+        "blocks, beside a band",
+    ),
+    "blocks of shared keys give the last head's gradient": Fault(
+        "triton.blocks_backward",
+        "for repeat in tl.range(0, heads.repeats):",
+        "for repeat in tl.range(heads.repeats - 1, heads.repeats):",
+        "blocks, shared keys",
+    ),
+    "the keys of a block drop the pairs of another head": Fault(
+        "triton.blocks_backward",
+        "drawn_for(dropout, batch, query_head, query)",
+        "drawn_for(dropout, batch, head, query)",
+        "blocks, dropout",
     ),
     "decoding takes one key too many": Fault(
         "triton.decode",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,18 +14,18 @@ from gossamer.kernels.devices import made_current
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.problem import Problem, Saved, Softmax
 from gossamer.kernels.spans import without_span
-from gossamer.patterns import Causal, Pattern, PerHead, Sinks, Strided, Tokens, Window
+from gossamer.patterns import Causal, Dilated, Pattern, PerHead, RandomBlocks, Sinks, Strided, Tokens, Window
 from gossamer.plan import plan
 from tests.checks import Problem as Drawn
 from tests.checks import Setting, draw, oracle, run
-from tests.kernels import columns_in_torch
+from tests.kernels import columns_in_torch, run_tables_in_torch
 from tests.patterns_list import HEADS, PATTERNS
 
 pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's types")
 
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from gossamer.kernels.hopper import backend, descriptors, group
+from gossamer.kernels.hopper import backend, descriptors
 from gossamer.kernels.hopper.operands import Diagonal
 from gossamer.kernels.hopper.passes import only_band, passes
 
@@ -39,9 +40,10 @@ def softmax_of(scores: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
 
 
 def columns(start: Tensor, stop: Tensor, count: int) -> Tensor:
-    """[n, count] which columns lie in each row's run."""
+    """[n, count] which columns lie in each row's run; [B, 1, n, count] where sequences have tables of their own."""
     column = torch.arange(count)
-    return (column >= start[:, None]) & (column < stop[:, None])
+    shown = (column >= start[..., None]) & (column < stop[..., None])
+    return shown[:, None] if shown.dim() == 3 else shown
 
 
 def repeated(x: Tensor, q: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class Dense:
     def _stack(self, segments: list) -> tuple[Tensor, Tensor, Tensor]:
         masks = [columns(each.start, each.stop, each.k.shape[2]) for each in segments]
         k, v = (torch.cat([getattr(each, name) for each in segments], 2) for name in "kv")
-        return k, v, torch.cat(masks, 1)
+        return k, v, torch.cat(masks, -1)
 
     def sweep(self, q: Tensor, segments: list, out: Tensor, lse: Tensor, sinks: Tensor | None, *, scale: float) -> None:
         self.ran.append(f"sweep {len(segments)}")
@@ -132,16 +134,22 @@ def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         "sweep_backward.backward_queries": kernels.sweep_queries,
         "sweep_backward.backward_keys": kernels.sweep_keys,
         "sweep_backward.splits": lambda key, value, q: 3,
+        "live_spans.run_tables.confined": run_tables_in_torch.confined,
+        "live_spans.run_tables.turned": run_tables_in_torch.turned,
         "columns.gathered": columns_in_torch.gathered,
         "columns.write_sums": columns_in_torch.write_sums,
         "columns.add_sums": columns_in_torch.add_sums,
     }
     for place, stand_in in places.items():
-        module, name = place.split(".")
-        monkeypatch.setattr(getattr(group, module), name, stand_in)
+        monkeypatch.setattr(f"gossamer.kernels.{'' if place.startswith('live') else 'hopper.'}{place}", stand_in)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(backend, "_side_by_side", lambda works, *_, **__: [work() for work in works])
     yield kernels
+
+
+def softmax_with(problem: Drawn) -> Softmax:
+    within = None if problem.within is None else problem.within.expand(problem.q.shape[0], 2)
+    return Softmax(problem.q.shape[-1] ** -0.5, within=within, runs=problem.runs)
 
 
 class OnHopper(torch.autograd.Function):
@@ -149,7 +157,7 @@ class OnHopper(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, problem: Drawn, q, k, v, sinks):
-        made, softmax = plan(problem.pattern, q.shape[2], k.shape[2], q.shape[1]), Softmax(q.shape[-1] ** -0.5)
+        made, softmax = plan(problem.pattern, q.shape[2], k.shape[2], q.shape[1]), softmax_with(problem)
         out, lse = HOPPER.forward(q, k, v, sinks, made, softmax)
         ctx.saved, ctx.plan, ctx.softmax = Saved(q, k, v, out, lse, sinks), made, softmax
         return out, lse
@@ -164,7 +172,10 @@ def on_hopper(problem: Drawn) -> tuple[Tensor, Tensor]:
 
 
 def check(pattern: Pattern, setting: Setting) -> None:
-    problem = draw(pattern, setting)
+    check_drawn(draw(pattern, setting))
+
+
+def check_drawn(problem: Drawn) -> None:
     found, right = run(on_hopper, problem), run(oracle, problem)
     for name, x in right.items():
         torch.testing.assert_close(
@@ -179,6 +190,25 @@ def test_every_regular_pattern_is_put_together_rightly(dense: Dense, name: str, 
     for key_heads in {1, heads}:
         setting = Setting(heads=heads, key_heads=key_heads, queries=100, keys=136, batch=2, width=8, sinks=sinks)
         check(REGULAR[name], setting)
+
+
+WITHIN = ((0, 136), (0, 77), (59, 136), (64, 65), (40, 40))
+
+
+@pytest.mark.parametrize("name", REGULAR)
+def test_every_regular_pattern_is_put_together_within_ends(dense: Dense, name: str) -> None:
+    setting = Setting(heads=HEADS[name], key_heads=1, queries=100, keys=136, batch=len(WITHIN), width=8, within=WITHIN)
+    check(REGULAR[name], replace(setting, sinks=True))
+    assert "stream" not in dense.ran
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["runs of each sequence", "shared runs"])
+def test_runs_are_tables_of_all_queries_and_keys(dense: Dense, shared: bool) -> None:
+    problem = draw(Causal() | ~Causal(), Setting(heads=4, key_heads=2, queries=90, batch=3, width=8))
+    start = torch.randint(0, 80, (3, 90)).sort(-1)[0].int()
+    stop = torch.maximum(start, torch.randint(0, 91, (3, 90)).sort(-1)[0].int())
+    check_drawn(replace(problem, runs=(start[:1], stop[:1]) if shared else (start, stop)))
+    assert set(dense.ran) == {"sweep 1"}
 
 
 def test_a_key_head_that_two_groups_share_gets_both_their_gradients(dense: Dense) -> None:
@@ -220,6 +250,7 @@ def test_bands_are_diagonals_of_some_width(pattern: Pattern, queries: int, diago
         (PerHead([(Causal(), 1), (Window(4), 1)]), False),
         (Causal() & Window(8) & Strided(2), False),
         (Causal() & ~Causal(), False),
+        (Window(6) | RandomBlocks(64, 1, 0), False),
     ],
     ids=str,
 )
@@ -249,7 +280,10 @@ def test_the_device_is_changed_only_where_another_is_current(monkeypatch: pytest
         ({"scale": -1.0}, "scale is -1.0"),
         ({"value_width": 0}, "64 and 0"),
         ({"plan": plan(Causal(), 63, 100, 2)}, "63 queries"),
-        ({"plan": plan(PATTERNS["bigbird"], 136, 136, HEADS["bigbird"])}, "Blocks"),
+        ({"plan": plan(PATTERNS["bigbird"], 136, 136, HEADS["bigbird"])}, "blocks are 16 × 16"),
+        ({"block": 32}, "blocks are 32 × 32; it takes 64 × 64 and 128 × 128"),
+        ({"plan": plan(~Dilated(8, step=3), 136, 136, 2)}, "Columns"),
+        ({"plan": plan(Causal(), 136, 200, 2), "block": 64, "within": True}, "136 queries and 200 keys"),
         ({"device": CPU}, "compute capability 9.0"),
     ],
 )

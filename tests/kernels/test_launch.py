@@ -87,13 +87,20 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
 PLAIN, COLUMNS = Causal() & Window(64), Causal() & (Window(256) | Strided(16))
 
 
+ENDS = {"within": torch.tensor([[3, 250]], dtype=torch.int32)}
+RUNS = {"runs": (torch.zeros(1, 300, dtype=torch.int32), torch.full((1, 300), 9, dtype=torch.int32))}
+
+
 @pytest.mark.parametrize(
-    ("pattern", "key_heads", "options"),
-    [(PLAIN, 2, False), (PLAIN, 2, True), (COLUMNS, 2, False), (COLUMNS, 1, True)],
-    ids=["band", "band, every option", "columns", "columns, every option"],
-)
+    ("pattern", "key_heads", "options", "told"),
+    [
+        (PLAIN, 2, False, {}), (PLAIN, 2, True, {}), (COLUMNS, 2, False, {}), (COLUMNS, 1, True, {}),
+        (COLUMNS, 2, False, ENDS), (Causal() | ~Causal(), 2, True, RUNS),
+    ],
+    ids=["band", "band, every option", "columns", "columns, every option", "within ends", "runs"],
+)  # fmt: skip
 def test_the_driver_gets_what_triton_would_give_it(
-    gpu: Driver, monkeypatch: pytest.MonkeyPatch, pattern: Pattern, key_heads: int, options: bool
+    gpu: Driver, monkeypatch: pytest.MonkeyPatch, pattern: Pattern, key_heads: int, options: bool, told: dict
 ) -> None:
     def twice(*given: Any) -> None:
         launches._KNOWN.clear()
@@ -102,11 +109,11 @@ def test_the_driver_gets_what_triton_would_give_it(
         gpu.stream = 71
         launch(*given)
 
-    for module in (columns, stream_forward, stream_backward, sweep_forward, sweep_backward):
+    for module in (launches, columns, stream_forward, stream_backward, sweep_forward, sweep_backward):
         monkeypatch.setattr(module, "launch", twice)
     q, k, v = (torch.zeros(1, heads, 300, 64, dtype=torch.bfloat16) for heads in (2, key_heads, key_heads))
     sinks = torch.zeros(2) if options else None
-    made, softmax = plan(pattern, 300, 300, 2), Softmax(0.125)
+    made, softmax = plan(pattern, 300, 300, 2), Softmax(0.125, **told)
     out, lse = HOPPER.forward(q, k, v, sinks, made, softmax)
     saved = Saved(q, k, v, out, lse, sinks)
     HOPPER.backward(saved, torch.zeros_like(out), torch.zeros_like(lse) if options else None, made, softmax)

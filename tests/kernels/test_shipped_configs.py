@@ -12,7 +12,18 @@ import pytest
 import torch
 
 from gossamer.kernels import BACKENDS, Backend, Problem, Saved, Softmax
-from gossamer.patterns import Causal, Dilated, Documents, Pattern, Sinks, Strided, Tokens, Window
+from gossamer.patterns import (
+    Causal,
+    Dilated,
+    Documents,
+    Pattern,
+    RandomBlocks,
+    Sinks,
+    Strided,
+    Tokens,
+    Window,
+    presets,
+)
 from gossamer.plan import plan
 
 triton = pytest.importorskip("triton", reason="the kernels need Triton to compile")
@@ -43,6 +54,8 @@ class Case:
     dropout: float = 0.0
     lengths: bool = False
     lse_gradient: bool = False
+    within: bool = False
+    runs: bool = False
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -59,6 +72,7 @@ class Case:
             device=torch.device("cuda", 63), dtype=self.dtype, batch=1, key_heads=self.key_heads,
             width=self.width, value_width=self.value_width or self.width,
             softcap=self.softcap, dropout=self.dropout, has_sinks=self.sinks, lengths=self.lengths,
+            within=self.within, runs=self.runs,
         )  # fmt: skip
 
 
@@ -69,6 +83,8 @@ def compiled(backend: Backend, case: Case) -> list[sm90.Compiled]:
         0.125, case.softcap, case.dropout,
         seed=torch.zeros(1, dtype=torch.int64) if case.dropout else None,
         lengths=torch.zeros(1, dtype=torch.int32) if case.lengths else None,
+        within=torch.zeros(1, 2, dtype=torch.int32) if case.within else None,
+        runs=(torch.zeros(1, case.queries, dtype=torch.int32),) * 2 if case.runs else None,
     )  # fmt: skip
     sinks = torch.zeros(case.heads) if case.sinks else None
     backward = replace(case.problem, backward=True)
@@ -93,8 +109,14 @@ HOPPER = {
     "band and columns": Case(Causal() & (Window(256) | Sinks(4)), sinks=True),
     "band and columns × 128": Case(Causal() & (Window(256) | Strided(16)), width=128),
     "rows": Case(Window(64) | Tokens([0, 500]) | Tokens([0, 500]).T),
+    "within ends": Case(Window(256) | Tokens([0, 500]) | Tokens([0, 500]).T, within=True, lse_gradient=True),
+    "runs": Case(Causal() | ~Causal(), runs=True),
 }
 HOPPER_SLOW = {
+    "within ends × 128": Case(Causal() & (Window(256) | Strided(16)), width=128, within=True, lse_gradient=True),
+    "within ends, dilated": Case(Dilated(64, 4) & Documents([500, 524]), within=True),
+    "runs × 128": Case(Causal() | ~Causal(), width=128, runs=True, heads=4, dtype=FP16),
+    "runs of narrow values": Case(Causal() | ~Causal(), width=128, value_width=64, runs=True),
     **{f"band {n}": Case(Causal() & Window(n)) for n in (40, 192, 320, 384, 448, 576, 640, 700)},
     **{f"band {n} × 128": Case(Causal() & Window(n), width=128) for n in (64, 100, 192, 200, 384, 512)},
     "float16 band": Case(dtype=FP16),
@@ -114,8 +136,18 @@ TRITON = {
     "float32": Case(Causal() & (Window(256) | Sinks(4)), sinks=True, dtype=FP32),
     "every option": Case(softcap=3.0, dropout=0.1, heads=4, dtype=FP16, lse_gradient=True),
     "rows": Case(Window(64) | Tokens([0, 500]) | Tokens([0, 500]).T, dropout=0.1),
+    "blocks": Case(presets.bigbird(64)),
+    "blocks, every option": Case(presets.bigbird(64), softcap=3.0, dropout=0.1, heads=2, sinks=True, lse_gradient=True),
+    "within ends": Case(Dilated(64, 4) & Documents([500, 524]), sinks=True, within=True),
+    "runs": Case(Causal() | ~Causal(), runs=True),
 }  # fmt: skip
 TRITON_SLOW = {
+    **{f"blocks of {size}, {name} × {width}": Case(RandomBlocks(size, 2, 0) & ~Window(5), dtype=dtype, width=width)
+       for name, dtype in (("bfloat16", BF16), ("float32", FP32)) for width in (64, 128, 256)
+       for size in (16, 32, 128)},
+    **{f"blocks, {name}, every option × {width}":
+       Case(presets.bigbird(64), dtype=dtype, width=width, softcap=3.0, dropout=0.1, sinks=True, lse_gradient=True)
+       for name, dtype in (("float16", FP16), ("float32", FP32)) for width in (64, 128, 256)},
     **{f"{name} × {width}": Case(Causal() & (Window(256) | Sinks(4)), dtype=dtype, width=width, sinks=True)
        for name, dtype in (("bfloat16", BF16), ("float32", FP32)) for width in (128, 256)},
     **{f"float16 × {width}": Case(dtype=FP16, width=width, value_width=width // 2) for width in (40, 80, 128, 256)},

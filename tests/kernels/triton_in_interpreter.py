@@ -10,18 +10,22 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gossamer.kernels import Saved, Softmax, choose
-from gossamer.kernels.spans import without_span
+from gossamer.kernels.live_spans import live
+from gossamer.kernels.spans import spans, without_span
 from gossamer.kernels.tiled import TILED
 from gossamer.kernels.triton import TRITON
 from gossamer.ops.choice import problem_of
-from gossamer.patterns import Causal, Pattern, Strided, Tokens, Window
+from gossamer.patterns import Causal, Dilated, Pattern, Sinks, Strided, Tokens, Window
 from gossamer.plan import plan
-from tests.checks import Setting, check_empty_rows, check_error, check_support, check_views, draw
+from tests.checks import Setting, check_empty_rows, check_error, check_support, check_views, draw, ours, run
+from tests.kernels import run_tables_in_torch
 from tests.kernels.interpreter import failure, repair_interpreter
 from tests.patterns_list import HEADS, LENGTH, PATTERNS
 
@@ -37,11 +41,50 @@ def check_pattern(pattern: Pattern, setting: Setting) -> None:
     check_error(problem)
 
 
+def check_runs(setting: Setting, start: Tensor, stop: Tensor) -> None:
+    """The same of runs that come with the tensors."""
+    check_error(replace(draw(Causal(), replace(setting, backend="triton")), runs=(start, stop)))
+
+
+def check_nan_outside(pattern: Pattern, setting: Setting) -> None:
+    """What lies outside a sequence changes nothing, be it NaN: of a pattern whose keys stand in their order."""
+    problem = draw(pattern, replace(setting, backend="triton"))
+    position, (first, last) = torch.arange(setting.queries), problem.within.T[..., None]
+    outside = ((position < first) | (position >= last))[:, None, :, None]
+    spoilt = {name: x.masked_fill(outside, torch.nan) for name, x in problem.inputs.items() if name != "sinks"}
+    found, right = run(ours, replace(problem, **spoilt)), run(ours, problem)
+    for name, x in right.items():
+        assert torch.equal(found[name], x), f"{name} differs"
+
+
+def check_tables(queries: int, keys: int, step: int) -> None:
+    """Where runs begin and end between the ends of sequences, and which queries see each key."""
+    pattern = Dilated(5, step) if step > 1 else Window(7) | Sinks(3)
+    made = plan(pattern, queries, keys, 1)
+    within = torch.tensor([[0, keys], [3, keys - 5], [keys // 2, keys], [9, 9], [-4, 2 * keys], [8, 2]]).int()
+    for span in spans(made.groups[0], made, torch.device("cpu")):
+        confined, right = live(span, Softmax(1.0, within=within)), run_tables_in_torch.Sequences(span, within)
+        for found, mask in ((confined, right.seen), (Turned(*confined.seen_by), right.seen.mT)):
+            assert (found.start <= found.stop).all() and (found.start >= 0).all()
+            for end in (found.start, found.stop):
+                assert (end.diff() >= 0).all(), "an end falls"
+            place = torch.arange(mask.shape[2])
+            shown = (place >= found.start[..., None]) & (place < found.stop[..., None])
+            assert torch.equal(shown, mask)
+
+
+class Turned(NamedTuple):
+    """Keys in the place of queries."""
+
+    start: Tensor
+    stop: Tensor
+
+
 def check_dropout_as_tiled(pattern: Pattern, setting: Setting) -> None:
     """It drops the very pairs that the tiled backend drops, forward and backward."""
     problem = draw(pattern, setting)
     made = plan(pattern, problem.q.shape[2], problem.k.shape[2], problem.q.shape[1])
-    softmax = Softmax(0.25, dropout=0.3, seed=torch.tensor([2**61 + 5]))
+    softmax = Softmax(0.25, dropout=0.3, seed=torch.tensor([2**61 + 5]), within=problem.within)
     found, right = [], []
     for results, backend in ((found, TRITON), (right, TILED)):
         out, lse = backend.forward(problem.q, problem.k, problem.v, None, made, softmax)
@@ -49,6 +92,38 @@ def check_dropout_as_tiled(pattern: Pattern, setting: Setting) -> None:
         results += out, lse, *backend.backward(saved, problem.grad_out, problem.grad_lse, made, softmax)[:3]
     for x, y in zip(found, right, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+WITHIN = ((0, 77), (59, LENGTH), (64, 65), (40, 40))
+BETWEEN = replace(USUAL, batch=len(WITHIN), within=WITHIN)
+
+
+def _live() -> dict[str, Callable[[], None]]:
+    """Calls whose runs the device alone knows."""
+    cases: dict[str, Callable[[], None]] = {}
+    for name in ("causal", "longformer", "packed dilated", "local and global", "a gap"):
+        heads = HEADS[name]
+        cases[f"{name} within ends"] = partial(check_pattern, PATTERNS[name], replace(BETWEEN, heads=heads, sinks=True))
+    for name in ("longformer", "packed dilated"):
+        few = replace(USUAL, queries=50, keys=50, key_heads=None, width=32, heads=HEADS[name], within=((9, 40),))
+        cases[f"support of {name} within ends"] = partial(check_support, PATTERNS[name], few)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randint(0, 120, (3, LENGTH), generator=generator).sort(-1)[0].int()
+    stop = torch.maximum(start, torch.randint(0, LENGTH + 1, (3, LENGTH), generator=generator).sort(-1)[0].int())
+    return cases | {
+        "more keys than queries within ends": partial(check_pattern, JOINT, replace(BETWEEN, queries=40, keys=LENGTH)),
+        "more queries than keys within ends": partial(check_pattern, JOINT, replace(BETWEEN, queries=160, keys=LENGTH)),
+        "outside is NaN": partial(check_nan_outside, PATTERNS["longformer"], replace(BETWEEN, sinks=True)),
+        "outside of a window is NaN": partial(check_nan_outside, JOINT, replace(BETWEEN, softcap=2.0)),
+        "dropout within ends": partial(check_dropout_as_tiled, PATTERNS["longformer"], BETWEEN),
+        "runs": partial(check_runs, replace(USUAL, batch=3), start, stop),
+        "runs for all": partial(check_runs, replace(USUAL, batch=3), start[:1], stop[:1]),
+        "tables": partial(check_tables, 300, 300, 1),
+        "tables of few queries": partial(check_tables, 20, 300, 1),
+        "tables of few keys": partial(check_tables, 300, 50, 1),
+        "tables of a step": partial(check_tables, 300, 300, 3),
+        "tables of a step of few keys": partial(check_tables, 300, 50, 3),
+    }
 
 
 def _cases() -> dict[str, Callable[[], None]]:
@@ -72,6 +147,7 @@ def _cases() -> dict[str, Callable[[], None]]:
         ),
         "nothing to see": partial(check_empty_rows, PATTERNS["documents"], USUAL),
         "strides": partial(check_views, JOINT, replace(USUAL, queries=40, batch=2)),
+        **_live(),
         "dropout": partial(check_dropout_as_tiled, PATTERNS["longformer"], replace(USUAL, batch=2)),
         "dropout of more queries than keys": partial(check_dropout_as_tiled, JOINT, replace(longer, keys=50)),
     }

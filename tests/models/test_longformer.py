@@ -273,7 +273,6 @@ def test_global_tokens_in_padding_are_none(both):
 @pytest.mark.parametrize("dilation", [1, (1, 1, 2, 3)])
 @pytest.mark.parametrize("with_global", [False, True])
 def test_causal_is_causal(dilation, with_global):
-    """Theirs is not, whatever its configuration says."""
     config = LongformerConfig(**THEIRS | {"causal": True, "attention_dilation": (1, dilation)})
     ours = Longformer(config, head="masked_lm").eval()
     tokens, other = text(40), text(40)
@@ -286,6 +285,15 @@ def test_causal_is_causal(dilation, with_global):
         after = ours(other, global_attention_mask=again).logits
     assert largest(before[:, :25], after[:, :25]) <= 1e-5
     assert largest(before[:, 25:], after[:, 25:]) > 0.1
+
+
+def test_theirs_sees_the_future_whatever_its_configuration_says():
+    model = theirs(autoregressive=True)
+    tokens, other = text(40), text(40)
+    other[:, :25] = tokens[:, :25]
+    with torch.no_grad():
+        before, after = (model(x).last_hidden_state for x in (tokens, other))
+    assert largest(before[:, :25], after[:, :25]) > 0.1
 
 
 # The model by itself.
@@ -506,3 +514,21 @@ def test_what_is_no_folder_of_a_model_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="no whole safetensors file"):
         Longformer.from_pretrained(tmp_path)
+
+
+@pytest.mark.gpu
+@heads
+def test_a_gpu_computes_what_the_cpu_does(head):
+    model = own(head, attention_probs_dropout_prob=0.0)
+    tokens, mask = padded(text())
+    masks = {"attention_mask": mask, "global_attention_mask": some_global(tokens)}
+
+    def run(place):
+        output = model.to(place)(tokens.to(place), **{name: each.to(place) for name, each in masks.items()})
+        result = output.pooled if head == "pooler" else output.logits
+        model.zero_grad()
+        result.square().sum().backward()
+        return [result.detach().cpu(), *(p.grad.cpu() for p in model.parameters() if p.grad is not None)]
+
+    for found, right in zip(run("cuda"), run("cpu"), strict=True):
+        assert largest(found, right) <= 1e-3 * right.abs().max() + 1e-5

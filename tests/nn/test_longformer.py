@@ -195,6 +195,17 @@ def test_without_global_tokens_it_is_a_window(shape):
     assert torch.equal(layer(x, chosen=GlobalTokens.of(mask_of(CHOSEN["none"], None))), right)
 
 
+@pytest.mark.parametrize("shape", [SHAPES["per head"], SHAPES["causal"]], ids=["per head", "causal"])
+def test_it_compiles_in_one_graph(shape):
+    torch.compiler.reset()
+    layer, within = attention(shape), torch.tensor(WITHIN["padded left"])
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, LENGTH, WIDTH, dtype=torch.float64)
+    for mask in (mask_of(CHOSEN["none"], within), mask_of(CHOSEN["another number in each"], within)):
+        found, right = (f(x, within=within.int(), chosen=GlobalTokens.of(mask)) for f in (compiled, layer))
+        torch.testing.assert_close(found, right)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_trains(dtype):
     layer = attention(SHAPES["per head"]).float()
@@ -250,3 +261,19 @@ def test_a_gpu_computes_what_the_cpu_does(shape):
     right = layer(x, within=within.int(), chosen=GlobalTokens.of(mask))
     found = layer.cuda()(x.cuda(), within=within.int().cuda(), chosen=GlobalTokens.of(mask.cuda()))
     torch.testing.assert_close(found.cpu(), right, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@shapes
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_a_layer_never_waits_for_the_gpu(shape):
+    within = torch.tensor(WITHIN["padded left"])
+    chosen = GlobalTokens.of(mask_of(CHOSEN["another number in each"], within).cuda())
+    layer, within = attention(shape).float().cuda(), within.int().cuda()
+    x = torch.randn(3, LENGTH, WIDTH, device="cuda", requires_grad=True)
+    layer(x, within=within, chosen=chosen).sum().backward()  # kernels are compiled
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(x, within=within, chosen=chosen).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

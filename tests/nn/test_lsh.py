@@ -170,3 +170,20 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         LSHAttention(10, 4, LSH.trax(1, 8))
     with pytest.raises(ValueError, match="heads"):
         LSHAttention(8, 0, LSH.trax(1, 8))
+
+
+@pytest.mark.parametrize("lsh", [LSH.paper(2, CHUNK), LSH.trax(2, CHUNK)], ids=["paper", "trax"])
+def test_it_compiles_as_one_graph(lsh: LSH) -> None:
+    torch.compiler.reset()
+    attention, x = layer(lsh), torch.randn(2, 40, WIDTH, dtype=torch.float64, requires_grad=True)
+    buckets = attention.draw(x)
+    compiled = torch.compile(lambda x, buckets: attention(x, buckets=buckets), backend="aot_eager", fullgraph=True)
+    within = torch.tensor([[0, 30], [7, 40]], dtype=torch.int32)
+    drawing = torch.compile(lambda x: attention(x, within=within), backend="aot_eager", fullgraph=True)
+    gradients = []
+    for function in (compiled, lambda x, buckets: attention(x, buckets=buckets)):
+        (grad,) = torch.autograd.grad(function(x, buckets).square().sum(), x)
+        gradients.append(grad)
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    assert drawing(x).shape == x.shape
+    torch.compiler.reset()

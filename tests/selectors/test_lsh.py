@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gossamer.selectors import LSH
+from tests.hashed_checks import check_hash
 
 
 def test_the_conventions_differ_where_they_are_said_to() -> None:
@@ -85,3 +86,8 @@ def test_keys_are_of_length_one() -> None:
 def test_what_needs_no_hashing_is_known() -> None:
     assert LSH.trax(2, 16).is_full(16) and not LSH.trax(2, 16).is_full(17)
     assert LSH.paper(2, 16, 1).is_full(16) and not LSH.paper(2, 16, 4).is_full(16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_the_operator_hashes_to_the_axis_that_reaches_furthest(dtype: torch.dtype) -> None:
+    check_hash((4, 6), dtype)

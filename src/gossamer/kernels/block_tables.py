@@ -97,14 +97,20 @@ def _turned(table: BlockTable, entries: Tensor, row: Tensor, key_rows: int) -> B
 
 def table_of_layout(layout: Tensor, size: int, batch: int, heads: int) -> BlockTable:
     """The rows of a layout [B or 1, H or 1, rows, columns], bool, on its device; `layout.mT` gives the keys' side."""
-    own_batch, own_heads, rows, columns = layout.shape
-    device = layout.device
-    blocks = (~layout).to(torch.uint8).argsort(dim=-1, stable=True).int().flatten()
-    starts = torch.arange(own_batch * own_heads * rows, dtype=torch.int32, device=device) * columns
+    starts, numbers = kept(_places(layout.shape, batch, heads, layout.device), layout.device)
+    blocks = layout.view(torch.uint8).sort(dim=-1, descending=True, stable=True).indices.int().flatten()
     counts = layout.sum(-1, dtype=torch.int32).flatten(0, 1).contiguous()
+    return BlockTable(size, starts, counts, blocks, None, None, numbers, _heaviest_first(counts))
+
+
+@lru_cache(maxsize=64)
+def _places(shape: torch.Size, batch: int, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(where rows begin, layouts of heads) of the tables of all layouts of a shape."""
+    refuse_capture(device)
+    own_batch, own_heads, rows, columns = shape
+    starts = torch.arange(own_batch * own_heads * rows, dtype=torch.int32, device=device) * columns
     numbers = torch.arange(own_batch * own_heads, dtype=torch.int32, device=device).view(own_batch, own_heads)
-    of_head = numbers.expand(batch if own_batch > 1 else 1, heads).flatten().contiguous()
-    return BlockTable(size, starts.view(-1, rows), counts, blocks, None, None, of_head, _heaviest_first(counts))
+    return starts.view(-1, rows), numbers.expand(batch if own_batch > 1 else 1, heads).flatten().contiguous()
 
 
 @dataclass(frozen=True)

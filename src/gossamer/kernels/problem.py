@@ -36,12 +36,17 @@ class Softmax:
     last key before it. None where every key is there. Read on the device alone."""
     within: Tensor | None = None
     """int32 [B, 2]: sequence `b` consists of positions `within[b, 0] … within[b, 1] - 1`, where they lie in 0 … K - 1:
-    no key stands elsewhere, and a query elsewhere sees nothing. Read on the device alone."""
+    no key stands elsewhere, and a query elsewhere sees nothing. Dense, and read on the device alone."""
     runs: tuple[Tensor, Tensor] | None = None
     """(start, stop), int32 [B, Q] or [1, Q]: query `i` sees keys `start[b, i] … stop[b, i] - 1` of a plan that shows
     everything. Neither falls from a query to the next. Read on the device alone."""
     blocks: Layout | None = None
     """What of a plan that shows everything is visible, in blocks. Read on the device alone; joins with `within`."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether what queries see follows from more than the plan and the lengths."""
+        return self.within is not None or self.runs is not None or self.blocks is not None
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,18 @@ class Span:
     keys: Tensor | None
     """int64 [m], the order as indices of the key axis; None for all keys as they stand."""
     start: Tensor
-    """int32 [n], never falls."""
+    """int32 [n], never falls; [B, n] where each sequence has its own."""
     stop: Tensor
-    """int32 [n], never falls and is nowhere below `start`."""
+    """The same, and nowhere below `start`."""
     key_count: int
     all_keys: int
     """Length of the key axis."""
+    offset: int
+    """Position of the first query of the query axis."""
+
+    @property
+    def query_count(self) -> int:
+        return self.start.shape[-1]
 
     @cached_property
     def seen_by(self) -> tuple[Tensor, Tensor]:
@@ -57,6 +63,11 @@ class Span:
         outside = np.ones(self.all_keys, dtype=bool)
         outside[self.keys.cpu().numpy()] = False
         return torch.from_numpy(outside).to(self.start.device)
+
+
+def apart(ends: Tensor) -> int:
+    """From the ends of a sequence's runs to those of the next; 0 where all share one table."""
+    return ends.shape[-1] if ends.dim() == 2 and ends.shape[0] > 1 else 0
 
 
 def without_span(plan: Plan, *, blocks: bool = False) -> str | None:
@@ -102,7 +113,7 @@ def _span(term: Band | Columns | Rows, plan: Plan, device: torch.device) -> Span
         None if order is None else torch.from_numpy(order).to(device) for order in (queries, keys)
     )
     begin, end = _on_device(start, device), _on_device(stop, device)
-    return Span(term, query_order, key_order, begin, end, key_count=len(key_positions), all_keys=plan.keys)
+    return Span(term, query_order, key_order, begin, end, len(key_positions), plan.keys, offset)
 
 
 def _on_device(ends: Integers, device: torch.device) -> Tensor:

@@ -61,6 +61,8 @@ class Family:
     """Tensors that a file may hold a second time, and what they repeat."""
     left: tuple[str, ...] = field(default=("embeddings.position_ids", "embeddings.token_type_ids"))
     """Beginnings of names that are read by nobody here."""
+    left_ends: tuple[str, ...] = ()
+    """Ends of such names."""
     supported: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: SUPPORTED)
     """What is computed, by the keys of config.json; the first value is what a missing key says."""
     body: Renames = BODY
@@ -79,7 +81,8 @@ class Family:
     def belongs(self, stored: str) -> bool:
         """Whether a name of a file is another head's, or one that nobody reads."""
         others = [theirs for _, renames in self.heads.values() for _, theirs in renames]
-        return stored in self.repeated or stored.startswith((*self.left, *others))
+        left = stored.startswith((*self.left, *others)) or stored.endswith(self.left_ends)
+        return stored in self.repeated or left
 
 
 def read_config(folder: Path, kind: type[Config], family: Family) -> Config:

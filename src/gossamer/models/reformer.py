@@ -40,6 +40,7 @@ FAMILY = pretrained.Family(
     },
     repeated={},
     left=("lm_head.bias", "qa_outputs."),
+    left_ends=("mask_value_float16", "mask_value_float32"),  # buffers that old files carry
     otherwise={"lm_head.decoder.bias": "lm_head.bias"},
     supported={"tie_word_embeddings": (False,), "hash_seed": (None,)},
     body=(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor, nn
 
-from ..hashed import attend_hashed
+from ..hashed import attend_hashed, draw_buckets
 from ..patterns.base import require_integer
 from ..selectors.lsh import LSH
 
@@ -54,7 +54,7 @@ class LSHAttention(nn.Module):
     @torch.no_grad()
     def draw(self, x: Float[Tensor, "B N E"]) -> Int64[Tensor, "B H R N"]:
         """The buckets that the tokens of `x` fall into by a hash drawn now; `forward` takes them as `buckets`."""
-        return self._hashed(self._split(self.query_key(x)))
+        return draw_buckets(self._split(self.query_key(x)), self.lsh)
 
     def forward(
         self,
@@ -76,15 +76,11 @@ class LSHAttention(nn.Module):
         if self.lsh.is_full(x.shape[1]):
             buckets, most = self._one_bucket(x), 1
         elif buckets is None:
-            buckets = self._hashed(vectors)
+            buckets = draw_buckets(vectors, self.lsh)
         else:
             most = buckets.shape[2] * (most + 1)
         out = attend_hashed(vectors, values, buckets, self.lsh, within=within, most=most)
         return self.dense(out.transpose(1, 2).flatten(2))
-
-    def _hashed(self, vectors: Float[Tensor, "B H N D"]) -> Int64[Tensor, "B H R N"]:
-        rotations = self.lsh.rotations(self.heads, self.head_width, vectors.shape[2], device=vectors.device)
-        return self.lsh.hash(vectors, rotations)
 
     def _one_bucket(self, x: Float[Tensor, "B N E"]) -> Int64[Tensor, "B H R N"]:
         return x.new_zeros(x.shape[0], self.heads, 1, x.shape[1], dtype=torch.int64)

@@ -50,7 +50,7 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None,
     within: Tensor | None, pattern: str, scale: float, softcap: float, dropout: float, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    softmax = Softmax(scale, softcap, dropout, seed, lengths, within)
+    softmax = Softmax(scale, softcap, dropout, seed, lengths, _dense(within))
     made, chosen = choice(Call.of(q, k, v, sinks, pattern, softmax), backend)
     with own_dtypes(q.device):
         out, lse = chosen.forward(q, k, v, _dense(sinks), made, softmax)
@@ -63,7 +63,7 @@ def _attend_backward(
     sinks: Tensor | None, seed: Tensor | None, lengths: Tensor | None, within: Tensor | None,
     pattern: str, scale: float, softcap: float, dropout: float, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    softmax = Softmax(scale, softcap, dropout, seed, lengths, within)
+    softmax = Softmax(scale, softcap, dropout, seed, lengths, _dense(within))
     call = Call.of(q, k, v, sinks, pattern, softmax)
     made, chosen = choice(call._replace(backward=True), backend)
     saved = Saved(q, k, v, out, lse, _dense(sinks))
@@ -74,9 +74,9 @@ def _attend_backward(
     return beside(dq, q), beside(dk, k), beside(dv, v), q.new_empty(0) if dsinks is None else dsinks
 
 
-def _dense(sinks: Tensor | None) -> Tensor | None:
-    """One logit after the other, as kernels read them."""
-    return None if sinks is None else sinks.contiguous()
+def _dense(x: Tensor | None) -> Tensor | None:
+    """One number after the other, as kernels read them."""
+    return None if x is None else x.contiguous()
 
 
 @torch.library.register_fake("gossamer::attend")

@@ -36,7 +36,7 @@ def _attend_blocks(
     q: Tensor, k: Tensor, v: Tensor, layout: Tensor, within: Tensor | None,
     block: int, scale: float, backend: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    softmax = Softmax(scale, within=within, blocks=Layout(layout, block))
+    softmax = Softmax(scale, within=None if within is None else within.contiguous(), blocks=Layout(layout, block))
     made, chosen = choice(Call.of(q, k, v, None, EVERYTHING, softmax), backend)
     with own_dtypes(q.device):
         out, lse = chosen.forward(q, k, v, None, made, softmax)
@@ -48,7 +48,7 @@ def _attend_blocks_backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     layout: Tensor, within: Tensor | None, block: int, scale: float, backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    softmax = Softmax(scale, within=within, blocks=Layout(layout, block))
+    softmax = Softmax(scale, within=None if within is None else within.contiguous(), blocks=Layout(layout, block))
     call = Call.of(q, k, v, None, EVERYTHING, softmax)
     made, chosen = choice(call._replace(backward=True), backend)
     if grad_lse is not None:  # a query that sees nothing has no log-sum-exp to change, whatever comes back to it

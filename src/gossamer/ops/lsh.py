@@ -1,10 +1,11 @@
-"""`gossamer::lsh_attend`: attention over chunks of sorted tokens, with shapes, autograd and operation counts.
+"""The operators of hashed attention: buckets, and attention over chunks of sorted tokens, with shapes and autograd.
 
 What hashing and sorting have found crosses as tensors of integers, through which no gradient passes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..kernels.layout import beside, empty_beside
 from ..kernels.problem import Unsupported
 from ..kernels.tiled.hashed import TILED_HASHED
 from ..kernels.triton.hashed import TRITON_HASHED
+from ..selectors.lsh import hash_vectors
 from ..selectors.rounds import Chunks, SortedRounds
 from .boundary import LIBRARY, own_dtypes
 
@@ -24,6 +26,7 @@ ROADS: tuple[Road, ...] = (TRITON_HASHED, TILED_HASHED)
 
 _ROUNDS = "Tensor order, Tensor? place, Tensor? start, Tensor? stop, Tensor? count"
 _SETTINGS = "int chunk, int before, int after, str edge, bool causal, float scale, float epsilon, str? backend"
+torch.library.define("gossamer::lsh_hash", "(Tensor x, Tensor rotations, int[] counts) -> Tensor")
 torch.library.define("gossamer::lsh_attend", f"(Tensor x, Tensor v, {_ROUNDS}, {_SETTINGS}) -> (Tensor, Tensor)")
 torch.library.define(
     "gossamer::lsh_attend_backward",
@@ -49,6 +52,19 @@ def road(x: Tensor, v: Tensor, name: str | None = None) -> Road:
             return each
     reasons = (f"\n  {each.name}: {reason}" for each, reason in refusals.items())
     raise Unsupported("no backend accepts this problem" + "".join(reasons))
+
+
+@torch.library.impl(LIBRARY, "lsh_hash", "CompositeExplicitAutograd")
+def _lsh_hash(x: Tensor, rotations: Tensor, counts: Sequence[int]) -> Tensor:
+    if TRITON_HASHED.refuses(x, x) is None and rotations.dtype == x.dtype:
+        return TRITON_HASHED.hash(x, rotations, tuple(counts))
+    return hash_vectors(x, rotations, counts)
+
+
+@torch.library.register_fake("gossamer::lsh_hash")
+def _lsh_hash_shapes(x: Tensor, rotations: Tensor, counts: Sequence[int]) -> Tensor:
+    batch, heads, length, _ = x.shape
+    return x.new_empty(batch, heads, rotations.shape[2], length, dtype=torch.int64)
 
 
 @torch.library.impl(LIBRARY, "lsh_attend", "CompositeExplicitAutograd")

@@ -6,6 +6,7 @@ built something slightly different; each difference is a field here, and each co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
@@ -141,19 +142,9 @@ class LSH:
     def hash(self, x: Tensor, rotations: Tensor) -> Tensor:
         """int64 [B, H, R, N]: for each vector of `x` [B, H, N, D] the largest of [xR; -xR], the first of equal ones.
 
-        Several rotations make one number, the first counting ones. Half precision is rotated in float32.
+        Several rotations make one number, the first counting ones. Products are added up in float32 or float64.
         """
-        x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-        counts = self.bucket_counts(x.shape[2])
-        cuts = pairwise(accumulate((count // 2 for count in counts), initial=0))
-        buckets = torch.zeros(*x.shape[:2], rotations.shape[2], x.shape[2], dtype=torch.int64, device=x.device)
-        unit = 1
-        for count, (first, last) in zip(counts, cuts, strict=True):
-            if count > 1:
-                rotated = torch.einsum("bhnd,hdrf->bhrnf", x, rotations[..., first:last].to(x.dtype))
-                buckets += unit * _furthest(rotated)
-            unit *= count
-        return buckets
+        return hash_vectors(x, rotations, self.bucket_counts(x.shape[2]))
 
     def keys(self, x: Tensor) -> Tensor:
         """The vectors [..., D] as keys: `x / sqrt(|x|² + D·epsilon)`."""
@@ -164,6 +155,20 @@ class LSH:
         dtype = torch.promote_types(x.dtype, torch.float32)
         length = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
         return torch.rsqrt(length.square() + x.shape[-1] * self.epsilon)
+
+
+def hash_vectors(x: Tensor, rotations: Tensor, counts: Sequence[int]) -> Tensor:
+    """What `LSH.hash` says, of rotations [H, D, R, F] that have `counts` buckets."""
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    cuts = pairwise(accumulate((count // 2 for count in counts), initial=0))
+    buckets = torch.zeros(*x.shape[:2], rotations.shape[2], x.shape[2], dtype=torch.int64, device=x.device)
+    unit = 1
+    for count, (first, last) in zip(counts, cuts, strict=True):
+        if count > 1:
+            rotated = torch.einsum("bhnd,hdrf->bhrnf", x, rotations[..., first:last].to(x.dtype))
+            buckets += unit * _furthest(rotated)
+        unit *= count
+    return buckets
 
 
 def _furthest(rotated: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def sorted_rounds(
     if within is not None:
         exists, count = _existing(within, length)
         buckets = torch.where(exists[:, None, None], buckets, most)
-    ranked, order = _sorted(buckets.reshape(-1, length), most)
+    ranked, order = _sorted(buckets.flatten(0, 2), most)
     place = start = stop = None
     if own_bucket or once:
         place = inverse(order)

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...plan import Plan
+from ...plan import Blocks, Plan
 from ..devices import capability, made_current
 from ..layout import empty_beside, empty_results
 from ..problem import Again, Problem, Saved, Softmax
@@ -22,6 +22,7 @@ FEWEST_QUERIES = 64
 """A warpgroup's tile. Fewer queries leave it empty, and the GPU with too few tiles."""
 
 WIDEST = 128
+BLOCKS = (64, 128)
 SMALLEST_SCALE = 2.0**-20
 """The log-sum-exp passes through the backward in units of unscaled scores, and has to stay finite there."""
 
@@ -30,7 +31,7 @@ TRITON = "3.6"
 
 
 class Hopper:
-    """Runs bands, gathered columns and rows in bfloat16 and float16 on GPUs of compute capability 9.0."""
+    """Runs bands, gathered columns, rows and blocks in bfloat16 and float16 on GPUs of compute capability 9.0."""
 
     name = "hopper"
 
@@ -56,18 +57,14 @@ class Hopper:
         for asked, what in ((problem.dropout, "dropout"), (problem.softcap, "softcap"), (problem.lengths, "lengths")):
             if asked:
                 return f"it has no {what}"
-        if problem.within or problem.runs:
-            return "it reads no bounds of sequences from the device"
-        if problem.block:
-            return "it takes no blocks from the device"
-        return without_span(problem.plan)
+        return _other_blocks(problem) or without_span(problem.plan, blocks=True)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, plan: Plan, softmax: Softmax
     ) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp), as `Backend` says."""
         out, lse = empty_results(q, v)
-        works = _works().forward(plan, Inputs(q, k, v), sinks, out, lse, scale=softmax.scale)
+        works = _works().forward(plan, Inputs(q, k, v), sinks, out, lse, softmax=softmax)
         with made_current(q.device):
             _side_by_side(works, q.device)
         return out, lse
@@ -101,7 +98,7 @@ class Hopper:
         q = saved.q
         dq, dk, dv = (empty_beside(x, x.shape[-1]) for x in (q, saved.k, saved.v))
         results = Results(saved.out, saved.lse, grad_out, grad_lse)
-        works, apart = _works().backward(plan, saved, results, dq, dk, dv, scale=softmax.scale)
+        works, apart = _works().backward(plan, saved, results, dq, dk, dv, softmax=softmax)
         with made_current(q.device):
             _side_by_side(works, q.device, apart)
         dsinks = sink_gradient(saved, grad_out, grad_lse)
@@ -109,6 +106,17 @@ class Hopper:
 
 
 HOPPER = Hopper()
+
+
+def _other_blocks(problem: Problem) -> str | None:
+    """What blocks ask for that these kernels do not do, or None."""
+    terms = (term for group in problem.plan.groups for term in group.terms)
+    sizes = {problem.block} if problem.block else {term.size for term in terms if isinstance(term, Blocks)}
+    for size in sizes - set(BLOCKS):
+        return f"blocks are {size} × {size}; it takes {BLOCKS[0]} × {BLOCKS[0]} and {BLOCKS[1]} × {BLOCKS[1]}"
+    if sizes and problem.within and problem.plan.queries != problem.plan.keys:
+        return f"sequences within bounds have {problem.plan.queries} queries and {problem.plan.keys} keys beside blocks"
+    return None
 
 
 @lru_cache(maxsize=1)

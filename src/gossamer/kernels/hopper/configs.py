@@ -76,6 +76,42 @@ class SweepConfig:
         return self.team.consumers * self.depth
 
 
+@dataclass(frozen=True)
+class BlocksConfig:
+    """One compiled kernel over tables of blocks: streams of work, each with a team, a ring and a producer."""
+
+    team: Team
+    streams: int
+    size: int
+    """Edge of a block."""
+    slots: int
+    own: int = 0
+    """Places of a stream for tiles that one consumer owns through an item."""
+
+    @property
+    def warps(self) -> tuple[int, ...]:
+        """Warps of every warpgroup but the first, the producers' last."""
+        return (4,) * (self.consumers - 1) + (1,) * self.streams
+
+    @property
+    def registers(self) -> tuple[int, ...]:
+        """A thread's registers in the same warpgroups."""
+        return (CONSUMER_REGISTERS[self.consumers],) * (self.consumers - 1) + (PRODUCER_REGISTERS,) * self.streams
+
+    @property
+    def consumers(self) -> int:
+        """Consumer warpgroups of a program."""
+        return self.streams * self.team.consumers
+
+
+def blocks_team(size: int, width: int, value_width: int, repeats: int | None = None) -> tuple[Team, int]:
+    """(team, streams) for blocks of this size; `repeats` heads that share a key head see the same blocks, if any do."""
+    if size > ROWS:
+        return Team(size // ROWS), 1
+    team = team_of(width, value_width, repeats)
+    return (team, 1) if team.by_heads else (Team(1), team.consumers)
+
+
 def halo_of(width: int) -> int:
     """Tiles that a query tile sees besides its diagonal one."""
     return -(-width // ROWS)

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ...plan import Plan
 from ..head_runs import HeadRun
+from ..problem import Softmax
 from ..spans import Span
 from . import columns, stream_backward, stream_forward, sweep_backward, sweep_forward
+from .block_pass import BlockPass
 from .descriptors import addressable
 from .operands import Diagonal, Inputs, Results, SeenKeys, Segment
 from .passes import Pass, passes
@@ -22,17 +24,22 @@ Fits = Callable[[int, int, int], bool]
 class Group:
     """The heads of one run, with the keys and values that they use."""
 
-    def __init__(self, run: HeadRun, plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float):
+    def __init__(self, run: HeadRun, plan: Plan, q: Tensor, k: Tensor, v: Tensor, softmax: Softmax):
         self.q = addressable(run.of_queries(q))
         self.k, self.v = addressable(run.of_keys(k)), addressable(run.of_keys(v))
-        self.repeats, self.scale = run.repeats, scale
-        self.passes = passes(run.group, plan, q.device)
+        self.repeats, self.scale = run.repeats, softmax.scale
+        self.blocks = BlockPass.of(run, plan, softmax, self.q)
+        self.passes = passes(run.group, plan, q.device) if softmax.blocks is None else ()
+        if softmax.is_live:
+            self.passes = tuple(each.seen(softmax) for each in self.passes)
         self.gathered: dict[Span, tuple[Tensor, Tensor]] = {}
 
     def forward(self, sinks: Tensor | None, out: Tensor, lse: Tensor) -> None:
         """Writes the output and the log-sum-exp of the group."""
         rest = self.passes
-        if self._begins_whole():
+        if self.blocks is not None:
+            self.blocks.forward(self._inputs(self.q), out, lse, sinks)
+        elif self._begins_whole():
             self._forward(rest[0], self.q, out, lse, sinks)
             rest = rest[1:]
         else:  # no pass writes every query: start from what the sinks alone give
@@ -47,7 +54,10 @@ class Group:
     def backward(self, results: Results, dq: Tensor, dk: Tensor, dv: Tensor, *, fresh: bool) -> None:
         """Writes dq; writes dk and dv, or adds to them where they are not `fresh`."""
         rest = self.passes
-        if self._begins_whole():
+        if self.blocks is not None:
+            self.blocks.backward(self._inputs(self.q), results, Inputs(dq, dk, dv), fresh=fresh)
+            fresh = False
+        elif self._begins_whole():
             aux = self._queries_backward(rest[0], self.q, results, dq)
             self._keys_backward(rest[0], self.q, results.grad_out, aux, dk, dv, fresh=fresh)
             rest, fresh = rest[1:], False

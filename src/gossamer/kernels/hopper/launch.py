@@ -19,6 +19,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import TensorWrapper
 
 from ..devices import multiprocessors
+from ..run_tables import Work
 from .configs import ENTRY_REGISTERS
 from .descriptors import ALIGNMENT, Tiles
 
@@ -67,6 +68,18 @@ def launch(prepare: Prepare, operands: Operands, *settings: Hashable) -> None:
         _through_triton(kind, prepare, operands, settings)
     else:
         ready.run(addresses)
+
+
+def launched(work: Work) -> None:
+    """Runs the work; what two works of one kind share is worked out once."""
+    if work.items:
+        launch(_prepared, work.operands, work.kernel, work.items, work.numbers, work.constants)
+
+
+def _prepared(
+    operands: Operands, kernel: Any, items: int, numbers: tuple[int, ...], constants: tuple[int, ...]
+) -> Launch:
+    return Launch(kernel, items, (*operands, *numbers), constants, None)
 
 
 def _kind(prepare: Prepare, operands: Operands, settings: tuple[Hashable, ...]) -> tuple[Hashable, list[int | None]]:

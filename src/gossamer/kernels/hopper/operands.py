@@ -29,7 +29,7 @@ class Diagonal(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Keys and values [B, G, C, D] in an order of which query i sees `start[i] … stop[i] - 1`, int32 [Q] each.
+    """Keys and values [B, G, C, D] in an order of which query i sees `start[i] … stop[i] - 1`, int32 [Q] or [B, Q].
 
     `diagonal` says the same where it is a plain band: then no kernel has to read the tables.
     """
@@ -56,7 +56,7 @@ def segments_of(tensors: Sequence[Tensor], diagonal: Diagonal | None) -> list[Se
 
 
 class SeenKeys(NamedTuple):
-    """Keys and values [B, G, C, D] of which key j is seen by queries `first[j] … last[j] - 1`, int32 [C] each.
+    """Keys and values [B, G, C, D] of which key j is seen by queries `first[j] … last[j] - 1`, int32 [C] or [B, C].
 
     `diagonal` says the same where keys see queries in a plain band.
     """

@@ -9,9 +9,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...plan import Band, HeadGroup, Plan
+from ...plan import Band, Blocks, HeadGroup, Plan
 from ..captured import kept
+from ..live_spans import live
+from ..problem import Softmax
 from ..spans import Span, spans
+from .launch import launched
 from .operands import Diagonal
 
 MOST_SEGMENTS = 2
@@ -28,6 +31,12 @@ class Pass:
     diagonals: tuple[Diagonal | None, ...]
     """Each span as a plain band, where it is one."""
 
+    def seen(self, softmax: Softmax) -> Pass:
+        """The same as a call sees it that brings ends of its sequences, or runs: these are in tables alone."""
+        return Pass(
+            self.queries, tuple(live(span, softmax, launched) for span in self.spans), (None,) * len(self.spans)
+        )
+
 
 def passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, ...]:
     """Spans of all queries two by two, whole rows of keys first, then spans of some queries one by one."""
@@ -37,7 +46,7 @@ def passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, ..
 @lru_cache(maxsize=256)
 def only_band(plan: Plan, device: torch.device) -> Diagonal | None:
     """The plain band that is all of the plan, or None where there is more."""
-    if len(plan.groups) != 1:
+    if len(plan.groups) != 1 or any(isinstance(term, Blocks) for term in plan.groups[0].terms):
         return None
     diagonals = [diagonal for each in _passes(plan.groups[0], plan, device) for diagonal in each.diagonals]
     return diagonals[0] if len(diagonals) == 1 else None

@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from ..spans import apart
 from .configs import Team
 from .descriptors import tiles
 from .division import Divisor, divisor, quotient
@@ -61,6 +62,8 @@ class Edges(NamedTuple):
     shift: gl.tensor
     breadth: gl.tensor
     count: gl.tensor
+    apart: gl.tensor
+    """From what is read for a sequence to what is read for the next: 0 where all share one table."""
 
 
 class Run(NamedTuple):
@@ -76,7 +79,7 @@ WORK = (
     *("last", "last_reciprocal", "stretch", "stretch_reciprocal"),
 )
 HEADS = ("heads", "heads_reciprocal", "repeats", "repeats_reciprocal")
-NUMBERS = ("shift", "breadth", "columns", *WORK, "scale")
+NUMBERS = ("shift", "breadth", "columns", "apart", *WORK, "scale")
 """Arguments of every sweeping kernel that none is compiled anew for."""
 
 
@@ -171,7 +174,12 @@ def _item(turn):
 @gluon.jit
 def unit_and_block(turn, work):
     """This program's item of a turn: a section's units lie side by side, each at the same block."""
-    item = _item(turn)
+    return placed(_item(turn), work)
+
+
+@gluon.jit
+def placed(item, work):
+    """(unit, block) of an item."""
     section = quotient(item, work.stretch)
     first = section * work.stretch.value
     short = work.items - first < work.stretch.value
@@ -205,43 +213,43 @@ def team_row_of(place, consumer: gl.constexpr, config: gl.constexpr):
 
 
 @gluon.jit
-def begin_of(edges, row):
-    """The first column that a row sees, for one row or many."""
+def begin_of(edges, batch, row):
+    """The first column that a row of a sequence sees, for one row or many."""
     if edges.begin is None:
         return gl.minimum(gl.maximum(row + (edges.shift - edges.breadth + 1), 0), edges.count)
     else:
-        return gl.load(edges.begin + row)
+        return gl.load(edges.begin + (batch * edges.apart + row))
 
 
 @gluon.jit
-def end_of(edges, row):
-    """One more than the last column that a row sees, for one row or many."""
+def end_of(edges, batch, row):
+    """One more than the last column that a row of a sequence sees, for one row or many."""
     if edges.begin is None:
         return gl.minimum(gl.maximum(row + (edges.shift + 1), 0), edges.count)
     else:
-        return gl.load(edges.end + row)
+        return gl.load(edges.end + (batch * edges.apart + row))
 
 
 @gluon.jit
-def span_of(edges, row, rows: gl.constexpr, count):
+def span_of(edges, batch, row, rows: gl.constexpr, count):
     """(begin, end) of the columns that `rows` rows from `row` on, of `count` in all, see taken together."""
-    low = begin_of(edges, row)
-    return low, gl.maximum(low, end_of(edges, gl.minimum(row + rows, count) - 1))
+    low = begin_of(edges, batch, row)
+    return low, gl.maximum(low, end_of(edges, batch, gl.minimum(row + rows, count) - 1))
 
 
 @gluon.jit
-def reach_of(edges, row, count, layout: gl.constexpr):
-    """The reach of the 64 rows from `row` on; rows at `count` or beyond do as the last one."""
-    last = gl.minimum(row + TILE, count) - 1
-    first = gl.minimum(row, last)
-    rows = gl.minimum(row + gl.arange(0, TILE, gl.SliceLayout(1, layout)), last)
+def reach_of(edges, place, count, layout: gl.constexpr):
+    """The reach of the 64 rows from a place on; rows at `count` or beyond do as the last one."""
+    last = gl.minimum(place.row + TILE, count) - 1
+    first = gl.minimum(place.row, last)
+    rows = gl.minimum(place.row + gl.arange(0, TILE, gl.SliceLayout(1, layout)), last)
     return Reach(
-        begin_of(edges, first),
-        begin_of(edges, last),
-        end_of(edges, first),
-        end_of(edges, last),
-        begin_of(edges, rows),
-        end_of(edges, rows),
+        begin_of(edges, place.batch, first),
+        begin_of(edges, place.batch, last),
+        end_of(edges, place.batch, first),
+        end_of(edges, place.batch, last),
+        begin_of(edges, place.batch, rows),
+        end_of(edges, place.batch, rows),
     )
 
 
@@ -329,7 +337,7 @@ def query_work(team: Team, q: Tensor, segments: Sequence[Segment]) -> tuple[int,
 
 def edges_of(start: Tensor, stop: Tensor, diagonal: Diagonal | None, columns: int) -> tuple[object, ...]:
     """What kernels take as edges: numbers alone for a plain band, which say all that the tables do."""
-    return (start, stop, 0, 0, columns) if diagonal is None else (None, None, *diagonal, columns)
+    return (start, stop, 0, 0, columns, apart(start)) if diagonal is None else (None, None, *diagonal, columns, 0)
 
 
 def runs_of(segments: Sequence[Segment], rows: int, width: int, value_width: int) -> tuple[object, ...]:

@@ -80,7 +80,7 @@ def _place(turn, work, shape, config: gl.constexpr):
 def _part_of(edges, place, part, shape, config: gl.constexpr):
     """(a query, tiles first ... last - 1 counted from it): an item's share of the queries that see its keys."""
     ROWS: gl.constexpr = config.team.rows
-    low, high = span_of(edges, place.row, ROWS, shape.keys)
+    low, high = span_of(edges, place.batch, place.row, ROWS, shape.keys)
     count = gl.cdiv(high - low, TILE)
     return low, quotient(count * part, shape.parts), quotient(count * (part + 1), shape.parts)
 
@@ -126,7 +126,7 @@ def _producer(brought, config: gl.constexpr):
 
 
 @gluon.jit
-def _picks(first: gl.constexpr):
+def picking(first: gl.constexpr):
     """Minus one in the three columns from `first` on: times the auxiliary rows, it subtracts what they hold there."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
     swizzled: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=32, element_bitwidth=16, rank=2)
@@ -137,7 +137,7 @@ def _picks(first: gl.constexpr):
 
 
 @gluon.jit
-def _less(a, b, aux, picks, layout: gl.constexpr):
+def less(a, b, aux, picks, layout: gl.constexpr):
     """a @ b^T less what `picks` picks of the auxiliary rows, begun: two groups of matrix instructions."""
     s = times_transposed(picks, aux, layout)
     return warpgroup_mma(a, b.permute((1, 0)), s, is_async=True)
@@ -161,8 +161,8 @@ def _add_queries(
             tile_of(ring[1], i, config.slots),
             tile_of(ring[2], i, config.slots),
         )
-        s = _less(k, q, aux, picks[0], scores)
-        dp = _less(v, grad_out, aux, picks[1], scores)
+        s = less(k, q, aux, picks[0], scores)
+        dp = less(v, grad_out, aux, picks[1], scores)
         s = warpgroup_mma_wait(2, deps=(s,))
         p = seen(gl.exp2(s * scale), reach, row + n * TILE, 0.0)
         dv = warpgroup_mma(gl.convert_layout(p.to(q.dtype), dv_operand), grad_out, dv, is_async=True)
@@ -209,7 +209,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         item, part = _place(turn, work, shape, config)
         low, first, last = _part_of(edges, item, part, shape, config)
         place = Place(item.batch, item.head, item.key_head, item.row + consumer * TILE)
-        reach = reach_of(edges, place.row, shape.keys, scores)
+        reach = reach_of(edges, place, shape.keys, scores)
         begin = gl.minimum(gl.maximum((reach.first_begin - low) // TILE, first), last)
         end = gl.where(place.row < shape.keys, gl.cdiv(reach.last_end - low, TILE), 0)
         end = gl.maximum(gl.minimum(end, last), begin)
@@ -237,7 +237,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     do_not_specialize=[*NUMBERS, "key_heads", "key_heads_reciprocal", "keys", "parts", "parts_reciprocal", "matrices"]
 )
 def keys_kernel(
-    k, v, q, grad_out, aux, dk, dv, width, value_width, begin, end, shift, breadth, columns,
+    k, v, q, grad_out, aux, dk, dv, width, value_width, begin, end, shift, breadth, columns, apart,
     scale, key_heads, key_heads_reciprocal, repeats, keys, parts, parts_reciprocal, matrices,
     items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
     config: gl.constexpr,
@@ -246,7 +246,7 @@ def keys_kernel(
     CONSUMERS: gl.constexpr = config.team.consumers
     TILES: gl.constexpr = CONSUMERS * config.depth
     k_tiles, v_tiles = buffers(k, TILES), buffers(v, TILES)
-    picks = (_picks(0), _picks(3))
+    picks = (picking(0), picking(3))
     fence_async_shared()
     if width is None:
         dv_stages = buffers(dv, CONSUMERS)
@@ -264,7 +264,7 @@ def keys_kernel(
     )  # fmt: skip
     key_heads, parts = Divisor(key_heads, key_heads_reciprocal), Divisor(parts, parts_reciprocal)
     shape = Shape(key_heads, repeats, keys, parts, matrices)
-    edges = Edges(begin, end, shift, breadth, columns)
+    edges = Edges(begin, end, shift, breadth, columns, apart)
     given = (edges, (k_tiles, v_tiles), picks, scale, totals, work, shape, ring, bars)
     brought = (edges, (k, v, k_tiles, v_tiles), (q, grad_out, aux), work, shape, ring, bars)
     as_a_team(_consumer, given, _producer, brought, config)

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .bands import Rows
 from .division import Divisor
-from .ring import AUX, LOG2E, TILE, in_three, phase, settle, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, in_three, opaque, phase, settle, slot, tile_of, times_transposed
 from .sweep import (
     HEADS,
     NUMBERS,
@@ -90,7 +90,7 @@ def _producer(brought, config: gl.constexpr):
         for c in gl.static_range(CONSUMERS):
             _bring_own(own, bars, query_place(turn, work, shape, c, config), turn, c, config)
         for s in gl.static_range(SEGMENTS):
-            low, high = span_of(segments[s].edges, place.row, ROWS, shape.queries)
+            low, high = span_of(segments[s].edges, place.batch, place.row, ROWS, shape.queries)
             count = gl.cdiv(high - low, TILE)
             _bring_keys(segments[s], ring, bars, place, high, done, done + count, config)
             done += count
@@ -135,7 +135,7 @@ def _three_parts(x):
 
 
 @gluon.jit
-def _store_auxiliary(aux, lse, delta, place, shape):
+def store_auxiliary(aux, lse, delta, place, shape):
     """The tile's auxiliary rows, as words of two numbers: three parts of lse, three of delta, zeros."""
     WORDS: gl.constexpr = AUX // 2
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WORDS, 16])
@@ -152,7 +152,7 @@ def _store_auxiliary(aux, lse, delta, place, shape):
 
 
 @gluon.jit
-def _by_row(values, place, queries, layout: gl.constexpr):
+def row_values(values, place, queries, layout: gl.constexpr):
     """One number a row of the tile; rows beyond the last do as the last."""
     rows = gl.minimum(place.row + gl.arange(0, TILE, layout), queries - 1)
     head = values.pointer + place.batch.to(gl.int64) * values.batch + place.head.to(gl.int64) * values.head
@@ -160,9 +160,10 @@ def _by_row(values, place, queries, layout: gl.constexpr):
 
 
 @gluon.jit
-def _interval(segment, team_row, row, queries, ROWS: gl.constexpr, layout: gl.constexpr):
+def _interval(segment, team_row, place, queries, ROWS: gl.constexpr, layout: gl.constexpr):
     """(what the team sees, what these rows see) of a segment, on its way from memory."""
-    return span_of(segment.edges, team_row, ROWS, queries), reach_of(segment.edges, row, queries, layout)
+    span = span_of(segment.edges, place.batch, team_row, ROWS, queries)
+    return span, reach_of(segment.edges, place, queries, layout)
 
 
 @gluon.jit
@@ -180,6 +181,9 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     segments, own, lse_rows, grad_lse_rows, scale, results, work, shape, ring, bars = given
     dq_descriptor, dq_tiles, aux = results
     SEGMENTS: gl.constexpr = config.segments
+    EARLY: gl.constexpr = (
+        SEGMENTS == 2 and segments[0].edges.begin is None
+    )  # two tables at once take too many registers
     q_tiles, grad_tiles, out_tiles = own
     WIDTH: gl.constexpr = q_tiles.shape[4]
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -188,14 +192,14 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     by_row: gl.constexpr = gl.SliceLayout(1, scores)
     done, turns = 0, turns_of(work)
     place = query_place(0, work, shape, consumer, config)
-    next_lse = _by_row(lse_rows, place, shape.queries, by_row)
+    next_lse = row_values(lse_rows, place, shape.queries, by_row)
     for turn in range(turns):
         team_row = team_row_of(place, consumer, config)
         lse = next_lse
-        one = _interval(segments[0], team_row, place.row, shape.queries, ROWS, scores)
+        one = _interval(segments[0], team_row, place, shape.queries, ROWS, scores)
         two = one
-        if SEGMENTS == 2:
-            two = _interval(segments[1], team_row, place.row, shape.queries, ROWS, scores)
+        if EARLY:
+            two = _interval(segments[1], team_row, place, shape.queries, ROWS, scores)
         mbarrier.wait(own_full(bars, consumer, config), turn & 1)
         grad_out = tile_of(grad_tiles, consumer, CONSUMERS).load(operand)
         out = tile_of(out_tiles, consumer, CONSUMERS).load(operand)
@@ -203,15 +207,18 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         q, grad_out = words_of(tile_of(q_tiles, consumer, CONSUMERS).load(operand)), words_of(grad_out)
         mbarrier.arrive(own_empty(bars, consumer, config), count=1)
         if grad_lse_rows.pointer is not None:
-            delta -= _by_row(grad_lse_rows, place, shape.queries, by_row)
+            delta -= row_values(grad_lse_rows, place, shape.queries, by_row)
         delta = gl.where(lse == float("-inf"), 0.0, delta)
         lse = gl.where(lse == float("-inf"), ABSENT, lse)
-        _store_auxiliary(aux, lse / scale, delta, place, shape)
+        store_auxiliary(aux, lse / scale, delta, place, shape)
         lse, delta = gl.expand_dims(lse * LOG2E, 1), gl.expand_dims(delta, 1)
         then = query_place(gl.minimum(turn + 1, turns - 1), work, shape, consumer, config)
-        next_lse = _by_row(lse_rows, then, shape.queries, by_row)  # on its way while this item is worked on
+        next_lse = row_values(lse_rows, then, shape.queries, by_row)  # on its way while this item is worked on
         dq = gl.zeros((TILE, WIDTH), gl.float32, wide)
         for s in gl.static_range(SEGMENTS):
+            if s == 1 and not EARLY:
+                place = query_place(opaque(turn), work, shape, consumer, config)
+                two = _interval(segments[1], team_row_of(place, consumer, config), place, shape.queries, ROWS, scores)
             span, reach = (one, two)[s]
             count, first, last = _way(span, reach)
             pass_over(bars, done, done + first, config)
@@ -236,7 +243,7 @@ STRIDES = ("lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head")
 
 @gluon.jit(do_not_specialize=[*NUMBERS, *HEADS, *STRIDES, "queries"])
 def queries_kernel(
-    q, grad_out, out, dq, aux, k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2,
+    q, grad_out, out, dq, aux, k, v, start, stop, shift, breadth, columns, apart, k2, v2, start2, stop2,
     lse, lse_batch, lse_head, grad_lse, grad_lse_batch, grad_lse_head,
     scale, heads, heads_reciprocal, repeats, repeats_reciprocal, queries,
     items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
@@ -248,10 +255,10 @@ def queries_kernel(
     SLOTS: gl.constexpr = config.slots
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
     bars = barriers_of(config)
-    edges = Edges(start, stop, shift, breadth, columns)
+    edges = Edges(start, stop, shift, breadth, columns, apart)
     segments = (Run(k, v, edges),)
     if k2 is not None:
-        segments = (Run(k, v, edges), Run(k2, v2, Edges(start2, stop2, 0, 0, 0)))
+        segments = (Run(k, v, edges), Run(k2, v2, Edges(start2, stop2, 0, 0, 0, apart)))
     work = work_given(
         items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal
     )  # fmt: skip

@@ -72,18 +72,18 @@ class Way(NamedTuple):
 
 
 @gluon.jit
-def _team_tiles(run, row, shape, fewest: gl.constexpr, config: gl.constexpr):
+def _team_tiles(run, batch, row, shape, fewest: gl.constexpr, config: gl.constexpr):
     """(end, tiles): a team sees no key from `end` on, and what it sees lies in so many tiles before that."""
     TEAM_ROWS: gl.constexpr = config.team.rows
-    begin, end = span_of(run.edges, row, TEAM_ROWS, shape.queries)
+    begin, end = span_of(run.edges, batch, row, TEAM_ROWS, shape.queries)
     return end, gl.maximum(gl.cdiv(end - begin, TILE), fewest)
 
 
 @gluon.jit
-def _way(run, team_row, row, base, shape, fewest: gl.constexpr, layout: gl.constexpr, config: gl.constexpr):
+def _way(run, team_row, place, base, shape, fewest: gl.constexpr, layout: gl.constexpr, config: gl.constexpr):
     """(the way through a segment whose tiles begin at `base` of the ring, where they end); `fewest` is 0 or 1 tile."""
-    end, count = _team_tiles(run, team_row, shape, fewest, config)
-    reach = reach_of(run.edges, row, shape.queries, layout)
+    end, count = _team_tiles(run, place.batch, team_row, shape, fewest, config)
+    reach = reach_of(run.edges, place, shape.queries, layout)
     first = gl.minimum((end - reach.last_end) // TILE, count - fewest)
     last = gl.maximum(gl.cdiv(end - reach.first_begin, TILE), first + fewest)
     origin = end + (base - 1) * TILE
@@ -216,10 +216,10 @@ def _consumer(given, config: gl.constexpr, c: gl.constexpr):
     for turn in range(turns_of(work)):
         place = query_place(turn, work, shape, c, config)
         team_row = team_row_of(place, c, config)
-        one, after = _way(runs[0], team_row, place.row, base, shape, 1, layout, config)
+        one, after = _way(runs[0], team_row, place, base, shape, 1, layout, config)
         two = one
         if joint:
-            two, after = _way(runs[1], team_row, place.row, after, shape, 0, layout, config)
+            two, after = _way(runs[1], team_row, place, after, shape, 0, layout, config)
         highest = gl.full([TILE], LOWEST, gl.float32, gl.SliceLayout(1, layout))
         if sinks is not None:
             sink = gl.load(sinks + place.head).to(gl.float32) * LOG2E
@@ -268,14 +268,14 @@ def _producer(brought, config: gl.constexpr):
             tma.async_copy_global_to_shared(q_desc, [place.batch, place.head, place.row, 0], ready, q_tiles.index(c))
         place = query_place(turn, work, shape, 0, config)
         for s in gl.static_range(SEGMENTS):
-            end, count = _team_tiles(runs[s], place.row, shape, 1 - s, config)
+            end, count = _team_tiles(runs[s], place.batch, place.row, shape, 1 - s, config)
             _bring_keys(runs[s], ring, bars, place, end, done, done + count, config)
             done += count
 
 
 @gluon.jit(do_not_specialize=[*NUMBERS, *HEADS, "lse_batch", "lse_head", "queries"])
 def _kernel(
-    q, out, k, v, start, stop, shift, breadth, columns, k2, v2, start2, stop2, sinks, lse,
+    q, out, k, v, start, stop, shift, breadth, columns, apart, k2, v2, start2, stop2, sinks, lse,
     lse_batch, lse_head, scale, heads, heads_reciprocal, repeats, repeats_reciprocal, queries,
     items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
     config: gl.constexpr,
@@ -290,7 +290,7 @@ def _kernel(
     )  # fmt: skip
     shape = Shape(Divisor(heads, heads_reciprocal), Divisor(repeats, repeats_reciprocal), queries)
     rows = Rows(lse, lse_batch, lse_head)
-    one, two = Edges(start, stop, shift, breadth, columns), Edges(start2, stop2, 0, 0, 0)
+    one, two = Edges(start, stop, shift, breadth, columns, apart), Edges(start2, stop2, 0, 0, 0, apart)
     runs = (Run(k, v, one),) if k2 is None else (Run(k, v, one), Run(k2, v2, two))
     own = (q_tiles, out_tiles)
     given = (runs, own, out, rows, sinks, ring, bars, work, shape, scale)

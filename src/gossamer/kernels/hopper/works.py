@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...plan import Plan
 from ..head_runs import head_runs
-from ..problem import Saved
+from ..problem import Saved, Softmax
 from . import stream_backward, stream_forward
 from .descriptors import addressable
 from .group import Fits, Group
@@ -22,17 +22,19 @@ from .ring import AUX
 Work = Callable[[], None]
 
 
-def forward(plan: Plan, inputs: Inputs, sinks: Tensor | None, out: Tensor, lse: Tensor, *, scale: float) -> list[Work]:
+def forward(
+    plan: Plan, inputs: Inputs, sinks: Tensor | None, out: Tensor, lse: Tensor, *, softmax: Softmax
+) -> list[Work]:
     """Works that write `out` and `lse` together."""
-    q, k, v = inputs
-    diagonal = _whole_band(plan, q, k, v, stream_forward.fits)
+    (q, k, v), scale = inputs, softmax.scale
+    diagonal = None if softmax.is_live else _whole_band(plan, q, k, v, stream_forward.fits)
     if diagonal is not None:  # nothing to cut or to join: the call is one launch
         inputs = Inputs(*map(addressable, inputs))
         return [partial(stream_forward.forward, inputs, out, lse, sinks, diagonal=diagonal, scale=scale)]
     works: list[Work] = []
     for run in head_runs(plan, q.shape[1] // k.shape[1]):
         own = None if sinks is None else sinks[run.queries]
-        group = Group(run, plan, q, k, v, scale)
+        group = Group(run, plan, q, k, v, softmax)
         works.append(partial(group.forward, own, run.of_queries(out), run.of_queries(lse)))
     return works
 
@@ -46,18 +48,18 @@ def repeated(plan: Plan, inputs: Inputs, scale: float) -> Repeated | None:
 
 
 def backward(
-    plan: Plan, saved: Saved, results: Results, dq: Tensor, dk: Tensor, dv: Tensor, *, scale: float
+    plan: Plan, saved: Saved, results: Results, dq: Tensor, dk: Tensor, dv: Tensor, *, softmax: Softmax
 ) -> tuple[list[Work], bool]:
     """(works that write the gradients together, whether each writes to memory of its own)."""
-    q, k, v = saved.q, saved.k, saved.v
-    diagonal = _whole_band(plan, q, k, v, stream_backward.fits)
+    q, k, v, scale = saved.q, saved.k, saved.v, softmax.scale
+    diagonal = None if softmax.is_live else _whole_band(plan, q, k, v, stream_backward.fits)
     if diagonal is not None:
         inputs = Inputs(*map(addressable, (q, k, v)))
         return [partial(_band_backward, inputs, _addressable(results), dq, dk, dv, diagonal, scale)], True
     works: list[Work] = []
     runs = head_runs(plan, q.shape[1] // k.shape[1])
     for run in runs:
-        group = Group(run, plan, q, k, v, scale)
+        group = Group(run, plan, q, k, v, softmax)
         given = (None if x is None else run.of_queries(x) for x in results)
         gradients = run.of_queries(dq), run.of_keys(dk), run.of_keys(dv)
         works.append(partial(group.backward, _addressable(Results(*given)), *gradients, fresh=run.fresh))

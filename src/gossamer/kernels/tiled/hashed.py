@@ -115,7 +115,7 @@ class Walk:
 
     def __iter__(self) -> Iterator[Meeting]:
         some = max(1, MOST_SCORES // max(self.batch * self.heads * self.met * self.chunks.size**2, 1))
-        for turn in range(self.turns):
+        for turn in range(self.turns if self.count else 0):
             for chunk in torch.arange(self.count, device=self.tokens.device).split(some):
                 yield self.meeting(turn, chunk)
 
@@ -187,7 +187,7 @@ def _rows(x: Tensor) -> Tensor:
 def _unrowed(rows: Tensor, x: Tensor) -> Tensor:
     """[B, H, N, D] of rows that belong to the tokens of `x`."""
     batch, heads, length, _ = x.shape
-    return rows.view(batch, heads, length + 1, -1)[:, :, :length]
+    return rows.view(batch, heads, length + 1, rows.shape[-1])[:, :, :length]
 
 
 def _finite(lse: Tensor) -> Tensor:

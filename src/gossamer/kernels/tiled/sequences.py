@@ -49,7 +49,7 @@ def sequences(plan: Plan, softmax: Softmax, batch: int) -> Iterator[Sequence]:
                 number, slice(None), slice(None), in_blocks(plan, layouts[number], softmax.blocks.size), ends[number]
             )
     elif softmax.within is not None:
-        for number, (first, last) in enumerate(softmax.within.tolist()):
+        for number, (first, last) in enumerate(softmax.within.clamp(0, plan.keys).tolist()):
             yield Sequence(number, slice(None), slice(None), plan, Ends(first, last))
     elif softmax.runs is not None:
         start, stop = (end.expand(batch, -1).cpu().numpy() for end in softmax.runs)

@@ -39,8 +39,6 @@ class Triton:
             return f"heads are {problem.width} and {problem.value_width} wide; it computes {WIDEST} at most"
         if problem.lengths:
             return "it reads no lengths from the device"
-        if problem.runs or (problem.within and not problem.block):
-            return "it reads no bounds of sequences from the device"
         return without_gpu(problem.device) or without_span(problem.plan, blocks=True)
 
     def forward(

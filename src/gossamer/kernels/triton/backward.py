@@ -49,14 +49,17 @@ def backward_queries(
     peak = finite_lse(load_vector(lse, batch, head, query, exists))
     drawn = query if dropout is None else drawn_for(dropout, batch, head, query)
     total = tl.zeros((QUERIES, padded(WIDTH)), tl.float32)
+    sees = row < 0
     for number in tl.static_range(RUNS):
-        start, length, bounds = met_by(runs[number], tile, row, queries.count, QUERIES)
+        start, length, bounds = met_by(runs[number], tile, batch, row, queries.count, QUERIES)
         begin = bounds[1] - tl.cdiv(bounds[1] - bounds[0], KEYS) * KEYS
+        sees |= length > 0
         for first in tl.range(begin, bounds[1], KEYS):
             at = first + tl.arange(0, KEYS)
-            key = looked_up(runs[number].index, at, at >= 0)
-            k_tile = load_tile(k, batch, head // heads.repeats, key, at >= 0, WIDTH)
-            v_tile = load_tile(v, batch, head // heads.repeats, key, at >= 0, VALUE_WIDTH)
+            met = at >= bounds[0]
+            key = looked_up(runs[number].index, at, met)
+            k_tile = load_tile(k, batch, head // heads.repeats, key, met, WIDTH)
+            v_tile = load_tile(v, batch, head // heads.repeats, key, met, VALUE_WIDTH)
             turned = bent(tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee"), scores)
             score = capped(turned, scores)
             if is_cut(first, bounds, KEYS):
@@ -67,7 +70,7 @@ def backward_queries(
                 grad *= kept(dropout, drawn[:, None], key[None, :])
             grad = of_product(weight * (grad - delta[:, None]), turned, scores)
             total = tl.dot(grad.to(k_tile.dtype), k_tile, total, input_precision="ieee")
-    total *= scores.scale
+    total = tl.where(sees[:, None], total * scores.scale, 0.0)  # whatever a query holds that sees nothing
     if ADDS:
         total += load_tile(dq, batch, head, query, exists, WIDTH)
     store_tile(dq, batch, head, query, exists, total, WIDTH)
@@ -91,7 +94,7 @@ def backward_keys(
     v_tile = load_tile(v, batch, head, key, exists, VALUE_WIDTH)
     dk_tile = tl.zeros((KEYS, padded(WIDTH)), tl.float32)
     dv_tile = tl.zeros((KEYS, padded(VALUE_WIDTH)), tl.float32)
-    start, length, bounds = met_by(run, tile, row, keys.count, KEYS)
+    start, length, bounds = met_by(run, tile, batch, row, keys.count, KEYS)
     tiles = tl.cdiv(tl.cdiv(bounds[1] - bounds[0], QUERIES), splits)
     begin = bounds[0] + tl.program_id(1) * tiles * QUERIES
     tiles = tl.minimum(tiles, tl.maximum(tl.cdiv(bounds[1] - begin, QUERIES), 0))
@@ -119,7 +122,8 @@ def backward_keys(
         dv_tile = tl.dot(dropped.to(grad_tile.dtype), grad_tile, dv_tile, input_precision="ieee")
         grad = of_product(weight * (grad - delta[None, :]), turned, scores)
         dk_tile = tl.dot(grad.to(q_tile.dtype), q_tile, dk_tile, input_precision="ieee")
-    dk_tile *= scores.scale
+    seen = (length > 0)[:, None]
+    dk_tile, dv_tile = tl.where(seen, dk_tile * scores.scale, 0.0), tl.where(seen, dv_tile, 0.0)
     batch += tl.program_id(1) * heads.batch
     if ADDS:
         dk_tile += load_tile(dk, batch, head, row, exists, WIDTH)

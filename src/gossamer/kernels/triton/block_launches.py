@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..block_tables import BlockTable, BlockTables, LayoutTables
 from . import blocks_backward, blocks_forward
-from .configs import Kernel, config
+from .configs import Kernel, block_config
 from .gradients import Gradients
 from .operands import Axes, Dropout, Heads, Matrix, Scores, Table, Vector
 
@@ -59,11 +59,12 @@ class BlockLaunches(NamedTuple):
             kernel[programs,](*tensors, *known, self.heads, self.scores, self.dropout, SIZE=table.size, **constants)
 
     def _constants(self, kernel: Kernel) -> dict[str, int]:
-        """What is fixed when a kernel is compiled: tiles that divide a block."""
+        """What is fixed when a kernel is compiled."""
         width, value_width = self.q.shape[-1], self.v.shape[-1]
-        tile, size = config(kernel, self.q.dtype, max(width, value_width)), self.tables.size
+        crowded = self.scores.cap is not None or self.dropout is not None
+        tile = block_config(kernel, self.q.dtype, max(width, value_width), self.tables.size, crowded=crowded)
         return {
             "WIDTH": width, "VALUE_WIDTH": value_width,
-            "QUERIES": min(tile.queries, size), "KEYS": min(tile.keys, size),
+            "QUERIES": tile.queries, "KEYS": tile.keys,
             "num_warps": tile.warps, "num_stages": tile.stages,
         }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,20 +35,45 @@ SINGLE: dict[Kernel, dict[int, Config]] = {
     "backward_keys": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
 }
 
+# Over blocks: what is faster where they are large, and what leaves registers for the masks of partial ones.
+HALF_BLOCKS: dict[Kernel, dict[int, Config]] = HALF | {
+    "backward_queries": HALF["backward_queries"] | {64: Config(64, 64, 4, 2)},
+    "backward_keys": HALF["backward_keys"] | {128: Config(32, 64, 4, 2)},
+}
+CROWDED: dict[Kernel, dict[int, Config]] = HALF_BLOCKS | {
+    "backward_keys": HALF["backward_keys"] | {128: Config(16, 64, 4, 2)},
+}
+"""With a soft cap or dropout besides."""
+SINGLE_BLOCKS: dict[Kernel, dict[int, Config]] = SINGLE | {
+    "backward_queries": SINGLE["backward_queries"] | {128: Config(32, 16, 8, 2)},
+}
+
 
 def config(kernel: Kernel, dtype: torch.dtype, width: int) -> Config:
     """The tile for a dtype and the wider of the two head widths."""
-    table = (SINGLE if dtype == torch.float32 else HALF)[kernel]
+    return _narrowest((SINGLE if dtype == torch.float32 else HALF)[kernel], width)
+
+
+def block_config(kernel: Kernel, dtype: torch.dtype, width: int, size: int, *, crowded: bool) -> Config:
+    """The same over blocks of `size`, a tile that divides them; `crowded` by a soft cap or dropout."""
+    table = SINGLE_BLOCKS if dtype == torch.float32 else CROWDED if crowded else HALF_BLOCKS
+    tile = _narrowest(table[kernel], width)
+    return replace(tile, queries=min(tile.queries, size), keys=min(tile.keys, size))
+
+
+def _narrowest(table: dict[int, Config], width: int) -> Config:
     return table[min(widest for widest in table if width <= widest)]
 
 
+# Chunks are short: a program meets two or three tiles, so that it is other programs that hide its loads, and few
+# registers are worth more than stages. Float32 takes tensor cores in heads up to 64 wide.
 HASHED_HALF: dict[Kernel, dict[int, Config]] = {
-    "forward": {64: Config(64, 64, 4, 3), 128: Config(64, 64, 4, 2), 256: Config(64, 32, 4, 2)},
-    "backward_queries": {64: Config(64, 64, 4, 2), 128: Config(64, 32, 4, 2), 256: Config(32, 16, 4, 2)},
-    "backward_keys": {64: Config(64, 64, 4, 2), 128: Config(32, 64, 4, 2), 256: Config(16, 32, 4, 2)},
+    "forward": {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 2)},
+    "backward_queries": {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 16, 8, 2)},
+    "backward_keys": {64: Config(32, 64, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 32, 8, 2)},
 }
 HASHED_SINGLE: dict[Kernel, dict[int, Config]] = {
-    "forward": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
-    "backward_queries": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
-    "backward_keys": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+    "forward": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+    "backward_queries": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 3)},
+    "backward_keys": {64: Config(32, 16, 4, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
 }

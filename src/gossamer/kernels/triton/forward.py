@@ -39,13 +39,14 @@ def forward(
     peak, total, mean = softmax_before(out, lse, sinks, batch, head, query, exists, CONTINUES, VALUE_WIDTH)
     drawn = query if dropout is None else drawn_for(dropout, batch, head, query)
     for number in tl.static_range(RUNS):
-        start, length, bounds = met_by(runs[number], tile, row, queries.count, QUERIES)
+        start, length, bounds = met_by(runs[number], tile, batch, row, queries.count, QUERIES)
         begin = bounds[1] - tl.cdiv(bounds[1] - bounds[0], KEYS) * KEYS  # so that the tiles end where the keys do
         for first in tl.range(begin, bounds[1], KEYS):
             at = first + tl.arange(0, KEYS)
-            key = looked_up(runs[number].index, at, at >= 0)
-            k_tile = load_tile(k, batch, head // heads.repeats, key, at >= 0, WIDTH)
-            v_tile = load_tile(v, batch, head // heads.repeats, key, at >= 0, VALUE_WIDTH)
+            met = at >= bounds[0]  # what no query of the tile sees may be NaN, and 0 · NaN is
+            key = looked_up(runs[number].index, at, met)
+            k_tile = load_tile(k, batch, head // heads.repeats, key, met, WIDTH)
+            v_tile = load_tile(v, batch, head // heads.repeats, key, met, VALUE_WIDTH)
             product = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
             score = capped(bent(product, scores), scores)
             if is_cut(first, bounds, KEYS):

@@ -16,6 +16,9 @@ from .backend import on, without_gpu
 from .configs import HASHED_HALF, HASHED_SINGLE, WIDEST, Config, Kernel
 
 LOG2E = 1.4426950408889634
+TENSOR_CORES = 64
+"""Float32 heads up to this width multiply as three products of tensor cores, together nearly as exact; wider ones run
+out of registers that way."""
 
 
 class Sorted(NamedTuple):
@@ -46,16 +49,23 @@ class Triton:
             return f"heads are {x.shape[-1]} and {v.shape[-1]} wide; it computes {WIDEST} at most"
         return without_gpu(x.device)
 
+    def hash(self, x: Tensor, rotations: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """The buckets of vectors that it does not refuse."""
+        from .hashing import hashed
+
+        return hashed(x, rotations, counts)
+
     def forward(self, x: Tensor, v: Tensor, rounds: SortedRounds, scores: Scores) -> tuple[Tensor, Tensor]:
         """(out, log-sum-exp), as `Road` says."""
         from .hashed_forward import forward
+        from .hashed_units import units as units_of
         from .operands import Matrix, Vector
 
         work = Work.of(x, v, rounds, scores)
         out, lse = empty_beside(v, v.shape[-1]), x.new_empty(x.shape[:-1], dtype=torch.float32)
         held = _held(v) if work.rounds > 1 else out
-        units = Vector.of(scores.units(x))
         with on(x.device):
+            units = Vector.of(units_of(x, scores))
             for turn in range(work.rounds):
                 target = out if turn == work.rounds - 1 else held
                 tensors = Matrix.of(x), Matrix.of(v), units, Matrix.of(held), Matrix.of(target), Vector.of(lse)
@@ -69,6 +79,7 @@ class Triton:
     ) -> tuple[Tensor, Tensor]:
         """(gradient of x, gradient of v), as `Road` says."""
         from .hashed_backward import backward_keys, backward_queries
+        from .hashed_units import units as units_of
         from .operands import Matrix, Vector
 
         x, v = saved.x, saved.v
@@ -76,11 +87,11 @@ class Triton:
         dx, dv = empty_beside(x, x.shape[-1]), empty_beside(v, v.shape[-1])
         of_queries = _held(x)
         held, held_values = (_held(x), _held(v)) if work.rounds > 1 else (dx, dv)
-        units, lse, deltas = (Vector.of(y) for y in (scores.units(x), saved.lse, torch.empty_like(saved.lse)))
+        lse, deltas = (Vector.of(y) for y in (saved.lse, torch.empty_like(saved.lse)))
         come = None if grad_lse is None else Vector.of(grad_lse)
-        inputs = Matrix.of(x), Matrix.of(v), units
         numbers = x.shape[1], scores.scale * LOG2E, scores.scale
         with on(x.device):
+            inputs = Matrix.of(x), Matrix.of(v), Vector.of(units_of(x, scores))
             for turn in range(work.rounds):
                 constants = work.constants("backward_queries") | {"FIRST": turn == 0}
                 tensors = Matrix.of(saved.out), lse, Matrix.of(grad_out), come, Matrix.of(of_queries), deltas
@@ -117,6 +128,7 @@ class Work:
             "CAUSAL": chunks.causal, "EDGE": chunks.edge, "ROUNDS": turns, "SIZE": chunks.size,
             "BEFORE": chunks.before, "MET": chunks.met(length, turns),
             "WIDTH": x.shape[-1], "VALUE_WIDTH": v.shape[-1],
+            "PRECISION": "tf32x3" if max(x.shape[-1], v.shape[-1]) <= TENSOR_CORES else "ieee",
         }  # fmt: skip
         configs = HASHED_SINGLE if x.dtype == torch.float32 else HASHED_HALF
         return Work(Sorted(*tensors, length, turns, chunks.count(length)), batch * heads, fixed, configs)

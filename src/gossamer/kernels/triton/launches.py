@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from ...plan import Blocks, Plan, Rows
 from ..block_tables import LayoutTables, block_tables
 from ..head_runs import HeadRun
+from ..live_spans import live
 from ..problem import Softmax
 from ..spans import Span, spans
 from . import backward, forward
@@ -34,6 +35,10 @@ class Pass:
     queries: Order
     spans: tuple[Span, ...]
 
+    def seeing(self, spans: Mapping[Span, Span]) -> Pass:
+        """The same with other spans in the place of its own."""
+        return Pass(self.queries, tuple(spans[span] for span in self.spans))
+
     @property
     def runs(self) -> tuple[Run, ...]:
         return tuple(Run.of_queries(span) for span in self.spans)
@@ -44,12 +49,15 @@ class Launches:
 
     def __init__(self, run: HeadRun, plan: Plan, softmax: Softmax, q: Tensor, k: Tensor, v: Tensor):
         self.q, self.k, self.v = q[:, run.queries], k[:, run.keys], v[:, run.keys]
-        self.spans = spans(run.group, plan, q.device) if softmax.blocks is None else ()
+        found = spans(run.group, plan, q.device) if softmax.blocks is None else ()
+        seen = {span: live(span, softmax) for span in found}
+        self.spans = tuple(seen.values())
         self.heads = Heads(q.shape[0], self.q.shape[1], run.repeats)
         dropout = Dropout.of(softmax, plan.extent.queries.start, plan.heads, run.queries.start)
         self.shared = self.heads, Scores.of(softmax), dropout
         self.blocks = self._blocks(run, plan, softmax)
-        self.passes = _passes(self.spans, plan.queries, met=self.blocks is not None)
+        passes = _passes(found, plan.queries, met=self.blocks is not None)
+        self.passes = [each.seeing(seen) for each in passes]
 
     @property
     def launches(self) -> int:
@@ -79,7 +87,7 @@ class Launches:
         if self.blocks is not None:
             self.blocks.forward(out, lse, sinks)
         tensors = *map(Matrix.of, (self.q, self.k, self.v, out)), Vector.of(lse), sinks
-        for number, each in enumerate(self.passes, self.blocks is not None):
+        for number, each in enumerate(self.passes, int(self.blocks is not None)):
             constants = self._constants("forward") | {"RUNS": len(each.spans), "CONTINUES": number > 0}
             grid = (_tiles(each.queries.count, constants["QUERIES"]) * self.heads.batch * self.heads.count,)
             _launch(forward.forward, grid, (*tensors, each.queries, each.runs, *self.shared), constants)
@@ -91,7 +99,7 @@ class Launches:
         tensors = *map(Matrix.of, (self.q, self.k, self.v, come.out)), Vector.of(come.lse), Matrix.of(come.grad_out)
         grad_lse = None if come.grad_lse is None else Vector.of(come.grad_lse)
         tensors = *tensors, grad_lse, Matrix.of(dq), Vector.of(come.deltas)
-        for number, each in enumerate(self.passes, self.blocks is not None):
+        for number, each in enumerate(self.passes, int(self.blocks is not None)):
             constants = self._constants("backward_queries") | {"RUNS": len(each.spans), "ADDS": number > 0}
             grid = (_tiles(each.queries.count, constants["QUERIES"]) * self.heads.batch * self.heads.count,)
             _launch(backward.backward_queries, grid, (*tensors, each.queries, each.runs, *self.shared), constants)
@@ -127,7 +135,7 @@ class Launches:
 
     def _splits(self, span: Span) -> int:
         """Parts into which the queries of few keys are cut, so that they fill the GPU; 1 where they do anyway."""
-        offsets, queries = span.term.offsets, span.start.shape[0]
+        offsets, queries = span.term.offsets, span.query_count
         run = min(offsets.high - offsets.low + 1, queries) * self.heads.repeats
         tiles = run // self._constants("backward_keys")["QUERIES"]
         return max(1, min(FULL // max(self._key_programs(span), 1), tiles // FEWEST_TILES))
@@ -172,7 +180,7 @@ def _passes(found: tuple[Span, ...], queries: int, met: bool) -> tuple[Pass, ...
 
 def _pass(found: Iterable[Span]) -> Pass:
     first, *_ = found = tuple(found)
-    return Pass(Order(first.queries, first.start.shape[0]), found)
+    return Pass(Order(first.queries, first.query_count), found)
 
 
 def _add(total: Tensor, part: Tensor, keys: Tensor | None) -> None:

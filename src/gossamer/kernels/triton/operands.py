@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..block_tables import BlockTable
 from ..problem import Softmax
-from ..spans import Span
+from ..spans import Span, apart
 
 LOG2E = 1.4426950408889634
 VECTOR = 8
@@ -57,21 +57,26 @@ class Order(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Place `i` of an order meets places `start[i] … stop[i] - 1` of the other order, which `index` tells."""
+    """Place `i` of an order meets places `start[i] … stop[i] - 1` of the other order, which `index` tells.
+
+    Sequences that have runs of their own have them `apart` places from one another.
+    """
 
     start: Tensor
     stop: Tensor
+    apart: int
     index: Tensor | None
 
     @staticmethod
     def of_queries(span: Span) -> Run:
         """The keys that each query sees."""
-        return Run(span.start, span.stop, span.keys)
+        return Run(span.start, span.stop, apart(span.start), span.keys)
 
     @staticmethod
     def of_keys(span: Span) -> Run:
         """The queries that see each key."""
-        return Run(*span.seen_by, span.queries)
+        first, last = span.seen_by
+        return Run(first, last, apart(first), span.queries)
 
 
 class Table(NamedTuple):

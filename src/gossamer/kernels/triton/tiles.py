@@ -75,17 +75,13 @@ def store_vector(x, batch, head, index, exists, vector):
 
 
 @triton.jit
-def met_by(run, tile, place, count, SIZE: tl.constexpr):
+def met_by(run, tile, batch, place, count, SIZE: tl.constexpr):
     """(start, length) of each place's run, and (from, to, from, to) of what some place of the tile meets and of what
     every place meets."""
-    start, stop = tl.load(run.start + place), tl.load(run.stop + place)
+    starts, stops = run.start + batch * run.apart, run.stop + batch * run.apart
+    start, stop = tl.load(starts + place), tl.load(stops + place)
     first, last = tile * SIZE, tl.minimum(tile * SIZE + SIZE, count) - 1
-    bounds = (
-        tl.load(run.start + first),
-        tl.load(run.stop + last),
-        tl.load(run.start + last),
-        tl.load(run.stop + first),
-    )
+    bounds = tl.load(starts + first), tl.load(stops + last), tl.load(starts + last), tl.load(stops + first)
     return start, stop - start, bounds
 
 

@@ -8,12 +8,17 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from .inputs import autocast, check_backend, check_kinds
-from .ops.lsh import road
-from .selectors.lsh import LSH
-from .selectors.rounds import sorted_rounds
+from ..inputs import autocast, check_backend, check_kinds
+from ..kernels import Unsupported
+from ..ops.lsh import road
+from ..selectors.lsh import LSH
+from ..selectors.rounds import sorted_rounds
+from .runs import attend_by_runs, why_no_runs
 
 __all__ = ["attend_hashed"]
+
+RUNS = "runs"
+"""The band kernels of `attend_runs`, after the permutation."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,7 +62,8 @@ def attend_hashed(
             nobody and see nothing: zeros, and minus infinity as the log-sum-exp.
         most: What every bucket number is below, if that is known: the sort is cheaper then.
         return_lse: Return (out, natural log-sum-exp [B, H, N]).
-        backend: "triton" or "tiled"; None takes the first that accepts.
+        backend: "triton" or "tiled", or "runs", which takes causal attention to one's own bucket; None takes the
+            first that accepts.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit together.
@@ -67,14 +73,21 @@ def attend_hashed(
     check_backend(backend)
     x, v, _ = autocast(x, v, v)
     _check(x, v, buckets, within)
-    road(x, v, backend)  # says why not before anything is sorted
-    chunks = lsh.chunks
-    once = not lsh.repeats and buckets.shape[2] > 1
-    with torch.no_grad():
-        rounds = sorted_rounds(buckets, chunks, most=most, within=within, own_bucket=not lsh.other_buckets, once=once)
     scale = x.shape[-1] ** -0.5 if lsh.scale is None else lsh.scale
-    settings = chunks.size, chunks.before, chunks.after, chunks.edge, chunks.causal, scale, lsh.epsilon, backend
-    out, lse = torch.ops.gossamer.lsh_attend(x, v, *rounds, *settings)
+    if backend == RUNS:
+        reason = why_no_runs(lsh, buckets.shape[2])
+        if reason is not None:
+            raise Unsupported(f"no backend accepts this problem\n  {RUNS}: {reason}")
+        out, lse = attend_by_runs(x, v, buckets, lsh, most=most, within=within, scale=scale)
+    else:
+        if not torch.compiler.is_compiling():
+            road(x, v, backend)  # says why not before anything is sorted
+        chunks = lsh.chunks
+        spans = {"own_bucket": not lsh.other_buckets, "once": not lsh.repeats and buckets.shape[2] > 1}
+        with torch.no_grad():
+            rounds = sorted_rounds(buckets, chunks, most=most, within=within, **spans)
+        settings = chunks.size, chunks.before, chunks.after, chunks.edge, chunks.causal, scale, lsh.epsilon, backend
+        out, lse = torch.ops.gossamer.lsh_attend(x, v, *rounds, *settings)
     return (out, lse) if return_lse else out
 
 

@@ -47,6 +47,15 @@ def test_slabs_of_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         torch.testing.assert_close(x, whole[name], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 20), (1, 2, 0)], ids=str)
+@pytest.mark.parametrize("name", ["paper", "trax", "wraps"])
+def test_nothing_is_attended_to_in_nothing(name: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(*shape, 8, requires_grad=True)
+    out = attend_hashed(x, x, torch.zeros(*shape[:2], 3, shape[2], dtype=torch.int64), CASES[name].lsh)
+    out.sum().backward()
+    assert out.shape == x.grad.shape == x.shape
+
+
 def full_attention(x: Tensor, v: Tensor, lsh: LSH) -> Tensor:
     """Shared-QK attention of all to all that came before, to oneself only where nobody did."""
     keys = x / (x.square().sum(-1, keepdim=True) + x.shape[-1] * lsh.epsilon).sqrt()
@@ -166,7 +175,7 @@ FAULTS = {
     "the first chunk meets the last": (
         "return found.masked_fill(",
         "return (lambda *_: found)(",
-        "own buckets, repeated",
+        "stops",
     ),
     "a token sees itself": ("torch.where(self.itself, ALONE, product)", "product", "trax"),
     "a token meets itself in every round": ("turn == 0 and step", "step", "all alone"),

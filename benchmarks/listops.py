@@ -1,7 +1,7 @@
 """Trains classifiers of ListOps that differ in their attention alone, and writes how often each is right.
 
     python benchmarks/listops.py [--seconds 240] [--only dense longformer bigbird reformer] [--examples 60000]
-                                 [--shortest 501] [--longest 1999] [--keys 512] [--layers 4] [--width 256] ...
+                                 [--shortest 501] [--longest 1999] [--keys 512] [--layers 4] [--width 128] ...
                                  [--folder FOLDER] [--commit COMMIT]
 
 Texts are drawn from `--seed`: operators MIN, MAX, MED and SM, 10 levels, 2 to 10 arguments, brackets kept. Everyone has

@@ -1,6 +1,6 @@
 """Trains a Reformer of one layer to repeat a word, and writes how much of it is right under other rounds of hashing.
 
-    python benchmarks/duplication.py [--seconds 240] [--trained 4] [--word 511] [--symbols 127] [--batch 64]
+    python benchmarks/duplication.py [--seconds 240] [--trained 4 2 1 full] [--word 511] [--symbols 127] [--batch 64]
                                      [--chunk 64] [--learning-rate 2e-3] [--precision fp32] [--width 256]
                                      [--seed 0] [--folder FOLDER] [--commit COMMIT]
 
@@ -201,7 +201,7 @@ def _rounds(text: str) -> Rounds:
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--seconds", type=float, default=240.0)
-    flags.add_argument("--trained", nargs="+", type=_rounds, default=[4])
+    flags.add_argument("--trained", nargs="+", type=_rounds, default=[4, 2, 1, "full"])
     sizes = {"word": 511, "symbols": 127, "width": 256, "heads": 4, "chunk": 64, "batch": 64, "words": 512}
     for name, default in {**sizes, "warmup-steps": 200, "seed": 0}.items():
         flags.add_argument(f"--{name}", type=int, default=default)

@@ -1,15 +1,16 @@
 """Trains classifiers of ListOps that differ in their attention alone, and writes how often each is right.
 
     python benchmarks/listops.py [--seconds 240] [--only dense longformer bigbird reformer] [--examples 60000]
-                                 [--shortest 501] [--longest 1999] [--keys 512] [--layers 4] [--width 256] ...
+                                 [--shortest 501] [--longest 1999] [--keys 512] [--layers 4] [--width 128] ...
                                  [--folder FOLDER] [--commit COMMIT]
 
 Texts are drawn from `--seed`: operators MIN, MAX, MED and SM, 10 levels, 2 to 10 arguments, brackets kept. Everyone has
-the same model, the same texts in the same order and the same seconds, `--seconds` in all with drawing and testing.
-Writes `listops.json` and `.md` after each one.
+the same model, the same texts in the same order and the same seconds, a turn at a time; `--seconds` in all, with
+drawing, compiling and testing. Writes `listops.json` and `.md`.
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,10 @@ from torch import Tensor
 Made = TypeVar("Made")
 RESULTS = Path(__file__).parent / "results"
 NAME = "listops"
-TESTING = 2.0
-"""Seconds of a turn that the test takes, at most."""
+TESTING = 6.0
+"""Seconds that the tests of everyone take, at most."""
+TURN = 1.0
+"""Seconds that one learns before it is another's turn: whatever else the machine does, it does to everyone."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Learning:
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     weight_decay: float = 0.05
-    tokens: int = 65536
+    tokens: int = 32768
     """Of a batch."""
     seed: int = 0
 
@@ -51,64 +54,109 @@ class Score:
     """What one attention has learned."""
 
     attention: str
-    accuracy: float
+    accuracy: float = 0.0
     """Share of the test's values that are right."""
-    loss: float
+    loss: float = 0.0
     """Mean over the last tenth of the steps, in nats."""
-    steps: int
-    examples: int
-    seconds: float
+    steps: int = 0
+    examples: int = 0
+    seconds: float = 0.0
     """Of training alone; compiling kernels and testing come on top."""
-    peak_bytes: int
+    peak_bytes: int = 0
+    """Beyond weights and the optimizer's state."""
     fault: str | None = None
 
 
-def begun(kind: str, size: Size, learning: Learning, data: Examples) -> Classifier:
-    """A new classifier whose kernels are compiled: one text of each width has passed through it."""
-    torch.manual_seed(learning.seed)
-    width = data.tokens.shape[1]
-    model = Classifier(kind, size, vocabulary=len(SYMBOLS), longest=width, classes=10).to(data.tokens.device)
-    widths = set()
-    for batch in data.batches(learning.tokens):
-        if batch.tokens.shape[1] not in widths:
-            widths.add(batch.tokens.shape[1])
-            loss_of(model, Batch(*(part[:2] for part in batch))).backward()
-    model.zero_grad()
-    return model
+class Learner:
+    """A classifier, its optimizer, and how far it has come.
 
+    It is ready when it is made: one text of each width has passed through it, so that its kernels are compiled.
+    """
 
-def train(model: Classifier, learning: Learning, data: Examples, budget: Budget) -> Score:
-    """Trains the classifier for as many steps as the budget allows, at least one; the score lacks the test."""
-    device = data.tokens.device
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=learning.weight_decay, betas=(0.9, 0.98), fused=True)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    losses, seen, began, clock = [], 0, time.perf_counter(), budget.rest()
-    for step, batch in enumerate(epochs(data, learning), 1):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, clock.share, highest=learning.learning_rate, warmup_steps=learning.warmup_steps)
-        loss = loss_of(model, batch)
+    def __init__(self, kind: str, size: Size, learning: Learning, data: Examples):
+        torch.manual_seed(learning.seed)
+        self.kind, self.learning, self.device = kind, learning, data.tokens.device
+        width = data.tokens.shape[1]
+        self.model = Classifier(kind, size, vocabulary=len(SYMBOLS), longest=width, classes=10).to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), weight_decay=learning.weight_decay, betas=(0.9, 0.98), fused=True
+        )
+        self.batches = epochs(data, learning)
+        self.losses: list[Tensor] = []
+        self.examples, self.seconds, self.peak_bytes = 0, 0.0, 0
+        for batch in {batch.tokens.shape[1]: batch for batch in data.batches(learning.tokens)}.values():
+            loss_of(self.model, Batch(*(part[:2] for part in batch))).backward()
+        self.model.zero_grad()
+
+    def learn(self, seconds: float, budget: Budget) -> None:
+        """Steps for so many seconds or as long as the budget lasts, one at least."""
+        held, began = self._held(), time.perf_counter()
+        while True:
+            self._step(next(self.batches), budget.share)
+            if len(self.losses) % 5 == 0:
+                self.losses[-1].item()  # waits, so that the clock tells the time of work that is done
+            if time.perf_counter() - began >= seconds or not budget.left:
+                break
+        self.losses[-1].item()
+        self.seconds += time.perf_counter() - began
+        self.peak_bytes = max(self.peak_bytes, self._peak() - held)
+
+    def mean_loss(self, share: float) -> float:
+        """Over the last so large a share of the steps."""
+        return torch.stack(self.losses[-math.ceil(share * len(self.losses)) :]).mean().item()
+
+    def _step(self, batch: Batch, share: float) -> None:
+        learning, step = self.learning, len(self.losses) + 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(step, share, highest=learning.learning_rate, warmup_steps=learning.warmup_steps)
+        loss = loss_of(self.model, batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        seen += len(batch.values)
-        if step % 20 == 0:  # waits, so that the clock tells the time of work that is done
-            recent = torch.stack(losses[-100:]).mean().item()
-            if step % 100 == 0:
-                print(f"{model.kind}: step {step}, {time.perf_counter() - began:.0f} s, loss {recent:.3f}", flush=True)
-        if not clock.left:
-            break
-    last = torch.stack(losses[-max(1, len(losses) // 10) :]).mean().item()
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return Score(model.kind, 0.0, last, len(losses), seen, time.perf_counter() - began, peak)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses.append(loss.detach())
+        self.examples += len(batch.values)
+
+    def _held(self) -> int:
+        if self.device.type != "cuda":
+            return 0
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+
+    def _peak(self) -> int:
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
 
 
 def epochs(data: Examples, learning: Learning) -> Iterator[Batch]:
     """Batches without end, each epoch in an order of its own."""
     for epoch in count():
         yield from data.batches(learning.tokens, seed=learning.seed + epoch)
+
+
+def learn_in_turns(learners: dict[str, Learner], budget: Budget, faults: dict[str, str]) -> None:
+    """Everyone learns for the same seconds, a turn at a time and one at least, until the budget is gone."""
+    told = 0.0
+    while learners and (budget.left or not all(learner.losses for learner in learners.values())):
+        kind, learner = min(learners.items(), key=lambda entry: entry[1].seconds)
+        if note_fault(kind, faults, lambda learner=learner: learner.learn(TURN, budget)) is FAILED:
+            del learners[kind]
+        if budget.share >= told:
+            told += 0.1
+            begun = ((kind, each) for kind, each in learners.items() if each.losses)
+            state = (f"{kind} {len(each.losses)} {each.mean_loss(0.1):.3f}" for kind, each in begun)
+            print("steps and loss after", f"{100 * budget.share:.0f} %:", ", ".join(state), flush=True)
+
+
+FAILED = object()
+
+
+def note_fault(kind: str, faults: dict[str, str], made: Callable[[], Made]) -> Made | object:
+    """What is made, or `FAILED` and a note: one that fails must not take the others' results along."""
+    try:
+        return made()
+    except Exception as error:
+        faults[kind] = f"{type(error).__name__}: {error}"[:300]
+        return FAILED
 
 
 def loss_of(model: Classifier, batch: Batch) -> Tensor:
@@ -138,7 +186,7 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
         f"from, {record['test']:,} others to be tested with. Pre-LN encoders, {size['layers']} layers, {size['heads']} "
         f"heads, width {size['width']} (inner {size['inner']}), learned positions, CLS; about {size['keys']} keys to a "
         f"query where attention is sparse. AdamW at {learning['learning_rate']:g}, {learning['tokens']:,} tokens a "
-        f"batch, the same order and the same seconds for everyone. The commonest value makes up "
+        f"batch, the same order for everyone, and the same seconds, in turns of {TURN:g}. The commonest value makes up "
         f"{100 * record['commonest']:.1f} % of the test."
     )
     yield from (machine_line, "")
@@ -166,20 +214,18 @@ def run(asked: argparse.Namespace) -> str:
     test, training = (Examples.of(part, device) for part in (drawn[: asked.test], drawn[asked.test :]))
     machine, date, scores = machine_of(asked.commit), now(), []
     commonest = torch.bincount(test.values).max().item() / asked.test
-    models: dict[str, Classifier | Exception] = {}
+    learners: dict[str, Learner] = {}
+    faults: dict[str, str] = {}
     for kind in asked.only:
-        models[kind] = tried(lambda kind=kind: begun(kind, size, learning, training))
+        made = note_fault(kind, faults, lambda kind=kind: Learner(kind, size, learning, training))
+        if isinstance(made, Learner):
+            learners[kind] = made
         print(f"{kind} is compiled after {asked.seconds - budget.left:.0f} s", flush=True)
-    turns = sum(isinstance(model, Classifier) for model in models.values())
-    for kind, model in models.items():
-        score = model
-        if isinstance(model, Classifier):
-            turn, turns = Budget(max(0.0, budget.left / turns - TESTING)), turns - 1
-            score = tried(lambda model=model, turn=turn: train(model, learning, training, turn))
-        if isinstance(score, Score):
-            scores.append(asdict(score) | {"accuracy": accuracy(model.eval(), test, learning.tokens)})
-        else:
-            scores.append(asdict(Score(kind, 0.0, 0.0, 0, 0, 0.0, 0, f"{type(score).__name__}: {score}"[:300])))
+    learn_in_turns(learners, Budget(max(0.1, budget.left - TESTING)), faults)
+    for kind in asked.only:
+        if kind in learners:
+            made = note_fault(kind, faults, lambda kind=kind: score_of(learners[kind], test))
+        scores.append(asdict(Score(kind, fault=faults[kind]) if kind in faults else made))
         record = {
             "machine": asdict(machine), "date": date, "shape": asdict(shape), "size": asdict(size),
             "learning": asdict(learning), "seconds": asked.seconds, "training": asked.examples, "test": asked.test,
@@ -189,12 +235,11 @@ def run(asked: argparse.Namespace) -> str:
     return text
 
 
-def tried(made: Callable[[], Made]) -> Made | Exception:
-    """What is made, or why it failed: one that fails must not take the others' results along."""
-    try:
-        return made()
-    except Exception as error:
-        return error
+def score_of(learner: Learner, test: Examples) -> Score:
+    """How far it has come, and its test."""
+    right = accuracy(learner.model.eval(), test, learner.learning.tokens)
+    told = learner.seconds, learner.peak_bytes
+    return Score(learner.kind, right, learner.mean_loss(0.1), len(learner.losses), learner.examples, *told)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,10 +23,10 @@ from gossamer.selectors import LSH
 class Size:
     """Of a classifier, and of what its attention sees: about `keys` keys to a query, whatever attention it is."""
 
-    width: int = 256
-    heads: int = 4
+    width: int = 128
+    heads: int = 2
     layers: int = 4
-    inner: int = 1024
+    inner: int = 512
     keys: int = 512
 
 

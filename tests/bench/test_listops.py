@@ -45,13 +45,13 @@ class Steps:
         return self
 
     @property
-    def share(self) -> float:  # asked for once a step
-        self.done += 1
-        return (self.done - 1) / self.steps
+    def share(self) -> float:
+        return self.done / self.steps
 
     @property
-    def left(self) -> int:
-        return self.steps - self.done
+    def left(self) -> int:  # asked for behind each step
+        self.done += 1
+        return max(0, self.steps - self.done)
 
 
 def worth(text: str) -> int:
@@ -227,6 +227,8 @@ def test_shallow_trees_are_learned(script: ModuleType, trees: ModuleType) -> Non
     batches, cpu = importlib.import_module("tasks.batches"), torch.device("cpu")
     data, size = batches.Examples.of(drawn, cpu, step=8), script.Size(32, 2, 2, 64, keys=24)
     learning = script.Learning(learning_rate=4e-3, warmup_steps=20, tokens=2000)
-    model = script.begun("dense", size, learning, data)
-    score = script.train(model, learning, data, Steps(250))
-    assert script.accuracy(model.eval(), data, 2000) > 0.35 and score.loss < 1.9
+    learner, budget = script.Learner("dense", size, learning, data), Steps(250)
+    script.learn_in_turns({"dense": learner}, budget, {})
+    score = script.score_of(learner, data)
+    assert 200 < score.steps <= 250
+    assert score.accuracy > 0.35 and score.loss < 1.9

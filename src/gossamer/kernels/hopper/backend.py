@@ -110,12 +110,15 @@ HOPPER = Hopper()
 
 def _other_blocks(problem: Problem) -> str | None:
     """What blocks ask for that these kernels do not do, or None."""
-    terms = (term for group in problem.plan.groups for term in group.terms)
-    sizes = {problem.block} if problem.block else {term.size for term in terms if isinstance(term, Blocks)}
+    terms = [term for group in problem.plan.groups for term in group.terms if isinstance(term, Blocks)]
+    sizes = {problem.block} if problem.block else {term.size for term in terms}
     for size in sizes - set(BLOCKS):
         return f"blocks are {size} × {size}; it takes {BLOCKS[0]} × {BLOCKS[0]} and {BLOCKS[1]} × {BLOCKS[1]}"
     if sizes and problem.within and problem.plan.queries != problem.plan.keys:
         return f"sequences within bounds have {problem.plan.queries} queries and {problem.plan.keys} keys beside blocks"
+    wide = problem.backward and max(problem.width, problem.value_width) > BLOCKS[0]
+    if wide and not problem.block and any(term.size == BLOCKS[0] and (term.tile >= 0).any() for term in terms):
+        return f"some blocks of {BLOCKS[0]} show a part, for which gradients of heads wider than that lack registers"
     return None
 
 

@@ -201,6 +201,6 @@ def queries_kernel(
     lse_rows, grad_lse_rows = Rows(lse, lse_batch, lse_head), Rows(grad_lse, grad_lse_batch, grad_lse_head)
     rooms = (_room(dq, k, v, config),)
     for _ in gl.static_range(STREAMS - 1):
-        rooms = rooms + (_room(dq, k, v, config),)
+        rooms += (_room(dq, k, v, config),)
     given = (table, lse_rows, grad_lse_rows, within, scale, dq, aux, work, shape)
     in_streams(_consumer, given, _producer, (table, (q, grad_out, out), k, v, work, shape), rooms, config)

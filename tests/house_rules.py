@@ -18,11 +18,13 @@ PACKAGE = "gossamer"
 STREET = (
     ("atomic", "machine", "measure", "tokenizer"),
     ("patterns",),
+    ("selectors",),
     ("plan",),
     ("reference", "kernels"),
     ("ops",),
     ("repeats", "inputs"),
     ("attention", "runs", "block_sparse"),
+    ("hashed",),
     ("config",),
     ("nn",),
     ("models",),

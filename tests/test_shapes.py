@@ -17,6 +17,8 @@ install_import_hook("gossamer", "tests.shape_hook.shapes_alone")
 RIGHT = """
 import torch
 from gossamer import *
+from gossamer.config import ReformerConfig
+from gossamer.models import Reformer
 from gossamer.generation import generate
 from gossamer.nn.cache import KVCache
 from gossamer.reference import reference
@@ -35,6 +37,13 @@ for sparse in (False, True):
 SparseAttention(SparseAttentionConfig(2, 1))(torch.randn(2, 7, 192), return_intermediate=True)
 compute_sparsity(SparseAttention(SparseAttentionConfig(2, 1)).generate_masks(8))
 stable_softmax(torch.randn(2, 3, 4))
+for decoder, head in ((True, "lm"), (False, "classification")):
+    shape = {"hidden_size": 16, "axial_pos_embds_dim": (4, 12), "attn_layers": ("local", "lsh")}
+    reformer = Reformer(ReformerConfig(**shape, is_decoder=decoder), head)
+    tokens = torch.randint(300, (2, 150))
+    output = reformer(tokens, attention_mask=torch.ones(2, 150))
+    targets = tokens if decoder else torch.tensor([0, 1])
+    reformer(tokens, targets, attention_mask=torch.ones(2, 150), buckets=output.buckets).loss.backward()
 """
 
 WRONG = """

@@ -4,6 +4,7 @@ import math
 import pytest
 
 from gossamer.config import GPT2Config, SparseAttentionConfig
+from gossamer.patterns import Causal, Dilated, PerHead, Window
 
 
 def test_the_defaults_are_those_of_the_design_document():
@@ -64,6 +65,7 @@ def test_padding_lies_beyond_the_vocabulary():
         GPT2Config(use_sparse_attention=True),
         GPT2Config(use_sparse_attention=True, sparse_config=SparseAttentionConfig(window_size=7), dropout=0.25),
         GPT2Config(unpadded_vocab_size=50257, bias=False),
+        GPT2Config(n_layer=2, windows=(8, 16), dilations=(1, 2), dilated_heads=2, positions="rotary"),
     ],
 )
 def test_a_configuration_survives_json(config):
@@ -77,3 +79,29 @@ def test_unknown_keys_are_named_beside_the_known_ones():
         GPT2Config.from_dict({"sparse_config": 7})
     with pytest.raises(ValueError, match=r"SparseAttentionConfig: unknown 'window'.*window_size"):
         GPT2Config.from_dict({"sparse_config": {"window": 3}})
+
+
+LAYERS = [
+    ({"windows": (8, 16, 32)}, r"windows is \(8, 16, 32\); give one for each of n_layer=2 layers"),
+    ({"windows": (8, 0)}, r"windows is 0; .* at least 1"),
+    ({"windows": 8}, r"windows is 8; give 2 integers, or none"),
+    ({"windows": (8, 8), "dilations": (1,)}, r"dilations is \(1,\); give one for each"),
+    ({"windows": (8, 8), "dilations": (1, 0)}, r"dilations is 0; .* at least 1"),
+    ({"dilations": (1, 2)}, r"dilations is \(1, 2\); give windows too"),
+    ({"windows": (8, 8), "use_sparse_attention": True}, r"windows is \(8, 8\); leave them out, or set use_sparse"),
+    ({"dilated_heads": 13}, r"dilated_heads is 13; give at most n_head=12"),
+    ({"positions": "sinusoidal"}, r"positions is 'sinusoidal'; give one of learned, rotary"),
+    ({"positions": "rotary", "n_embed": 36}, r"n_embed is 36; rotary positions need an even width"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), LAYERS, ids=[str(change) for change, _ in LAYERS])
+def test_layers_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=f"GPT2Config: {message}"):
+        GPT2Config(**{"n_layer": 2, **change})
+
+
+def test_a_layer_without_dilation_has_one_pattern():
+    config = GPT2Config(n_layer=2, windows=(8, 16), dilations=(1, 2), dilated_heads=12)
+    assert config.layer_pattern(0) == Causal() & Window(8)
+    assert config.layer_pattern(1) == PerHead([(Causal() & Dilated(16, 2), 12)])

@@ -16,7 +16,9 @@ import torch
 
 from gossamer.patterns import Causal, Documents, PerHead, RandomBlocks, Tokens, Window
 from tests.checks import Setting, check_empty_rows, check_error, check_no_leak, check_support, check_views, draw
-from tests.kernels import columns_in_interpreter, decode_in_interpreter
+from tests.hashed_checks import CASES as HASHED_CASES
+from tests.hashed_checks import check_hash
+from tests.kernels import columns_in_interpreter, decode_in_interpreter, hashed_in_interpreter
 from tests.kernels.interpreter import repair_interpreter
 from tests.kernels.triton_in_interpreter import check_dropout_as_tiled
 from tests.layouts import Shown, check_layout
@@ -35,6 +37,10 @@ DECODED = (
     "documents, one query",
     "sixteen queries",
 )
+
+HASHED = {
+    name: replace(HASHED_CASES[name], heads=1, batch=1, length=40, within=None) for name in ("paper", "trax", "stops")
+} | {"padded": replace(HASHED_CASES["padded, trax"], heads=1, batch=1, length=40, within=((5, 33),))}
 
 
 def check_decoding(name: str) -> None:
@@ -66,6 +72,12 @@ CHECKS: dict[str, Callable[[], None]] = {
     "blocks, within": partial(check_layout, replace(SMALL, queries=70), Shown(within=((5, 50),))),
     "blocks, layouts of sequences": partial(check_layout, replace(SMALL, batch=2), Shown(own_batch=True)),
     **{f"decoding, {name}": partial(check_decoding, name) for name in DECODED},
+    **{
+        f"hashed, {name}": partial(hashed_in_interpreter.BY_TRITON, case, torch.float32)
+        for name, case in HASHED.items()
+    },
+    "hash": partial(check_hash, (6, 8), torch.float32),
+    "hash by many columns": partial(check_hash, (150, 1), torch.float16),
     "gathered": columns_in_interpreter.CHECKS["gathered: sorted"],
     "written": columns_in_interpreter.CHECKS["written: sorted"],
     "added": columns_in_interpreter.CHECKS["added: sorted"],
@@ -77,6 +89,78 @@ FAULTS: dict[str, Fault] = {
         "run.start + batch * run.apart, run.stop + batch * run.apart",
         "run.start, run.stop",
         "error, within ends",
+    ),
+    "the far side of an axis is forgotten": Fault(
+        "triton.hashing",
+        "tl.where(best >= -worst, at, under + HALF)",
+        "at",
+        "hash",
+    ),
+    "later columns are never furthest": Fault(
+        "triton.hashing",
+        "tl.range(0, HALF, COLUMNS)",
+        "tl.range(0, COLUMNS, COLUMNS)",
+        "hash by many columns",
+    ),
+    "a token of two rounds counts twice": Fault(
+        "triton.hashed_tiles",
+        "product -= tl.log2(",
+        "product -= 0.0 * tl.log2(",
+        "hashed, paper",
+    ),
+    "the first chunk meets the last": Fault(
+        "triton.hashed_tiles",
+        "(chunk >= 0) & (chunk < count)",
+        "chunk < count",
+        "hashed, stops",
+    ),
+    "rounds do not look across their edge": Fault(
+        "triton.hashed_tiles",
+        "return place // count, place % count, place >= 0",
+        "return turn, place % count, place >= 0",
+        "hashed, trax",
+    ),
+    "the future of a chunk is seen": Fault(
+        "triton.hashed_tiles",
+        "visible & (key <= query)",
+        "visible & (key <= query + 1)",
+        "hashed, trax",
+    ),
+    "a token sees itself": Fault(
+        "triton.hashed_tiles",
+        "tl.where(itself, ALONE, product)",
+        "product",
+        "hashed, trax",
+    ),
+    "results stay where they were sorted": Fault(
+        "triton.hashed_forward",
+        "store_tile(out, batch, head, query,",
+        "store_tile(out, batch, head, place,",
+        "hashed, stops",
+    ),
+    "a round forgets those before": Fault(
+        "triton.hashed_forward",
+        "    if FIRST:",
+        "    if True:",
+        "hashed, paper",
+    ),
+    "what does not exist is a key": Fault(
+        "triton.hashed_forward",
+        "real & (spot < known) & there",
+        "real & there",
+        "hashed, padded",
+    ),
+    "a key's gradient is that of a vector of any length": Fault(
+        "triton.hashed_backward",
+        "dk -= k_tile *",
+        "dk -= 0.0 * k_tile *",
+        "hashed, trax",
+    ),
+    "gradients of earlier rounds are dropped": Fault(
+        "triton.hashed_backward",
+        "dk += load_tile(held, batch",
+        "dk += 0.0 * load_tile(held, batch",
+        "hashed, paper",
     ),
     "the forward's window is one key too wide": Fault(
         "triton.forward",

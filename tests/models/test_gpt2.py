@@ -10,12 +10,15 @@ from gossamer.models.gpt2 import GPT2, TransformerBlock
 from gossamer.nn.cache import KVCache
 from gossamer.nn.dense import CausalSelfAttention
 from gossamer.nn.sparse import SparseAttention
+from gossamer.nn.windowed import WindowedAttention
+from gossamer.patterns import Causal, Dilated, PerHead, Window
 
 SMALL = {"vocab_size": 97, "context_size": 64, "n_layer": 2, "n_head": 3, "n_embed": 48}
 SPARSE = SparseAttentionConfig(local_heads=2, global_heads=1, window_size=8, min_window_size=4)
 BOTH = {
     "dense": GPT2Config(**SMALL),
     "sparse": GPT2Config(**SMALL, use_sparse_attention=True, sparse_config=SPARSE),
+    "windowed": GPT2Config(**SMALL, windows=(6, 12), dilations=(1, 3), dilated_heads=1, positions="rotary"),
 }
 both = pytest.mark.parametrize("config", BOTH.values(), ids=BOTH.keys())
 
@@ -33,6 +36,64 @@ def gradients(model, tokens, targets):
 def test_a_block_picks_its_attention_by_configuration():
     assert isinstance(TransformerBlock(BOTH["dense"]).attn, CausalSelfAttention)
     assert isinstance(TransformerBlock(BOTH["sparse"]).attn, SparseAttention)
+    assert isinstance(TransformerBlock(BOTH["windowed"], layer=1).attn, WindowedAttention)
+
+
+def test_each_layer_follows_its_own_window():
+    model = GPT2(BOTH["windowed"])
+    patterns = [block.attn.pattern(64) for block in model.h]
+    assert patterns == [Causal() & Window(6), PerHead([(Causal() & Window(12), 2), (Causal() & Dilated(12, 3), 1)])]
+    captures = model(text(length=32), return_intermediate=True).intermediates
+    assert [captured["window_size"] for captured in captures] == [6, 12]
+    assert captures[0]["local_mask"].sum(1).max() == 6
+
+
+def test_the_reach_of_a_token_is_the_sum_of_its_layers_windows():
+    """Token 0 reaches the logits at 5 + 11·3 through one layer each, and no further."""
+    model, tokens, changed = GPT2(BOTH["windowed"]).double().eval(), text(1, 60), text(1, 60)
+    changed[:, 0] += 1
+    moved = (model(tokens).logits != model(changed).logits).any(-1)[0]
+    assert moved[5 + 11 * 3] and not moved[5 + 11 * 3 + 1 :].any()
+
+
+def test_wider_windows_change_what_is_seen_and_no_weight():
+    model = GPT2(BOTH["windowed"]).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    wider = GPT2(replace(BOTH["windowed"], windows=(12, 24))).eval()
+    wider.load_state_dict(before)
+    narrow = model(text()).logits
+    model.widen([12, 24])
+    assert torch.equal(model(text()).logits, wider(text()).logits)
+    assert not torch.equal(narrow, model(text()).logits)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.config == wider.config
+    with pytest.raises(ValueError, match=r"windows is \(12,\); give one for each of n_layer=2 layers"):
+        model.widen([12])
+    with pytest.raises(ValueError, match="has no windows to change"):
+        GPT2(BOTH["dense"]).widen([12, 24])
+
+
+def test_rotary_positions_are_relative():
+    """A text that stands later has the same logits, where windows hide what stands before it."""
+    model, tokens = GPT2(replace(BOTH["windowed"], dilated_heads=0)).double().eval(), text(1, 60)
+    later = model(tokens).logits[:, 40:]
+    torch.testing.assert_close(model(tokens[:, 20:]).logits[:, 20:], later)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_model_survives_the_disk(name, tmp_path):
+    model = GPT2(BOTH[name]).eval()
+    model.save(tmp_path)
+    loaded = GPT2.load(tmp_path).eval()
+    assert loaded.config == BOTH[name]
+    assert torch.equal(loaded(text()).logits, model(text()).logits)
+
+
+def test_a_rotary_model_is_no_gpt2_to_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    GPT2(BOTH["windowed"]).save(tmp_path)
+    with pytest.raises(ValueError, match="gossamer_rotary_gpt2"):
+        transformers.AutoConfig.from_pretrained(tmp_path)
 
 
 def test_without_a_sparse_config_the_documents_split_is_taken():

@@ -42,6 +42,17 @@ def test_value_and_gradients_are_those_of_whole_logits(rows, known):
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_a_bias_is_added_to_the_logits(weight, rows):
+    x, bias, expected = features(), torch.randn(VOCABULARY, requires_grad=True), targets()
+    right = F.cross_entropy(F.linear(x, weight, bias).flatten(0, 1), expected.flatten())
+    loss = linear_cross_entropy(x, weight, expected, bias=bias, rows=rows)
+    torch.testing.assert_close(loss, right)
+    inputs = (x, weight, bias)
+    for found, wanted in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(right, inputs), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_ignored_targets_count_for_nothing(weight):
     x, expected = features(), targets()
     expected[0, :11] = -1

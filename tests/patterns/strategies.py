@@ -4,9 +4,11 @@ from hypothesis import strategies as st
 
 from gossamer.patterns import (
     Blocks,
+    BlockWindow,
     Causal,
     Dilated,
     Documents,
+    GlobalBlocks,
     Pattern,
     RandomBlocks,
     Sinks,
@@ -29,6 +31,13 @@ def _blocks(draw: st.DrawFn) -> Pattern:
     return Blocks(draw(st.integers(1, 20)), draw(st.lists(row, min_size=1, max_size=5)))
 
 
+@st.composite
+def _random_blocks(draw: st.DrawFn) -> Pattern:
+    blocks = draw(st.integers(1, 15))
+    among = draw(st.one_of(st.none(), st.integers(1, blocks)))
+    return RandomBlocks(draw(st.integers(1, 9)), draw(st.integers(1, 3)), draw(st.integers(0, 9)), blocks, among)
+
+
 LEAVES: st.SearchStrategy[Pattern] = st.one_of(
     st.just(Causal()),
     st.builds(Window, st.integers(1, 40)),
@@ -38,6 +47,9 @@ LEAVES: st.SearchStrategy[Pattern] = st.one_of(
     st.builds(Tokens, st.lists(st.integers(0, 70), min_size=1, max_size=4)),
     _blocks(),
     st.builds(RandomBlocks, st.integers(1, 9), st.integers(1, 3), st.integers(0, 9)),
+    _random_blocks(),
+    st.builds(BlockWindow, st.integers(1, 9), st.integers(0, 3), st.integers(0, 9)),
+    st.builds(GlobalBlocks, st.integers(1, 9), st.lists(st.integers(0, 9), min_size=1, max_size=3)),
     st.builds(Documents, st.lists(st.integers(1, 25), min_size=1, max_size=5)),
 )
 

@@ -8,9 +8,11 @@ import pytest
 from gossamer import patterns
 from gossamer.patterns import (
     Blocks,
+    BlockWindow,
     Causal,
     Dilated,
     Documents,
+    GlobalBlocks,
     Pattern,
     PerHead,
     Sinks,
@@ -52,6 +54,14 @@ DEFINITIONS: list[tuple[Pattern, Callable[[int, int], bool]]] = [
         Documents([5, 1, 9]),
         lambda q, k: _document([5, 1, 9], q) is not None and _document([5, 1, 9], q) == _document([5, 1, 9], k),
     ),
+    (BlockWindow(4), lambda q, k: q >= 0 and abs(q // 4 - k // 4) <= 1),
+    (BlockWindow(5, reach=0), lambda q, k: q >= 0 and q // 5 == k // 5),
+    (
+        BlockWindow(3, reach=2, start=7),
+        lambda q, k: q >= 7 and k >= 7 and abs((q - 7) // 3 - (k - 7) // 3) <= 2,
+    ),
+    (GlobalBlocks(4, [3, 0, 3]), lambda q, k: k // 4 in (0, 3)),
+    (GlobalBlocks(4, [3, 0]).T, lambda q, k: q // 4 in (0, 3)),
     (~Causal(), lambda q, k: k > q),
     (Causal().T, lambda q, k: k >= q),
     (presets.streaming(4, sinks=2), lambda q, k: k <= q and (q - k < 4 or k < 2)),
@@ -60,6 +70,14 @@ DEFINITIONS: list[tuple[Pattern, Callable[[int, int], bool]]] = [
     (
         presets.longformer(6, (0,), dilation=2),
         lambda q, k: (abs(q - k) <= 6 and (q - k) % 2 == 0) or q == 0 or k == 0,
+    ),
+    (
+        presets.bigbird_itc(blocks=8, heads=1, block=4, random=0),
+        lambda q, k: q // 4 in (0, 7) or k // 4 in (0, 7) or (q >= 0 and abs(q // 4 - k // 4) <= 1),
+    ),
+    (
+        presets.bigbird_etc(extra=5, block=4),
+        lambda q, k: q in range(5) or k < 5 or (q >= 5 and abs((q - 5) // 4 - (k - 5) // 4) <= 1),
     ),
 ]
 

@@ -34,7 +34,7 @@ REFUSED = [
     ("Causal", "'Causal' is no part of a pattern"),
     ("3", "'3' is no pattern"),
     ("(Causal(), 2)", "is no pattern"),
-    ("Casual()", "there is no pattern 'Casual'; known patterns: Blocks, Causal, .*Window"),
+    ("Casual()", "there is no pattern 'Casual'; known patterns: BlockWindow, Blocks, Causal, .*Window"),
     ("Window()", "Window: .* missing 1 required positional argument: 'size'"),
     ("Window(1, 2, 3)", "Window: .* positional arguments"),
     ("Window(width=3)", "Window: .* unexpected keyword argument 'width'"),

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from gossamer.patterns import RandomBlocks
+from gossamer.patterns import RandomBlocks, presets
+from gossamer.patterns.random_blocks import _drawn, _links
 
 
 def drawn(pattern: RandomBlocks, blocks: int) -> np.ndarray:
@@ -46,3 +47,78 @@ def test_every_earlier_block_is_as_likely() -> None:
 
 def test_a_count_beyond_all_blocks_draws_them_all() -> None:
     assert np.array_equal(drawn(RandomBlocks(1, 10**9, seed=0), 30), np.tri(30, k=-1, dtype=bool))
+
+
+PINNED = [
+    (RandomBlocks(1, 2, seed=3), [[], [0], [0, 1], [0, 2], [0, 1], [1, 3], [1, 4], [2, 6]]),
+    (RandomBlocks(1, 2, seed=3, blocks=8), [[], [3, 4], [5, 6], [1, 6], [1, 6], [2, 3], [3, 4], []]),
+]
+
+
+@pytest.mark.parametrize(("pattern", "rows"), PINNED, ids=[str(pattern) for pattern, _ in PINNED])
+def test_a_draw_never_changes(pattern: RandomBlocks, rows: list[list[int]]) -> None:
+    """Weights that were trained with random blocks need the very same ones again, in any later release."""
+    assert [np.flatnonzero(row).tolist() for row in drawn(pattern, 8)] == rows
+
+
+def never_drawn(row: int, blocks: int) -> set[int]:
+    """BigBird's rule, in words: what the row sees anyway, and the last but one from the second block and back."""
+    pair = {1: {blocks - 2}, blocks - 2: {1}}
+    return {0, blocks - 1, row - 1, row, row + 1} | pair.get(row, set())
+
+
+@pytest.mark.parametrize("among", [None, 1, 5, 16])
+@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5, 6, 7, 8, 16, 30])
+def test_the_two_sided_form_draws_that_many_new_blocks_or_all(blocks: int, count: int, among: int | None) -> None:
+    among = among and min(among, blocks)
+    table = drawn(RandomBlocks(3, count, 4, blocks, among), blocks)
+    for row in range(blocks):
+        middle = 0 < row < blocks - 1
+        legal = set(range(among or blocks)) - never_drawn(row, blocks) if middle else set()
+        picked = set(np.flatnonzero(table[row]).tolist())
+        assert picked <= legal
+        assert len(picked) == min(count, len(legal))
+
+
+def test_the_two_sided_form_looks_both_ways_and_ends_with_its_blocks() -> None:
+    pattern = RandomBlocks(2, 2, 0, blocks=40)
+    table = drawn(pattern, 60)
+    assert np.triu(table, 2).any() and np.tril(table, -2).any()
+    assert not table[40:].any() and not table[:, 40:].any()
+    assert np.array_equal(drawn(pattern, 25), table[:25, :25])
+
+
+def test_every_legal_block_is_as_likely() -> None:
+    """300 seeds draw 2 of the 15 blocks that row 9 of 20 may draw: each 40 times, give or take 5 deviations."""
+    times = sum(drawn(RandomBlocks(1, 2, seed, blocks=20), 20)[9].astype(int) for seed in range(300))
+    legal = [block for block in range(20) if block not in never_drawn(9, 20)]
+    assert times.sum() == 600 == times[legal].sum()
+    assert abs(times[legal] - 40).max() < 5 * (300 * 2 / 15 * 13 / 15) ** 0.5
+
+
+def test_heads_layers_and_seeds_draw_apart() -> None:
+    """Each of 2 seeds × 2 layers × 3 heads draws blocks of its own, and the same ones whenever it is asked."""
+
+    def masks() -> list[bytes]:
+        made = [presets.bigbird_itc(30, 3, 1, seed=seed, layer=layer) for seed in (0, 1) for layer in (0, 1)]
+        return [mask.tobytes() for pattern in made for mask in pattern.dense_mask(30)]
+
+    once = masks()
+    assert len(set(once)) == 12
+    _drawn.cache_clear()
+    _links.cache_clear()
+    assert masks() == once
+
+
+@pytest.mark.parametrize("blocks", [6, 11, 12, 40])
+def test_each_middle_row_of_bigbird_has_exactly_its_random_blocks_besides(blocks: int) -> None:
+    """Window and global blocks are 5 of a row's blocks (4 where the window reaches an end), and 3 more are new."""
+    for mask in presets.bigbird_itc(blocks, heads=2, block=1).dense_mask(blocks):
+        for row, seen in enumerate(mask.sum(axis=1)):
+            if row in (0, blocks - 1):
+                assert seen == blocks
+            else:
+                legal = blocks - len(never_drawn(row, blocks))
+                fixed = 4 if row in (1, blocks - 2) else 5
+                assert seen == fixed + min(3, legal)

@@ -1,6 +1,21 @@
 """The shapes of attention and of models, as values that import no torch."""
 
+from .bigbird import BigBirdConfig
+from .encoder import EncoderConfig
 from .gpt2 import GPT2Config
+from .longformer import LongformerConfig
+from .longformer_lm import longformer_lm
+from .reformer import ReformerConfig
 from .sparse import SparseAttentionConfig, compute_dynamic_window_size, get_recommended_config
 
-__all__ = ["GPT2Config", "SparseAttentionConfig", "compute_dynamic_window_size", "get_recommended_config"]
+__all__ = [
+    "BigBirdConfig",
+    "EncoderConfig",
+    "GPT2Config",
+    "LongformerConfig",
+    "ReformerConfig",
+    "SparseAttentionConfig",
+    "compute_dynamic_window_size",
+    "get_recommended_config",
+    "longformer_lm",
+]

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
+from ..patterns import Causal, Dilated, Pattern, PerHead, Window
 from ..patterns.base import require_integer
 from .sparse import SparseAttentionConfig
+
+Positions = Literal["learned", "rotary"]
 
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The shape of a GPT-2 whose attention is dense, or sparse when `use_sparse_attention` says so.
+    """The shape of a GPT-2 whose attention is dense, or sparse where `use_sparse_attention` or `windows` say so.
 
     >>> GPT2Config(n_head=6, n_embed=384).head_width
     64
+    >>> GPT2Config(n_layer=2, windows=(32, 64), dilations=(1, 3), dilated_heads=2).layer_pattern(1)
+    PerHead([(Causal() & Window(size=64), 10), (Causal() & Dilated(size=64, step=3), 2)])
 
     Raises:
-        ValueError: A field is out of its range, or the head counts of `sparse_config` do not sum to `n_head`.
+        ValueError: A field is out of its range, the head counts of `sparse_config` do not sum to `n_head`, or
+            `windows` or `dilations` are not one for each layer.
     """
 
     vocab_size: int = 50304
     """Rows of the token table; 50304 is GPT-2's 50257 padded to a multiple of 128."""
     context_size: int = 1024
-    """Rows of the position table: the longest sequence."""
+    """The longest sequence; where positions are learned, the rows of their table."""
     n_layer: int = 12
     """Transformer blocks."""
     n_head: int = 12
@@ -43,6 +49,15 @@ class GPT2Config:
     """Added to the variance in layer norms."""
     unpadded_vocab_size: int | None = None
     """Tokens from here on are padding, with logits of minus infinity; None: no padding."""
+    windows: tuple[int, ...] = ()
+    """Keys that a head of each layer sees, the query included, from the bottom layer to the top; empty: see
+    `use_sparse_attention`."""
+    dilations: tuple[int, ...] = ()
+    """Distance from one key to the next in the dilated heads of each layer, 1 being a plain window; empty: 1."""
+    dilated_heads: int = 0
+    """How many heads of a layer, its last ones, are dilated."""
+    positions: Positions = "learned"
+    """learned (a table that is added to the tokens) or rotary (queries and keys are turned by their positions)."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_size", "n_layer", "n_head", "n_embed"):
@@ -57,8 +72,14 @@ class GPT2Config:
             self.n_embed % self.n_head == 0,
             f"give a multiple of n_head={self.n_head}, as {64 * self.n_head}",
         )
+        self._require(
+            "positions", self.positions in get_args(Positions), f"give one of {', '.join(get_args(Positions))}"
+        )
+        if self.positions == "rotary":
+            self._require("n_embed", self.head_width % 2 == 0, "rotary positions need an even width of each head")
         self._require_padding_beyond_the_vocabulary()
         self._require_heads_that_fit()
+        self._require_layers_that_fit()
 
     @property
     def head_width(self) -> int:
@@ -69,6 +90,15 @@ class GPT2Config:
     def known_tokens(self) -> int:
         """How many token ids mean something; ids from here to `vocab_size` are padding."""
         return self.vocab_size if self.unpadded_vocab_size is None else self.unpadded_vocab_size
+
+    def layer_pattern(self, layer: int) -> Pattern:
+        """What the heads of a layer see, counted from the bottom: its window, and in the last heads its dilation."""
+        size, step = self.windows[layer], self.dilations[layer] if self.dilations else 1
+        plain = Causal() & Window(size)
+        if step == 1 or not self.dilated_heads:
+            return plain
+        groups = (plain, self.n_head - self.dilated_heads), (Causal() & Dilated(size, step), self.dilated_heads)
+        return PerHead(tuple((pattern, heads) for pattern, heads in groups if heads))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, ready for JSON; `from_dict` reads them back."""
@@ -108,6 +138,20 @@ class GPT2Config:
                 f"global_heads={sparse.global_heads}, which do not sum to n_head={self.n_head}; "
                 f"pass sparse_config=config.for_heads({self.n_head})"
             )
+
+    def _require_layers_that_fit(self) -> None:
+        for name in ("windows", "dilations"):
+            given = getattr(self, name)
+            self._require(name, isinstance(given, tuple | list), f"give {self.n_layer} integers, or none")
+            sizes = tuple(require_integer("GPT2Config", name, size, least=1) for size in given)
+            self._require(name, len(sizes) in (0, self.n_layer), f"give one for each of n_layer={self.n_layer} layers")
+            object.__setattr__(self, name, sizes)
+        heads = require_integer("GPT2Config", "dilated_heads", self.dilated_heads, least=0)
+        self._require("dilated_heads", heads <= self.n_head, f"give at most n_head={self.n_head}")
+        if self.dilations and not self.windows:
+            self._require("dilations", False, "give windows too, whose keys they spread")
+        if self.windows and self.use_sparse_attention:
+            self._require("windows", False, "leave them out, or set use_sparse_attention=False: a layer follows one")
 
 
 def _is_number(value: object) -> bool:

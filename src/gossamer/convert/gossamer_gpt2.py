@@ -22,8 +22,9 @@ class GossamerGPT2:
 
     def __init__(self, folder: Path, tokenizer: Path, config: dict[str, Any], device: torch.device | str):
         model = GPT2.load(folder, device=device)
-        if model.config.use_sparse_attention:
-            raise ValueError(f"{folder} is sparse already: its use_sparse_attention is true; give a dense model")
+        for name in ("use_sparse_attention", "windows"):
+            if setting := getattr(model.config, name):
+                raise ValueError(f"{folder} is sparse already: its {name} is {setting}; give a dense model")
         self.config = config
         self.vocabulary: int = model.config.known_tokens
         self.positions: int | None = model.config.context_size

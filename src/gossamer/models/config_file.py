@@ -65,9 +65,10 @@ def _translated(stated: Mapping[str, Any]) -> GPT2Config:
 
 def _settings(config: GPT2Config) -> dict[str, Any]:
     end_of_text = OFFICIAL_VOCABULARY - 1 if config.known_tokens == OFFICIAL_VOCABULARY else None
+    rotary = config.positions == "rotary"  # transformers' GPT-2 lacks them: it must not take the weights for its own
     return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
+        "architectures": ["GossamerRotaryGPT2" if rotary else "GPT2LMHeadModel"],
+        "model_type": "gossamer_rotary_gpt2" if rotary else "gpt2",
         "activation_function": "gelu_new",
         "vocab_size": config.vocab_size,
         "n_positions": config.context_size,

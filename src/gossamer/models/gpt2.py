@@ -1,8 +1,9 @@
-"""GPT-2 (Radford et al. 2019) whose attention is dense or sparse by configuration."""
+"""GPT-2 (Radford et al. 2019) whose attention is dense, sparse or a window of each layer's own by configuration."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,10 @@ from ..config import GPT2Config, SparseAttentionConfig
 from ..nn.cache import KVCache
 from ..nn.dense import CausalSelfAttention
 from ..nn.loss import linear_cross_entropy
+from ..nn.positions import positions
+from ..nn.self_attention import SelfAttention
 from ..nn.sparse import Intermediate, SparseAttention
+from ..nn.windowed import WindowedAttention
 from . import weights
 
 IGNORED_TARGET = -1
@@ -45,12 +49,15 @@ class MLP(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and then an MLP, each on a layer norm of the residual stream (pre-LN)."""
+    """Attention and then an MLP, each on a layer norm of the residual stream (pre-LN).
 
-    def __init__(self, config: GPT2Config):
+    `layer` is its place from the bottom, which decides its window where each layer has its own.
+    """
+
+    def __init__(self, config: GPT2Config, layer: int = 0):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embed, config.layer_norm_epsilon, bias=config.bias)
-        self.attn = SparseAttention(config) if config.use_sparse_attention else CausalSelfAttention(config)
+        self.attn = _attention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embed, config.layer_norm_epsilon, bias=config.bias)
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
@@ -88,9 +95,9 @@ class GPT2(nn.Module):
         self.config = config
         self.checkpointing = False
         self.wte = nn.Embedding(config.vocab_size, config.n_embed)
-        self.wpe = nn.Embedding(config.context_size, config.n_embed)
+        self.wpe = nn.Embedding(config.context_size, config.n_embed) if config.positions == "learned" else None
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embed, config.layer_norm_epsilon, bias=config.bias)
         for name, parameter in self.named_parameters():
             if name.endswith(".bias"):
@@ -147,11 +154,10 @@ class GPT2(nn.Module):
         """
         past = 0 if cache is None else cache.length
         self._require_tokens(tokens, past)
-        positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
-        if cache is not None and cache.padding is not None:
-            before = torch.tensor(cache.padding, device=tokens.device)
-            positions = (positions - before[:, None]).clamp(min=0)  # [B, N]
-        x = self.drop(self.wte(tokens) + self.wpe(positions))  # [B, N, E]
+        x = self.wte(tokens)  # [B, N, E]
+        if self.wpe is not None:
+            x = x + self.wpe(positions(tokens.shape[1], cache, tokens.device))
+        x = self.drop(x)
         intermediates = []
         for layer, block in enumerate(self.h):
             if self.checkpointing and cache is None and torch.is_grad_enabled():
@@ -163,6 +169,19 @@ class GPT2(nn.Module):
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.ln_f(x), intermediates if return_intermediate else None
+
+    def widen(self, windows: Sequence[int]) -> None:
+        """Gives the layers other windows, from the bottom to the top; no weight changes.
+
+        Raises:
+            ValueError: The model has no windows of its layers' own, or these are not one for each layer.
+        """
+        if not self.config.windows:
+            raise ValueError("GPT2.widen: the model has no windows to change; make it with GPT2Config(windows=...)")
+        self.config = replace(self.config, windows=tuple(windows))
+        for module in self.modules():
+            if isinstance(module, WindowedAttention):
+                module.config = self.config
 
     def logits(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B V"]:
         """The output head on some of the features; padding tokens get minus infinity."""
@@ -222,6 +241,12 @@ class GPT2(nn.Module):
                 f"GPT2: tokens reach position {end}, beyond context_size={context}; "
                 "give fewer, or load the model with a larger context_size"
             )
+
+
+def _attention(config: GPT2Config, layer: int) -> SelfAttention:
+    if config.windows:
+        return WindowedAttention(config, layer)
+    return SparseAttention(config) if config.use_sparse_attention else CausalSelfAttention(config)
 
 
 def _deviation(name: str, config: GPT2Config) -> float:

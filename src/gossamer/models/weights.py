@@ -32,10 +32,11 @@ def layout(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     width = config.n_embed
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config.vocab_size, width),
-        "wpe.weight": (config.context_size, width),
         "ln_f.weight": (width,),
         "ln_f.bias": (width,),
     }
+    if config.positions == "learned":
+        shapes["wpe.weight"] = (config.context_size, width)
     for block in (f"h.{layer}" for layer in range(config.n_layer)):
         for norm in ("ln_1", "ln_2"):
             shapes |= {f"{block}.{norm}.weight": (width,), f"{block}.{norm}.bias": (width,)}
@@ -59,7 +60,7 @@ def read(source: str | Path) -> tuple[GPT2Config, dict[str, Tensor]]:
         ValueError: They are damaged or no GPT-2's; the message names the file, the tensor and the fix.
     """
     path = _weights_file(Path(source))
-    with _opened(path) as file:
+    with opened(path) as file:
         names = file.keys()
         stored = {name.removeprefix(PREFIX): name for name in names if not name.endswith(MASKS)}
         shapes = {name: tuple(file.get_slice(key).get_shape()) for name, key in stored.items()}
@@ -67,10 +68,10 @@ def read(source: str | Path) -> tuple[GPT2Config, dict[str, Tensor]]:
         _require_layers(path, shapes, config)
         _require_layout(path, shapes, layout(config))
         for name, key in stored.items():
-            _require_floats(path, name, file.get_slice(key).get_dtype())
+            require_floats(path, name, file.get_slice(key).get_dtype())
         state = {name: file.get_tensor(key) for name, key in stored.items()}
         _require_tied(path, state.pop(HEAD, state["wte.weight"]), state["wte.weight"])
-        return config, {name: _owned(_turned(name, tensor)) for name, tensor in state.items()}
+        return config, {name: owned(_turned(name, tensor)) for name, tensor in state.items()}
 
 
 def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -> None:
@@ -97,15 +98,16 @@ def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -
 def resized(
     config: GPT2Config, state: Mapping[str, Tensor], *, context_size: int | None, vocab_size: int | None
 ) -> tuple[GPT2Config, dict[str, Tensor]]:
-    """The model at another context, its position table repeated or cut, and with a padded vocabulary.
+    """The model at another context, its position table (if any) repeated or cut, and with a padded vocabulary.
 
     Raises:
         ValueError: `vocab_size` is smaller than the vocabulary.
     """
-    positions, tokens = state["wpe.weight"], state["wte.weight"]
+    state, tokens = dict(state), state["wte.weight"]
     if context_size is not None:
         config = replace(config, context_size=context_size)
-        positions = positions[torch.arange(context_size) % len(positions)]
+        if (positions := state.get("wpe.weight")) is not None:
+            state["wpe.weight"] = positions[torch.arange(context_size) % len(positions)]
     if vocab_size is not None and vocab_size != config.vocab_size:
         if vocab_size < config.vocab_size:
             raise ValueError(
@@ -114,7 +116,7 @@ def resized(
             )
         tokens = F.pad(tokens, (0, 0, 0, vocab_size - config.vocab_size))
         config = replace(config, vocab_size=vocab_size, unpadded_vocab_size=config.known_tokens)
-    return config, {**state, "wpe.weight": positions, "wte.weight": tokens}
+    return config, {**state, "wte.weight": tokens}
 
 
 def _weights_file(source: Path) -> Path:
@@ -136,7 +138,8 @@ def _weights_file(source: Path) -> Path:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """The safetensors file, open to be read; a damaged one is a ValueError that names it."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -199,7 +202,8 @@ def _require_layout(path: Path, shapes: Mapping[str, tuple[int, ...]], expected:
         )
 
 
-def _require_floats(path: Path, name: str, dtype: str) -> None:
+def require_floats(path: Path, name: str, dtype: str) -> None:
+    """A tensor of the file holds plain floating-point numbers, or this raises ValueError."""
     if dtype not in FLOATS:
         raise ValueError(f"{path}: {name} is {dtype}; give weights that are one of {', '.join(FLOATS)}, not quantised")
 
@@ -209,7 +213,7 @@ def _require_tied(path: Path, head: Tensor, table: Tensor) -> None:
         raise ValueError(f"{path}: {HEAD} differs from wte.weight; GPT2 ties them: tie them and save again")
 
 
-def _owned(tensor: Tensor) -> Tensor:
+def owned(tensor: Tensor) -> Tensor:
     """A float32 copy: a model must not live in a mapped file, which may change under it."""
     return tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 

@@ -1,6 +1,14 @@
+from .axial import AxialPositions as AxialPositions
+from .bigbird import BigBirdAttention as BigBirdAttention
 from .cache import KVCache as KVCache
+from .chunked_feed_forward import ChunkedFeedForward as ChunkedFeedForward
+from .chunked_local import ChunkedLocalAttention as ChunkedLocalAttention
 from .dense import CausalSelfAttention as CausalSelfAttention
+from .global_tokens import GlobalTokens as GlobalTokens
+from .longformer import LongformerAttention as LongformerAttention
+from .lsh import LSHAttention as LSHAttention
 from .masks import compute_sparsity as compute_sparsity
 from .masks import masked_attention as masked_attention
 from .masks import stable_softmax as stable_softmax
+from .reversible import ReversibleLayers as ReversibleLayers
 from .sparse import SparseAttention as SparseAttention

@@ -13,7 +13,13 @@ class CausalSelfAttention(SelfAttention):
     """Each token attends to itself and to every token before it, by `scaled_dot_product_attention`."""
 
     def __init__(self, config: GPT2Config):
-        super().__init__(config.n_head, config.n_embed, dropout=config.dropout, bias=config.bias)
+        super().__init__(
+            config.n_head,
+            config.n_embed,
+            dropout=config.dropout,
+            bias=config.bias,
+            rotary=config.positions == "rotary",
+        )
 
     def pattern(self, length: int) -> Pattern:
         return Causal()

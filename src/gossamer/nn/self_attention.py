@@ -10,21 +10,24 @@ from torch import Tensor, nn
 
 from ..patterns.base import Pattern
 from .cache import KVCache
+from .positions import positions, rotated
 
 
 class SelfAttention(nn.Module):
     """Projects, lets a subclass mix along the sequence, and projects back.
 
     Parameters are GPT-2's: `c_attn` makes queries, keys and values side by side, `c_proj` joins the heads, so a
-    state dict fits the dense and the sparse module alike.
+    state dict fits the dense and the sparse module alike. With `rotary`, queries and keys are turned by their
+    positions, which take no parameters.
     """
 
-    def __init__(self, n_head: int, width: int, *, dropout: float = 0.0, bias: bool = True):
+    def __init__(self, n_head: int, width: int, *, dropout: float = 0.0, bias: bool = True, rotary: bool = False):
         super().__init__()
         if width < 1 or width % n_head:
             raise ValueError(f"{type(self).__name__}: width is {width}; give a multiple of the {n_head} heads")
         self.n_head = n_head
         self.dropout = dropout
+        self.rotary = rotary
         self.c_attn = nn.Linear(width, 3 * width, bias=bias)
         self.c_proj = nn.Linear(width, width, bias=bias)
 
@@ -44,7 +47,7 @@ class SelfAttention(nn.Module):
             cache: Holds what is read again of earlier calls; `x` goes on from there, as `layer`.
             planned_length: How long the sequence may become; by default the cache's capacity, or the input's length.
         """
-        q, k, v = self.project(x)
+        q, k, v = self.project(x, cache)
         length = planned_length or (x.shape[1] if cache is None else cache.capacity)
         mixed = self.mix(q, k, v, length) if cache is None else cache.attend(layer, q, k, v, self.pattern(length))
         out = self.merge(mixed)
@@ -53,9 +56,12 @@ class SelfAttention(nn.Module):
         past = 0 if cache is None else cache.length
         return out, self.intermediate(q.shape[2], past + k.shape[2], length, x.device)
 
-    def project(self, x: Float[Tensor, "B N E"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [B, H, N, D]."""
+    def project(self, x: Float[Tensor, "B N E"], cache: KVCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [B, H, N, D], of tokens that go on from those in `cache`."""
         q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
+        if self.rotary:
+            at = positions(x.shape[1], cache, x.device)
+            q, k = rotated(q, at), rotated(k, at)
         return q, k, v
 
     def merge(self, out: Float[Tensor, "B H N D"]) -> Float[Tensor, "B N E"]:

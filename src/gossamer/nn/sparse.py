@@ -42,7 +42,13 @@ class SparseAttention(SelfAttention):
     def __init__(self, config: SparseAttentionConfig | GPT2Config, width: int | None = None):
         if isinstance(config, GPT2Config):
             sparse = config.sparse_config or SparseAttentionConfig().for_heads(config.n_head)
-            super().__init__(config.n_head, config.n_embed, dropout=config.dropout, bias=config.bias)
+            super().__init__(
+                config.n_head,
+                config.n_embed,
+                dropout=config.dropout,
+                bias=config.bias,
+                rotary=config.positions == "rotary",
+            )
         else:
             sparse = config
             super().__init__(sparse.n_head, 64 * sparse.n_head if width is None else width)

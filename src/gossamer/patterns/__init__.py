@@ -2,12 +2,14 @@
 
 from . import presets
 from .base import Pattern
+from .block_window import BlockWindow
 from .blocks import Blocks
 from .causal import Causal
 from .clauses import Extent
 from .dilated import Dilated
 from .documents import Documents
 from .excerpt import Excerpt
+from .global_blocks import GlobalBlocks
 from .packed import Packed
 from .parse import parse
 from .per_head import PerHead
@@ -18,12 +20,14 @@ from .tokens import Tokens
 from .window import Window
 
 __all__ = [
+    "BlockWindow",
     "Blocks",
     "Causal",
     "Dilated",
     "Documents",
     "Excerpt",
     "Extent",
+    "GlobalBlocks",
     "Packed",
     "Pattern",
     "PerHead",

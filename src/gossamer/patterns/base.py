@@ -87,8 +87,12 @@ class Pattern(ABC):
 
     @property
     def spec(self) -> str:
-        """The pattern as text: `parse(pattern.spec) == pattern`."""
-        settings = [f"{name}={written(getattr(self, name))}" for name in getattr(self, "__dataclass_fields__", ())]
+        """The pattern as text: `parse(pattern.spec) == pattern`. A setting left at None is left out."""
+        fields = getattr(self, "__dataclass_fields__", {})
+        given = {name: getattr(self, name) for name in fields}
+        settings = [
+            f"{name}={written(value)}" for name, value in given.items() if not fields[name].default is value is None
+        ]
         return f"{type(self).__name__}({', '.join(settings)})"
 
     def __repr__(self) -> str:
@@ -253,7 +257,7 @@ class KeySet(Pattern, named=False):
         count = self.between(k_first, k_last)
         return count > 0, count == k_last - k_first + 1
 
-    def clauses(self, extent: Extent) -> tuple[Clause, ...]:
+    def clauses(self, extent: Extent) -> tuple[Clause, ...] | None:
         return (Clause(keys=self.holds(positions(extent.keys))),)
 
 

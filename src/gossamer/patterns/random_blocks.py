@@ -1,7 +1,10 @@
 """Random blocks (BigBird, arXiv 2007.14062, section 2), drawn so that any length agrees with any other."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +13,9 @@ from .base import Bools, Pattern, require_integer
 
 MOST_ROWS = 2**24
 """Query blocks whose draws are made, at most: some GiB."""
+
+_NONE = np.iinfo(np.int64).max
+"""Stands where a row has no further block; no block's number is as high."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,70 +26,119 @@ class RandomBlocks(Pattern):
     The draw depends on the seed and the block's number alone, never on the length: training, prefill and
     decoding see the same blocks. For links in both directions join it with the `.T` of another seed.
 
+    With `blocks`, the number of all blocks, it is the two-sided form: each query block but the first and the last
+    draws from all of them, or from the first `among`, those left out that BigBird shows it anyway: its neighbours,
+    itself, the first and the last. The second block does not draw the last but one, nor this one the second, as in
+    the paper's release.
+
     >>> RandomBlocks(1, count=1, seed=0).dense_mask(4).sum(axis=1).tolist()
     [0, 1, 1, 1]
+    >>> RandomBlocks(1, count=2, seed=0, blocks=9).dense_mask(9).sum(axis=1).tolist()
+    [0, 2, 2, 2, 2, 2, 2, 2, 0]
 
     Raises:
-        ValueError: `block` or `count` is no positive integer, or `seed` is negative.
+        ValueError: `block`, `count`, `blocks` or `among` is no positive integer, `seed` is negative, or `among` is
+            given without `blocks` or beyond them.
     """
 
     block: int
     count: int
     seed: int
+    blocks: int | None = None
+    among: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("block", 1), ("count", 1), ("seed", 0)):
-            object.__setattr__(self, name, require_integer("RandomBlocks", name, getattr(self, name), least))
+        for name, least in (("block", 1), ("count", 1), ("seed", 0), ("blocks", 1), ("among", 1)):
+            value = getattr(self, name)
+            if value is not None or name in ("block", "count", "seed"):
+                object.__setattr__(self, name, require_integer("RandomBlocks", name, value, least))
+        if self.blocks is not None and self.blocks > MOST_ROWS:
+            raise ValueError(f"RandomBlocks: blocks is {self.blocks}; give at most {MOST_ROWS}")
+        if self.among is not None and (self.blocks is None or self.among > self.blocks):
+            raise ValueError(
+                f"RandomBlocks: among is {self.among} and blocks is {self.blocks}; give `blocks`, the number of all "
+                f"blocks, and `among` at most as many"
+            )
 
     @property
     def grain(self) -> int:
         return self.block
 
+    def _draw_of(self, last: int) -> _Draw:
+        """The draw that holds every row up to `last` that draws at all."""
+        if self.blocks is None:
+            return _Draw(_power_of_two(max(last + 1, 1)), self.count, self.seed)
+        return _Draw(self.blocks, self.count, self.seed, self.among or self.blocks)
+
     def allows(self, q: ArrayLike, k: ArrayLike) -> Bools:
         row, column = np.asarray(q) // self.block, np.asarray(k) // self.block
-        rows = max(int(row.max(initial=0)) + 1, 1)
-        drawn = _draw(_power_of_two(rows), self.count, self.seed)[np.maximum(row, 0)]
-        return (row >= 0) & (column >= 0) & (drawn == column[..., None]).any(axis=-1)
+        draw = self._draw_of(int(row.max(initial=0)))
+        drawn = _drawn(draw)[np.clip(row, 0, draw.rows - 1)]
+        return (row >= 0) & (row < draw.rows) & (column >= 0) & (drawn == column[..., None]).any(axis=-1)
 
     def bounds(self, q_first: NDArray, q_last: NDArray, k_first: NDArray, k_last: NDArray) -> tuple[Bools, Bools]:
         top, bottom, left, right = np.broadcast_arrays(*(p // self.block for p in (q_first, q_last, k_first, k_last)))
-        if bottom.max(initial=0) >= MOST_ROWS:  # what is drawn so far away is not looked up: any key may be
-            return (bottom >= 0) & (right >= 0), np.zeros(top.shape, bool)
+        if self.blocks is None and bottom.max(initial=0) >= MOST_ROWS:
+            return (bottom >= 0) & (right >= 0), np.zeros(top.shape, bool)  # not looked up so far away: any key may be
+        draw = self._draw_of(int(bottom.max(initial=0)))
+        one = (top == bottom) & (left == right)
+        some = (bottom >= 0) & (top < draw.rows) & (right >= 0) & (left < draw.rows)
+        top, bottom = np.clip(top, 0, draw.rows - 1), np.clip(bottom, 0, draw.rows - 1)
         may = np.zeros(top.shape, bool)
-        rows = _power_of_two(max(int(bottom.max(initial=0)) + 1, 1))
-        levels = _bit_length(np.bitwise_xor(np.maximum(top, 0), np.maximum(bottom, 0)))
+        levels = _bit_length(np.bitwise_xor(top, bottom))
         for level in np.unique(levels):  # the smallest aligned run of rows that holds the whole rectangle
             at = levels == level
-            codes, width = _links(rows, self.count, self.seed, int(level))
-            base = (np.maximum(top[at], 0) >> level) * width
-            first = np.searchsorted(codes, base + np.clip(left[at], 0, width - 1), "left")
-            last = np.searchsorted(codes, base + np.clip(right[at], 0, width - 1), "right")
-            may[at] = (last > first) & (bottom[at] >= 0) & (right[at] >= 0) & (left[at] < width)
-        return may, may & (top == bottom) & (left == right)
+            codes = _links(draw, int(level))
+            base = (top[at] >> level) * draw.rows
+            first = np.searchsorted(codes, base + np.clip(left[at], 0, draw.rows - 1), "left")
+            last = np.searchsorted(codes, base + np.clip(right[at], 0, draw.rows - 1), "right")
+            may[at] = (last > first) & some[at]
+        return may, may & one
 
 
-@lru_cache(maxsize=16)
-def _draw(rows: int, count: int, seed: int) -> NDArray[np.int64]:
-    """[rows, count] distinct key blocks before each row's own, ascending; -1 where there are no more."""
-    row, count = np.arange(rows), min(count, rows)
-    drawn = np.full((rows, count), np.iinfo(np.int64).max)
-    for turn in range(count):
-        left_over = row - turn
-        pick = (_hash(row, turn, seed) % np.maximum(left_over, 1).astype(np.uint64)).astype(np.int64)
-        for taken in drawn.T[:turn]:  # ascending: step over every block already taken
-            pick += pick >= taken
-        drawn[:, turn] = np.where(left_over > 0, pick, np.iinfo(np.int64).max)
-        drawn[:, : turn + 1].sort(axis=1)
-    drawn[drawn == np.iinfo(np.int64).max] = -1
-    return drawn
+class _Draw(NamedTuple):
+    """What a table of draws is made from: `among` is None where a row draws from those before it."""
+
+    rows: int
+    count: int
+    seed: int
+    among: int | None = None
 
 
 @lru_cache(maxsize=64)
-def _links(rows: int, count: int, seed: int, level: int) -> tuple[NDArray[np.int64], int]:
-    """Sorted codes `(row >> level) · width + key block` of every link, and the width."""
-    drawn = _draw(rows, count, seed)
-    codes = (np.arange(rows)[:, None] >> level) * rows + drawn
-    return np.unique(codes[drawn >= 0]), rows
+def _drawn(draw: _Draw) -> NDArray[np.int64]:
+    """[rows, count] the distinct key blocks of each row, ascending; -1 where there are no more."""
+    row = np.arange(draw.rows)
+    taken = np.empty((draw.rows, 0), np.int64) if draw.among is None else _shut(draw.rows, draw.among)
+    pool = row if draw.among is None else np.where((row > 0) & (row < draw.rows - 1), draw.among, 0)
+    left_over = pool - (taken != _NONE).sum(axis=1)
+    drawn = []
+    for turn in range(min(draw.count, draw.rows)):
+        pick = (_hash(row, turn, draw.seed) % np.maximum(left_over, 1).astype(np.uint64)).astype(np.int64)
+        for other in taken.T:  # ascending: step over every block already taken
+            pick += pick >= other
+        drawn.append(np.where(left_over > 0, pick, _NONE))
+        taken = np.sort(np.column_stack([taken, drawn[-1]]), axis=1)
+        left_over = left_over - 1
+    table = np.sort(np.stack(drawn, axis=1), axis=1)
+    return np.where(table == _NONE, -1, table)
+
+
+def _shut(blocks: int, among: int) -> NDArray[np.int64]:
+    """[blocks, 6] which of the first `among` blocks each row of the two-sided form never draws, ascending."""
+    row, last = np.arange(blocks), blocks - 1
+    opposite = np.where(row == 1, last - 1, np.where(row == last - 1, 1, 0))
+    shut = np.sort(np.stack([0 * row, row - 1, row, row + 1, 0 * row + last, opposite], axis=1), axis=1)
+    again = np.diff(shut, axis=1, prepend=-2) == 0
+    return np.sort(np.where(again | (shut < 0) | (shut >= among), _NONE, shut), axis=1)
+
+
+@lru_cache(maxsize=64)
+def _links(draw: _Draw, level: int) -> NDArray[np.int64]:
+    """Sorted codes `(row >> level) · rows + key block` of every link."""
+    drawn = _drawn(draw)
+    codes = (np.arange(draw.rows)[:, None] >> level) * draw.rows + drawn
+    return np.unique(codes[drawn >= 0])
 
 
 def _hash(row: NDArray, turn: int, seed: int) -> NDArray[np.uint64]:

@@ -16,8 +16,6 @@ from ..generation import stream
 from ..generation_config import SamplingConfig
 from ..models.gpt2 import GPT2
 from ..nn.self_attention import SelfAttention
-from ..nn.sparse import SparseAttention
-from ..patterns import Causal, Pattern
 from ..plan import shortened
 from ..tokenizer import load_tokenizer
 from ..training.checkpoint import latest
@@ -121,7 +119,7 @@ def attention_figure(
         for hook in hooks:
             hook.remove()
     length, heads = tokens.shape[1], model.config.n_head
-    groups = _pattern(attentions[0], length).groups(heads)
+    groups = attentions[0].pattern(length).groups(heads)
     patterns = tuple(shortened(group) for first, last, group in groups for _ in range(first, last))
     return AttentionFigure(tuple(texts), patterns, distance_edges(length), tuple(layers))
 
@@ -130,7 +128,7 @@ def attention_figure(
 def layer_attention(attention: SelfAttention, x: Float[Tensor, "B N E"], *, cells: int = 64) -> LayerAttention:
     """Where the heads of one attention layer look while it is given `x`."""
     q, k, v = attention.project(x)
-    pattern = _pattern(attention, x.shape[1])
+    pattern = attention.pattern(x.shape[1])
     _, lse = attend(q, k, v, pattern, return_lse=True)
     maps = attention_maps(q, k, lse, pattern=pattern, cells=cells)
     mass = mass_by_distance(q, k, lse, pattern=pattern, edges=distance_edges(x.shape[1]))
@@ -150,11 +148,6 @@ def layer_captures(model: GPT2, tokens: Int64[Tensor, "B N"]) -> tuple[LayerCapt
         for layer in captured
         if layer is not None
     )
-
-
-def _pattern(attention: SelfAttention, length: int) -> Pattern:
-    """What `attention` sees of a sequence of this length."""
-    return attention.config.pattern(length) if isinstance(attention, SparseAttention) else Causal()
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ import difflib
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -144,6 +144,56 @@ class RunConfig:
             )
 
 
+@dataclass(frozen=True)
+class PhaseConfig:
+    """A stretch of a run with its own windows, context, learning rate and batch (staged training).
+
+    What a phase leaves open is as in the rest of the tree. Its learning rate grows in a linear warm-up and then
+    stays, or falls along half a cosine to `final_share` of itself. The optimizer's state goes on from the phase before.
+    """
+
+    steps: int = 1000
+    """Optimizer steps of this phase."""
+    windows: tuple[int, ...] = ()
+    """Window of each layer, from the bottom to the top. Empty: `model.windows`."""
+    context_size: int | None = None
+    """Tokens in a sequence. None: `model.context_size`, which none may exceed."""
+    learning_rate: float | None = None
+    """Highest learning rate of this phase. None: `optimizer.learning_rate`."""
+    batch_size: int | None = None
+    """Sequences in one optimizer step. None: `run.batch_size`."""
+    gradient_accumulation: int | None = None
+    """Pieces in which they pass through the model. None: `run.gradient_accumulation`."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate grows from zero, counted from the start of this phase."""
+    final_share: float = 1.0
+    """Learning rate of the phase's last step, as a share of its highest; 1 keeps it constant."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", tuple(self.windows))
+        for name, least in (("steps", 1), ("warmup_steps", 0)):
+            _require_whole(self, name, least=least)
+        for name in ("context_size", "batch_size", "gradient_accumulation"):
+            if getattr(self, name) is not None:
+                _require_whole(self, name, least=1)
+        if self.learning_rate is not None:
+            _require(self, "learning_rate", lambda rate: 0 < rate < math.inf, "a positive number")
+        _require(self, "final_share", lambda share: 0 <= share <= 1, "a share in [0, 1]")
+
+
+class Phase(NamedTuple):
+    """A phase with nothing left open: the fields of `PhaseConfig`."""
+
+    steps: int
+    windows: tuple[int, ...]
+    context_size: int
+    learning_rate: float
+    batch_size: int
+    gradient_accumulation: int
+    warmup_steps: int
+    final_share: float
+
+
 def small_gpt2() -> GPT2Config:
     """A GPT-2 that a laptop can train, its attention sparse by the design document's pattern."""
     return GPT2Config(vocab_size=4096, context_size=512, n_layer=6, n_head=12, n_embed=384, use_sparse_attention=True)
@@ -165,6 +215,23 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    phase: tuple[PhaseConfig, ...] = ()
+    """Phases that the run goes through one after another, `[[phase]]` in TOML; `run.steps` is then their sum.
+    Empty: the run is one phase, on `schedule`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phase", tuple(self.phase))
+        if self.phase:
+            self._require_steps_of_the_phases()
+        for number, phase in enumerate(self.phases, 1):
+            self._require_phase_that_fits(number, phase)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the run with what they leave open filled in; where none is given, the one that is all of it."""
+        schedule = self.schedule
+        whole = PhaseConfig(self.run.steps, warmup_steps=schedule.warmup_steps, final_share=schedule.final_share)
+        return tuple(self._filled(phase) for phase in self.phase or (whole,))
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values that TOML and JSON can hold; fields that are None are left out."""
@@ -203,12 +270,51 @@ class TrainConfig:
         names = {**here, **there}
         return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
 
+    def _filled(self, phase: PhaseConfig) -> Phase:
+        return Phase(
+            steps=phase.steps,
+            windows=phase.windows or self.model.windows,
+            context_size=phase.context_size or self.model.context_size,
+            learning_rate=phase.learning_rate or self.optimizer.learning_rate,
+            batch_size=phase.batch_size or self.run.batch_size,
+            gradient_accumulation=phase.gradient_accumulation or self.run.gradient_accumulation,
+            warmup_steps=phase.warmup_steps,
+            final_share=phase.final_share,
+        )
+
+    def _require_steps_of_the_phases(self) -> None:
+        total = sum(phase.steps for phase in self.phase)
+        if self.run.steps not in (RunConfig.steps, total):
+            raise ValueError(
+                f"TrainConfig: run.steps is {self.run.steps}, but the steps of the phases sum to {total}; "
+                "leave run.steps out, or change a phase's"
+            )
+        object.__setattr__(self, "run", replace(self.run, steps=total))
+
+    def _require_phase_that_fits(self, number: int, phase: Phase) -> None:
+        model = self.model
+        if phase.context_size > model.context_size:
+            raise ValueError(
+                f"TrainConfig: phase {number} has context_size={phase.context_size}, beyond "
+                f"model.context_size={model.context_size}; make the model's the longest of all phases"
+            )
+        if len(phase.windows) != len(model.windows):
+            raise ValueError(
+                f"TrainConfig: phase {number} has windows={phase.windows}, and model.windows is {model.windows}; "
+                "give both one window for each layer, or neither any"
+            )
+        if phase.gradient_accumulation > phase.batch_size:
+            raise ValueError(
+                f"TrainConfig: phase {number} has gradient_accumulation={phase.gradient_accumulation}, which leaves "
+                f"pieces of batch_size={phase.batch_size} sequences empty; give at most {phase.batch_size}"
+            )
+
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
         pairs = ((part.name, getattr(value, part.name)) for part in fields(value))
         return {name: _plain(inner) for name, inner in pairs if inner is not None}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 def _leaves(value: Any, name: str) -> list[tuple[str, Any]]:
@@ -239,21 +345,26 @@ def _convert(kind: Any, value: Any, where: str, default: Any) -> Any:
     if get_origin(kind) is Literal:
         matches = value in get_args(kind)
     elif get_origin(kind) is tuple:
-        matches = isinstance(value, list | tuple) and all(isinstance(part, get_args(kind)[0]) for part in value)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} is {value!r}; give {_described(kind)}")
+        return tuple(_convert(get_args(kind)[0], part, f"{where}[{n}]", None) for n, part in enumerate(value))
     else:
         matches = isinstance(value, (int, float) if kind is float else kind)
         matches = matches and isinstance(value, bool) == (kind is bool)  # True is an int to Python, not to a person
     if not matches:
         raise ValueError(f"{where} is {value!r}; give {_described(kind)}")
-    return tuple(value) if isinstance(value, list) else value
+    return value
 
 
 def _described(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is tuple:
-        return "a list of texts"
+        return f"a list of {_KINDS.get(get_args(kind)[0], 'tables')}"
     return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[kind]
+
+
+_KINDS = {int: "integers", str: "texts"}
 
 
 def _unknown(key: str, where: str, known: list[str]) -> str:

@@ -2,16 +2,16 @@
 
 import math
 
-from .config import OptimizerConfig, ScheduleConfig
+from .config import Phase
 
 
-def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
-    """The learning rate of update `step` of `steps`, counted from 1: linear warm-up, then half a cosine.
+def learning_rate(step: int, phase: Phase) -> float:
+    """The learning rate of update `step` of a phase, counted from 1: linear warm-up, then half a cosine.
 
-    It is highest at update `warmup_steps` and has fallen to `final_share` of that at the last update.
+    It is highest at update `warmup_steps` and has fallen to `final_share` of that at the phase's last update.
     """
-    if step <= schedule.warmup_steps:
-        return optimizer.learning_rate * step / schedule.warmup_steps
-    fallen = (step - schedule.warmup_steps) / (steps - schedule.warmup_steps)
+    if step <= phase.warmup_steps:
+        return phase.learning_rate * step / phase.warmup_steps
+    fallen = (step - phase.warmup_steps) / (phase.steps - phase.warmup_steps)
     share = (1 + math.cos(math.pi * fallen)) / 2
-    return optimizer.learning_rate * (schedule.final_share + (1 - schedule.final_share) * share)
+    return phase.learning_rate * (phase.final_share + (1 - phase.final_share) * share)

@@ -40,7 +40,10 @@ class Diverged(RuntimeError):
 
 
 class Trainer:
-    """A GPT-2 in training: what changes is in `state`, and everything else follows from the configuration.
+    """A GPT-2 in training: what changes is in `state`, and everything else follows from the configuration and the step.
+
+    In particular the phase follows from the step: its windows, its data and its learning rate. A resumed run
+    therefore finds itself in the phase that it was in.
 
     Args:
         config: The run; its folder has been made.
@@ -48,18 +51,10 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, device: torch.device):
-        run, context = config.run, config.model.context_size
-        tokens = run_folder.tokens_folder(config)
-        self.training_data = TokenDataset(
-            tokens, "training", context_size=context, batch_size=run.batch_size, seed=run.seed
-        )
-        self.validation_data = TokenDataset(
-            tokens,
-            "validation",
-            context_size=context,
-            batch_size=-(-run.batch_size // run.gradient_accumulation),
-        )
+        run = config.run
         self._config, self._device, self._skips = config, device, 0
+        self._phases = config.phases
+        self._read_for(0)
         torch.manual_seed(run.seed)
         vocabulary = self.training_data.shards.vocab_size
         model = GPT2(replace(config.model, unpadded_vocab_size=vocabulary)).to(device)
@@ -71,6 +66,7 @@ class Trainer:
             torch.amp.GradScaler(device.type, enabled=run.precision == "fp16"),
             tokens=self.training_data.shards.digest,
         )
+        self._widen()
 
     def update(self, step: int) -> Row:
         """Do optimizer step number `step`, counted from 1, and say how it went.
@@ -80,10 +76,11 @@ class Trainer:
         """
         began = time.perf_counter()
         optimizer, scaler = self.state.optimizer, self.state.scaler
-        rate = learning_rate(step, self._config.run.steps, self._config.optimizer, self._config.schedule)
+        here = self._enter(step)
+        rate = learning_rate(here, self._phases[self._phase])
         for group in optimizer.param_groups:
             group["lr"] = rate
-        tokens, targets = self.training_data.batch(step - 1)
+        tokens, targets = self.training_data.batch(here - 1)
         loss = self._backward(tokens, targets)
         if not math.isfinite(loss):
             raise Diverged(f"the loss is {loss}", step, rate)
@@ -97,6 +94,7 @@ class Trainer:
         seconds = time.perf_counter() - began
         return {
             "step": step,
+            "phase": self._phase + 1,
             "loss": loss,
             "learning_rate": rate,
             "gradient_norm": norm if math.isfinite(norm) else None,
@@ -131,9 +129,34 @@ class Trainer:
             if not parameter.isfinite().all():
                 raise self._diverged(f"the weights {name} are not finite")
 
+    def _enter(self, step: int) -> int:
+        """Make windows and data those of the phase of `step`, and say which step of that phase it is, from 1."""
+        phase = 0
+        while step > self._phases[phase].steps:
+            step, phase = step - self._phases[phase].steps, phase + 1
+        if phase != self._phase:
+            self._read_for(phase)
+            self._widen()
+        return step
+
+    def _read_for(self, phase: int) -> None:
+        """Read windows of text as long as the phase wants; each phase shuffles them anew."""
+        self._phase, settings, tokens = phase, self._phases[phase], run_folder.tokens_folder(self._config)
+        context, batch = settings.context_size, settings.batch_size
+        self.training_data = TokenDataset(
+            tokens, "training", context_size=context, batch_size=batch, seed=self._config.run.seed + phase
+        )
+        self.validation_data = TokenDataset(
+            tokens, "validation", context_size=context, batch_size=-(-batch // settings.gradient_accumulation)
+        )
+
+    def _widen(self) -> None:
+        if windows := self._phases[self._phase].windows:
+            self.state.model.widen(windows)
+
     def _backward(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> float:
         """Add up the gradient of the mean loss, piece by piece; a piece counts by its targets."""
-        pieces, total, whole = self._config.run.gradient_accumulation, 0.0, _targets(targets)
+        pieces, total, whole = self._phases[self._phase].gradient_accumulation, 0.0, _targets(targets)
         for part, expected in zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
             loss = self._loss(part, expected) * (_targets(expected) / whole)
             self.state.scaler.scale(loss).backward()

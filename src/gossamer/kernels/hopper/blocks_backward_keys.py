@@ -281,6 +281,6 @@ def keys_kernel(
     fence_async_shared()
     rooms = (_room((k, v), (dk, dv), (q, grad_out, aux), config),)
     for _ in gl.static_range(STREAMS - 1):
-        rooms = rooms + (_room((k, v), (dk, dv), (q, grad_out, aux), config),)
+        rooms += (_room((k, v), (dk, dv), (q, grad_out, aux), config),)
     given = (table, pick, within, scale, (dk, dv), work, shape)
     in_streams(_consumer, given, _producer, (table, (k, v), (q, grad_out, aux), work, shape), rooms, config)

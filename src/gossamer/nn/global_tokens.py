@@ -1,0 +1,133 @@
+"""`GlobalTokens`: the few tokens of each sequence that see all and are seen by all (Longformer, arXiv 2004.05150)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+
+
+class Beyond(NamedTuple):
+    """The chosen tokens outside each position's window, as a run of a list."""
+
+    entries: Int64[Tensor, "B 2m"]
+    """The list, of entries of `GlobalTokens.index`: a row's `counts[b]`, and all of them again."""
+    start: Int[Tensor, "B N"]
+    stop: Int[Tensor, "B N"]
+    turn: Int64[Tensor, " N"] | None
+    """The positions in the order in which `start` and `stop` are given; None: ascending."""
+    back: Int64[Tensor, " N"] | None
+    """Where each position stands in `turn`."""
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalTokens:
+    """Which tokens were chosen, for every row of a batch: another number in each. One serves all layers.
+
+    >>> GlobalTokens.of(torch.tensor([[True, False, True], [False, True, False]])).counts.tolist()
+    [2, 1]
+    """
+
+    index: Int64[Tensor, "B m"]
+    """Their positions, ascending; from `counts` on, positions that were not chosen, each once."""
+    counts: Int[Tensor, " B"]
+    """How many each row has (int32)."""
+    slots: Int64[Tensor, " T"]
+    """Where in `index`, flattened, the chosen ones stand."""
+    places: Int64[Tensor, " T"]
+    """Where in the flattened batch they stand."""
+    length: int
+    """Positions of a row."""
+    _found: dict[tuple[int, int], Beyond] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "B N"]) -> Self:
+        """The tokens where `mask` is True. Waits for the device once, to learn how many there are.
+
+        Raises:
+            ValueError: `mask` is no bool tensor [batch, length].
+        """
+        if mask.dim() != 2 or mask.dtype != torch.bool:
+            raise ValueError(f"GlobalTokens: mask is {mask.dtype} {list(mask.shape)}; give bool [batch, length]")
+        counts = mask.sum(1, dtype=torch.int32)
+        known = counts.tolist()
+        most, (rows, length) = max(known, default=0), mask.shape
+        index = _true_first(mask)[:, :most]
+        real = torch.arange(most, device=mask.device) < counts[:, None]  # [B, m]
+        slots = _true_first(real.flatten())[: sum(known)]
+        flat = index + length * torch.arange(rows, device=mask.device)[:, None]
+        return cls(index, counts, slots, flat.flatten()[slots], length)
+
+    @property
+    def most(self) -> int:
+        """The most that one row has."""
+        return self.index.shape[1]
+
+    @property
+    def real(self) -> Bool[Tensor, "B m"]:
+        """Which entries of `index` were chosen."""
+        return torch.arange(self.most, device=self.index.device) < self.counts[:, None]
+
+    def rows_of(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B m E"]:
+        """The chosen rows of `x`."""
+        return x.gather(1, self.index[..., None].expand(-1, -1, x.shape[2]))
+
+    def put(self, rows: Float[Tensor, "B m E"], x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        """`x` with `rows` in place of its chosen rows."""
+        placed = x.flatten(0, 1).index_copy(0, self.places, rows.flatten(0, 1)[self.slots].to(x.dtype))
+        return placed.view_as(x)
+
+    def beyond(self, reach: int, step: int) -> Beyond:
+        """For each position, which of the chosen stand outside its window. Made once for all layers that ask.
+
+        A window holds the positions at most `reach` away whose distance is a multiple of `step`. Sorted by (position
+        modulo `step`, position), the chosen inside it are one run, so those outside are what follows that run and
+        what stands before it: one run of the list written twice. Where positions take their turns in the same order,
+        neither of its ends ever falls.
+        """
+        if (reach, step) not in self._found:
+            self._found[reach, step] = self._beyond(reach, step)
+        return self._found[reach, step]
+
+    def earlier(self, reach: int) -> Int[Tensor, "B N"]:
+        """For each position, how many of the chosen stand more than `reach` before it: the first ones of `index`."""
+        return self._count(self._codes(1), (self._positions - reach).clamp(min=0), below=True)
+
+    def distances(self) -> Int64[Tensor, "B N m"]:
+        """How far each position stands behind each entry of `index`."""
+        return self._positions[:, None] - self.index[:, None]
+
+    def _beyond(self, reach: int, step: int) -> Beyond:
+        chosen, order = self._codes(step).sort(1)
+        again = torch.arange(2 * self.most, device=order.device) % self.counts.clamp(min=1)[:, None]
+        positions, turn, back = self._positions, None, None
+        if step > 1:
+            positions = turn = (positions % step * self.length + positions).argsort()
+            back = turn.argsort()
+        offset = positions % step * self.length
+        first, last = (positions - reach).clamp(min=0), (positions + reach).clamp(max=self.length - 1)
+        start = self._count(chosen, offset + last, below=False)
+        stop = self.counts[:, None] + self._count(chosen, offset + first, below=True)
+        return Beyond(order.gather(1, again), start, stop, turn, back)
+
+    @property
+    def _positions(self) -> Int64[Tensor, " N"]:
+        return torch.arange(self.length, device=self.index.device)
+
+    def _codes(self, step: int) -> Int64[Tensor, "B m"]:
+        """One number for each entry, ascending as (position modulo `step`, position); the greatest where not chosen."""
+        codes = self.index % step * self.length + self.index if step > 1 else self.index
+        return codes.masked_fill(~self.real, step * self.length)
+
+    def _count(self, chosen: Tensor, codes: Tensor, below: bool) -> Int[Tensor, "B N"]:
+        """How many of the chosen are below (or up to) each code."""
+        codes = codes.expand(len(chosen), -1).contiguous()
+        return torch.searchsorted(chosen.contiguous(), codes, right=not below, out_int32=True)
+
+
+def _true_first(mask: Bool[Tensor, "*B N"]) -> Int64[Tensor, "*B N"]:
+    """Positions where the last axis is True, ascending, and then the others."""
+    return (~mask).to(torch.uint8).argsort(stable=True, dim=-1)

@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 NAME = "reformer_lsh"
 HEADS, HEAD_WIDTH = 12, 64
 TIMES, GROWTH = 4.0, 1.25
-"""What is promised of half precision: so many times faster, and no length so much slower, per token, than the shortest."""
+"""What is promised of half precision: so many times faster, and no length so much slower per token than the first."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 from .attention import attend as attend
 from .attention import explain as explain
+from .block_sparse import attend_blocks as attend_blocks
 from .config import GPT2Config as GPT2Config
 from .config import SparseAttentionConfig as SparseAttentionConfig
 from .config import compute_dynamic_window_size as compute_dynamic_window_size
@@ -18,9 +19,11 @@ from .nn import SparseAttention as SparseAttention
 from .nn import compute_sparsity as compute_sparsity
 from .nn import stable_softmax as stable_softmax
 from .patterns import Blocks as Blocks
+from .patterns import BlockWindow as BlockWindow
 from .patterns import Causal as Causal
 from .patterns import Dilated as Dilated
 from .patterns import Documents as Documents
+from .patterns import GlobalBlocks as GlobalBlocks
 from .patterns import Packed as Packed
 from .patterns import Pattern as Pattern
 from .patterns import PerHead as PerHead
@@ -31,3 +34,4 @@ from .patterns import Tokens as Tokens
 from .patterns import Window as Window
 from .patterns import parse as parse
 from .patterns import presets as presets
+from .runs import attend_runs as attend_runs

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -40,16 +41,18 @@ MODULES = replace(BASE, heads=12, head_width=64, window=512, lengths=(4096, 1638
 BLOCKS = replace(BASE, heads=16, head_width=128, lengths=(16384,))
 
 
-def module_cases(name: str) -> Callable[[Setting], tuple[Case, ...]]:
-    """The one case of a system; its file needs transformers, and is read when it is wanted."""
-    return lambda setting: (system_case(getattr(import_module(f"systems.{name}"), name.upper()), setting),)
+def module_cases(name: str, setting: Setting) -> tuple[Case, ...]:
+    """The cases of a system; its file needs transformers, and is read when it is wanted."""
+    system = import_module(f"systems.{name}")
+    cases = (system_case(getattr(system, name.upper()), setting),)
+    return (*cases, system.attention_case(setting)) if hasattr(system, "attention_case") else cases
 
 
 SECTIONS: dict[str, tuple[BenchConfig, Callable[[Setting], tuple[Case, ...]]]] = {
     "blocks": (BLOCKS, block_cases),
-    "longformer": (MODULES, module_cases("longformer")),
-    "bigbird": (MODULES, module_cases("bigbird")),
-    "reformer": (MODULES, module_cases("reformer")),
+    "longformer": (MODULES, partial(module_cases, "longformer")),
+    "bigbird": (MODULES, partial(module_cases, "bigbird")),
+    "reformer": (MODULES, partial(module_cases, "reformer")),
 }
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gossamer.block_sparse import attend_blocks
 from gossamer.bench import peers
 from gossamer.bench.case import Case, Contender, Step
 from gossamer.bench.gate import AttentionFunction, Named, plain_attention
 from gossamer.bench.setting import Setting
+from gossamer.block_sparse import attend_blocks
 
 BLOCK = 128
 SHARE = 0.1

@@ -9,9 +9,13 @@ from torch import Tensor, nn
 from transformers import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
+from gossamer.attention import attend
+from gossamer.bench.case import Case, Contender, Step
+from gossamer.bench.gate import Trial, fault
 from gossamer.bench.setting import Setting
 from gossamer.nn.global_tokens import GlobalTokens
 from gossamer.nn.longformer import LongformerAttention
+from gossamer.patterns import presets
 
 from .modules import Made, System
 
@@ -51,10 +55,10 @@ def theirs(setting: Setting, length: int, dtype: torch.dtype) -> Made:
     return Made(module, module)
 
 
-def ours(setting: Setting, length: int, dtype: torch.dtype, share: int = 1) -> Made:
-    """Our module with its weights, at one `share`-th of the window."""
+def ours(setting: Setting, length: int, dtype: torch.dtype) -> Made:
+    """Our module with its weights."""
     config, given = setting.config, theirs(setting, length, dtype).module
-    module = LongformerAttention(config.heads * config.head_width, config.heads, window=config.window // share)
+    module = LongformerAttention(config.heads * config.head_width, config.heads, window=config.window)
     module.to(setting.device, dtype)
     for name in SHARED:
         getattr(module, name).load_state_dict(getattr(given.attention, name).state_dict())
@@ -72,6 +76,24 @@ def alike(setting: Setting, length: int, dtype: torch.dtype) -> tuple[Made, Made
     return theirs(setting, length, dtype), ours(setting, length, dtype)
 
 
-LONGFORMER = System(
-    "longformer", theirs, {"gossamer": ours, "gossamer, half the window": partial(ours, share=2)}, alike
-)
+LONGFORMER = System("longformer", theirs, {"gossamer": ours}, alike)
+
+
+def attention_case(setting: Setting) -> Case:
+    """The pattern alone, forward with backward, at the whole and at half the window."""
+
+    def contender(name: str, window: int) -> Contender:
+        pattern = presets.longformer(window)
+        attention = partial(attend, pattern=pattern)
+
+        def prepare(length: int) -> Step:
+            *inputs, grad_out = setting.draw(length)
+            leaves = [x.detach().requires_grad_() for x in inputs]
+            return lambda: torch.autograd.grad(attention(*leaves), leaves, grad_out)
+
+        trial = Trial(2 * window, 2, setting.config.head_width, setting.dtype, setting.device)
+        return Contender(name, prepare, fault=lambda: fault(attention, pattern, trial))
+
+    window = setting.config.window
+    contenders = contender("gossamer", window), contender("gossamer, half the window", window // 2)
+    return Case("longformer's pattern", setting.config.lengths, contenders)

@@ -25,7 +25,7 @@ def promises(runs: Runs) -> Iterator[Promise]:
 
 def module_promises(results: Results, case: str) -> Iterator[Promise]:
     lengths = results.config.lengths
-    for length in lengths:
+    for length in lengths if "transformers" in results.contenders(case) else ():
         ratio = faster(results, case, length, ("transformers",))
         text = f"{case}, {length:,} tokens, forward + backward: at least {OVER_TRANSFORMERS:g}x as fast as transformers"
         yield Promise(text, ratio, kept=ratio is not None and ratio >= OVER_TRANSFORMERS)

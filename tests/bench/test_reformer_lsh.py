@@ -31,6 +31,7 @@ def test_promises_are_judged(script: ModuleType) -> None:
         "bfloat16, 2 rounds, 65,536 tokens: 3.9 times",
         "65,536 tokens take 1.27 times as long as 4,096",
     ]
+    assert list(script.broken([sound, replace(long, dtype="float32", ours=30.0)])) == []
     assert list(script.broken([sound, replace(long, rounds=4, ours=5.0)])) == []
 
 

@@ -32,6 +32,7 @@ from gossamer.kernels.hopper.passes import only_band, passes
 REGULAR = {name: p for name, p in PATTERNS.items() if without_span(plan(p, 136, 136, HEADS[name])) is None}
 JOINT = Causal() & (Window(20) | Sinks(3) | Tokens([40, 60]))
 CPU = torch.device("cpu")
+PARTLY = plan(RandomBlocks(64, 2, 0) & ~Window(5), 512, 512, 2)
 
 
 def softmax_of(scores: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
@@ -284,6 +285,9 @@ def test_the_device_is_changed_only_where_another_is_current(monkeypatch: pytest
         ({"block": 32}, "blocks are 32 × 32; it takes 64 × 64 and 128 × 128"),
         ({"plan": plan(~Dilated(8, step=3), 136, 136, 2)}, "Columns"),
         ({"plan": plan(Causal(), 136, 200, 2), "block": 64, "within": True}, "136 queries and 200 keys"),
+        ({"plan": PARTLY, "width": 128}, None),
+        ({"plan": PARTLY, "width": 128, "backward": True}, "lack registers"),
+        ({"plan": PARTLY, "backward": True}, None),
         ({"device": CPU}, "compute capability 9.0"),
     ],
 )

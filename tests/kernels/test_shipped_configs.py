@@ -130,7 +130,11 @@ HOPPER_SLOW = {
     "float16, band and columns": Case(Causal() & (Window(256) | Sinks(4)), dtype=FP16, width=128),
     "three heads a key head": Case(Causal() & Window(512), heads=3, width=128, lse_gradient=True),
     "dilated and packed": Case(Dilated(64, 4) & Documents([500, 524])),
-}
+    **{f"blocks of {size} × {width}": Case(RandomBlocks(size, 2, 0) & ~Window(5), width=width, lse_gradient=True)
+       for size in (64, 128) for width in (64, 128)},
+    "blocks, heads that share keys": Case(RandomBlocks(64, 2, 0), heads=2, width=128, dtype=FP16),
+    "blocks within ends": Case(RandomBlocks(128, 2, 0), width=128, sinks=True, within=True),
+}  # fmt: skip
 TRITON = {
     "bfloat16": Case(Causal() & (Window(256) | Sinks(4)), sinks=True),
     "float32": Case(Causal() & (Window(256) | Sinks(4)), sinks=True, dtype=FP32),

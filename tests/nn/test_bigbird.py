@@ -285,5 +285,30 @@ def test_it_compiles_whole(config: BigBirdConfig) -> None:
         assert torch.equal(compiled(x, within), attention(x, within))
 
 
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 4e-6), (torch.bfloat16, 2.5e-2)], ids=str)
+@pytest.mark.parametrize("shape", [{}, {"extra_tokens": 70}, {"random_among": 6}, {"block_size": 128}], ids=str)
+def test_on_a_gpu_it_is_the_joint_softmax_too(shape: dict[str, int], dtype: torch.dtype, bound: float) -> None:
+    """Against float64 on the CPU; the bound is about three times what was seen."""
+    config = BigBirdConfig(**{"hidden_size": 128, "num_attention_heads": HEADS} | shape)
+    torch.manual_seed(0)
+    ours = BigBirdAttention(config, layer=1).to(dtype)
+    right = BigBirdAttention(config, layer=1).double()
+    right.load_state_dict(ours.state_dict())
+    x, grad = torch.randn(2, 2, 1000, 128).to(dtype)
+    within = torch.tensor([[0, 1000], [37, 901]], dtype=torch.int32)
+    positions = torch.arange(1000)
+    real = ((positions >= within[:, :1]) & (positions < within[:, 1:]))[..., None]
+    found, wanted = [], []
+    for attention, device, kept in ((ours.cuda(), "cuda", found), (right, "cpu", wanted)):
+        leaf = x.detach().to(device, next(attention.parameters()).dtype).requires_grad_()
+        out = attention(leaf, within.to(device))
+        out.backward((grad * real).to(out))
+        kept += [out.detach().cpu().double() * real, leaf.grad.cpu().double()]
+    for own, other in zip(found, wanted, strict=True):
+        assert (own - other).abs().max() <= bound * other.abs().max()
+
+
 def test_it_can_be_found() -> None:
     assert nn.BigBirdAttention is BigBirdAttention

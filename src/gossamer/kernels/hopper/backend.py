@@ -110,8 +110,8 @@ HOPPER = Hopper()
 
 def _other_blocks(problem: Problem) -> str | None:
     """What blocks ask for that these kernels do not do, or None."""
-    terms = (term for group in problem.plan.groups for term in group.terms)
-    sizes = {problem.block} if problem.block else {term.size for term in terms if isinstance(term, Blocks)}
+    terms = [term for group in problem.plan.groups for term in group.terms if isinstance(term, Blocks)]
+    sizes = {problem.block} if problem.block else {term.size for term in terms}
     for size in sizes - set(BLOCKS):
         return f"blocks are {size} × {size}; it takes {BLOCKS[0]} × {BLOCKS[0]} and {BLOCKS[1]} × {BLOCKS[1]}"
     if sizes and problem.within and problem.plan.queries != problem.plan.keys:

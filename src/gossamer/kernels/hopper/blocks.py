@@ -134,8 +134,8 @@ def tile_at(table, entries, n, config: gl.constexpr):
 def shown(p, table, entries, n, bounds, part, otherwise: gl.constexpr, config: gl.constexpr):
     """p [64, 64] of a list's n-th tile where the pair is visible, else what it is otherwise.
 
-    Its rows are the `part`-th 64 of their block. Where no bounds are given, all of the other side exists. Most tiles are
-    all visible, and cost two comparisons.
+    Its rows are the `part`-th 64 of their block. Where no bounds are given, all of the other side exists. Most tiles
+    are all visible, and cost two comparisons.
     """
     SIZE: gl.constexpr = config.size
     PARTS: gl.constexpr = config.size // TILE

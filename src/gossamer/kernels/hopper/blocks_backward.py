@@ -31,7 +31,7 @@ def blocks_backward(
     *, scale: float, within: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Writes the gradients of q, k and v, given what the forward gave; as `blocks_forward` says."""
-    q, k, v = inputs
+    q = inputs.q
     dq, dk, dv = gradients
     aux = q.new_empty((*q.shape[:-1], AUX.value), dtype=torch.bfloat16)
     backward_queries(inputs, results, tables.by_queries, dq, aux, scale=scale, within=within)

@@ -48,23 +48,27 @@ class Shape(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A block of keys; its first row is `row`, and `number` counts blocks."""
+    """A block of keys: the `number`-th of its head."""
 
     batch: gl.tensor
     key_head: gl.tensor
-    row: gl.tensor
     number: gl.tensor
+
+
+@gluon.jit
+def _matrix(turn, stream: gl.constexpr, work, shape, config: gl.constexpr):
+    """(batch row, key head, how many of its blocks come before) of a stream's item of a turn."""
+    unit, rank = unit_and_rank(turn, stream, work, config)
+    batch = quotient(unit, shape.key_heads)
+    return batch, unit - batch * shape.key_heads.value, rank
 
 
 @gluon.jit
 def _item(turn, stream: gl.constexpr, table, work, shape, config: gl.constexpr):
     """A stream's item of a turn: the first head's list says how heavy it is."""
-    SIZE: gl.constexpr = config.size
-    unit, rank = unit_and_rank(turn, stream, work, config)
-    batch = quotient(unit, shape.key_heads)
-    key_head = unit - batch * shape.key_heads.value
+    batch, key_head, rank = _matrix(turn, stream, work, shape, config)
     number = gl.load(table.order + layout_of(table, batch, key_head * shape.repeats) + rank)
-    return Item(batch, key_head, number * SIZE, number)
+    return Item(batch, key_head, number)
 
 
 @gluon.jit
@@ -77,12 +81,13 @@ def _seen_by(table, item, repeat, shape):
 def _bring_own(own, tiles, bars, item, turn, consumer: gl.constexpr, config: gl.constexpr):
     """One consumer's tiles of K and V."""
     k, v = own
+    SIZE: gl.constexpr = config.size
     DEPTH: gl.constexpr = config.own // config.team.consumers
     here = consumer * DEPTH + slot(turn, DEPTH)
     ready = own_full(bars, here, config)
     mbarrier.wait(own_empty(bars, here, config), phase(turn, DEPTH) ^ 1)
     mbarrier.expect(ready, k.block_type.nbytes + v.block_type.nbytes)
-    at = [item.batch, item.key_head, item.row + consumer * TILE, 0]
+    at = [item.batch, item.key_head, item.number * SIZE + consumer * TILE, 0]
     tma.async_copy_global_to_shared(k, at, ready, tiles[0].index(here))
     tma.async_copy_global_to_shared(v, at, ready, tiles[1].index(here))
 
@@ -195,31 +200,35 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr, stream: gl.con
     own, ring, bars, stages = room
     STAGED: gl.constexpr = config.streams == 1
     DEPTH: gl.constexpr = config.own // config.team.consumers
-    PARTS: gl.constexpr = config.size // TILE
+    SIZE: gl.constexpr = config.size
+    PARTS: gl.constexpr = SIZE // TILE
     WIDTH: gl.constexpr = own[0].shape[4]
     VALUE_WIDTH: gl.constexpr = own[1].shape[4]
     dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VALUE_WIDTH, 16])
     done = 0
     item = _item(0, stream, table, work, shape, config)
-    seen = _seen_by(table, item, 0, shape)
+    seen, number = _seen_by(table, item, 0, shape), item.number
     for turn in range(turns_of(work, stream, config)):
-        then = _item(turn + 1, stream, table, work, shape, config)
+        then_number = _item(turn + 1, stream, table, work, shape, config).number
         here = c * DEPTH + slot(turn, DEPTH)
         dk = gl.zeros((TILE, WIDTH), gl.float32, dk_layout)
         dv = gl.zeros((TILE, VALUE_WIDTH), gl.float32, dv_layout)
         mbarrier.wait(own_full(bars, here, config), phase(turn, DEPTH))
         for repeat in range(shape.repeats):
             now = seen
-            seen = _next_list(table, item, then, repeat, shape)
+            # Worked out anew where it is needed: it kept registers from the products else.
+            batch, key_head = _matrix(opaque(turn), stream, work, shape, config)[:2]
+            then_batch, then_key_head = _matrix(opaque(turn) + 1, stream, work, shape, config)[:2]
+            here_now, here_then = Item(batch, key_head, number), Item(then_batch, then_key_head, then_number)
+            seen = _next_list(table, here_now, here_then, repeat, shape)
             dk, dv = _add_queries(dk, dv, own, pick, here, scale * LOG2E, table, now, c, ring, bars, done, config)
             done += now.count * PARTS
-        row = item.row + c * TILE
-        at = [item.batch, item.key_head, row, 0]
-        dv, dk = (
-            _inside(dv, row, within, item.batch, shape.keys),
-            _inside(dk * scale, row, within, item.batch, shape.keys),
-        )
+        batch, key_head = _matrix(opaque(turn), stream, work, shape, config)[:2]
+        row = number * SIZE + c * TILE
+        at = [batch, key_head, row, 0]
+        dv = _inside(dv, row, within, batch, shape.keys)
+        dk = _inside(dk * scale, row, within, batch, shape.keys)
         if STAGED:  # dV is on its way when dK is stored; tiles of one width take turns in one buffer
             mbarrier.arrive(own_empty(bars, here, config), count=1)
             tma.store_wait(0)
@@ -231,7 +240,7 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr, stream: gl.con
             _store(totals[0], stages[0].index(here), dk, at)
             tma.store_wait(0)
             mbarrier.arrive(own_empty(bars, here, config), count=1)
-        item = then
+        number = then_number
     settle()
 
 
@@ -272,6 +281,6 @@ def keys_kernel(
     fence_async_shared()
     rooms = (_room((k, v), (dk, dv), (q, grad_out, aux), config),)
     for _ in gl.static_range(STREAMS - 1):
-        rooms = rooms + (_room((k, v), (dk, dv), (q, grad_out, aux), config),)
+        rooms += (_room((k, v), (dk, dv), (q, grad_out, aux), config),)
     given = (table, pick, within, scale, (dk, dv), work, shape)
     in_streams(_consumer, given, _producer, (table, (k, v), (q, grad_out, aux), work, shape), rooms, config)

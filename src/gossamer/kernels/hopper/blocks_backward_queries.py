@@ -78,6 +78,18 @@ def _producer(brought, room, config: gl.constexpr, stream: gl.constexpr):
 
 
 @gluon.jit
+def _has_come(words, delta):
+    """True, but only once every word and every delta is in registers.
+
+    Neither a barrier of threads nor an arrival waits for loads that are on their way, and a tile that is handed back
+    too early is written over under them. `launch` gives the grid one row, and nobody tells ptxas that this is no
+    question.
+    """
+    words = gl.convert_layout(gl.max(words, 1), delta.type.layout)
+    return (gl.max(words | delta.to(gl.int32, bitcast=True), 0) & gl.program_id(1)) == 0
+
+
+@gluon.jit
 def _own(ring, bars, i, layout: gl.constexpr, config: gl.constexpr):
     """(Q as words, dO as words, rowsum(dO O)) of the tiles i and i + 1 of the ring, which are handed back."""
     SLOTS: gl.constexpr = config.slots
@@ -85,11 +97,12 @@ def _own(ring, bars, i, layout: gl.constexpr, config: gl.constexpr):
     mbarrier.wait(full(bars, i, config), phase(i, SLOTS))
     grad_out = tile_of(ring[1], i, SLOTS).load(operand)
     q = words_of(tile_of(ring[0], i, SLOTS).load(operand))
-    mbarrier.arrive(empty(bars, i, config), count=1)
     mbarrier.wait(full(bars, i + 1, config), phase(i + 1, SLOTS))
     out = tile_of(ring[1], i + 1, SLOTS).load(operand)
     delta = gl.convert_layout(gl.sum(grad_out.to(gl.float32) * out.to(gl.float32), 1), gl.SliceLayout(1, layout))
-    mbarrier.arrive(empty(bars, i + 1, config), count=1)
+    here = _has_come(q, delta)
+    mbarrier.arrive(empty(bars, i, config), count=1, pred=here)
+    mbarrier.arrive(empty(bars, i + 1, config), count=1, pred=here)
     return q, words_of(grad_out), delta
 
 
@@ -188,6 +201,6 @@ def queries_kernel(
     lse_rows, grad_lse_rows = Rows(lse, lse_batch, lse_head), Rows(grad_lse, grad_lse_batch, grad_lse_head)
     rooms = (_room(dq, k, v, config),)
     for _ in gl.static_range(STREAMS - 1):
-        rooms = rooms + (_room(dq, k, v, config),)
+        rooms += (_room(dq, k, v, config),)
     given = (table, lse_rows, grad_lse_rows, within, scale, dq, aux, work, shape)
     in_streams(_consumer, given, _producer, (table, (q, grad_out, out), k, v, work, shape), rooms, config)

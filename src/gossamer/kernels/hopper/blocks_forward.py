@@ -305,7 +305,7 @@ def _kernel(
     lse_rows = Rows(lse, lse_batch, lse_head)
     rooms = (_room(out, k, v, config),)
     for _ in gl.static_range(STREAMS - 1):
-        rooms = rooms + (_room(out, k, v, config),)
+        rooms += (_room(out, k, v, config),)
     given = (table, out, lse_rows, sinks, within, work, shape, scale)
     in_streams(_consumer, given, _producer, (table, q, k, v, work, shape), rooms, config)
 

@@ -109,7 +109,7 @@ def blocks_team(size: int, width: int, value_width: int, repeats: int | None = N
     if size > ROWS:
         return Team(size // ROWS), 1
     team = team_of(width, value_width, repeats)
-    return (team, 1) if team.by_heads else (Team(1), team.consumers)
+    return (team, 1) if team.by_heads else (Team(1), 2)  # a third would leave too few registers
 
 
 def halo_of(width: int) -> int:

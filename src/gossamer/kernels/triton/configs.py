@@ -66,14 +66,14 @@ def _narrowest(table: dict[int, Config], width: int) -> Config:
 
 
 # Chunks are short: a program meets two or three tiles, so that it is other programs that hide its loads, and few
-# registers are worth more than stages. Float32 takes tensor cores in heads up to 64 wide.
+# registers are worth more than stages.
 HASHED_HALF: dict[Kernel, dict[int, Config]] = {
     "forward": {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 32, 4, 2)},
     "backward_queries": {64: Config(64, 32, 4, 1), 128: Config(64, 32, 4, 1), 256: Config(32, 16, 8, 2)},
     "backward_keys": {64: Config(32, 64, 4, 1), 128: Config(32, 32, 4, 1), 256: Config(16, 32, 8, 2)},
 }
 HASHED_SINGLE: dict[Kernel, dict[int, Config]] = {
-    "forward": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
-    "backward_queries": {64: Config(64, 32, 4, 1), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 3)},
-    "backward_keys": {64: Config(32, 16, 4, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+    "forward": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+    "backward_queries": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 3)},
+    "backward_keys": {64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
 }

@@ -16,9 +16,6 @@ from .backend import on, without_gpu
 from .configs import HASHED_HALF, HASHED_SINGLE, WIDEST, Config, Kernel
 
 LOG2E = 1.4426950408889634
-TENSOR_CORES = 64
-"""Float32 heads up to this width multiply as three products of tensor cores, together nearly as exact; wider ones run
-out of registers that way."""
 
 
 class Sorted(NamedTuple):
@@ -128,7 +125,6 @@ class Work:
             "CAUSAL": chunks.causal, "EDGE": chunks.edge, "ROUNDS": turns, "SIZE": chunks.size,
             "BEFORE": chunks.before, "MET": chunks.met(length, turns),
             "WIDTH": x.shape[-1], "VALUE_WIDTH": v.shape[-1],
-            "PRECISION": "tf32x3" if max(x.shape[-1], v.shape[-1]) <= TENSOR_CORES else "ieee",
         }  # fmt: skip
         configs = HASHED_SINGLE if x.dtype == torch.float32 else HASHED_HALF
         return Work(Sorted(*tensors, length, turns, chunks.count(length)), batch * heads, fixed, configs)

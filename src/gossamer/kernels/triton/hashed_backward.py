@@ -16,7 +16,7 @@ def backward_queries(
     x, v, units, out, lse, grad_out, grad_lse, dx, deltas, sorted, turn, heads, unit, scale,
     FIRST: tl.constexpr, CAUSAL: tl.constexpr, EDGE: tl.constexpr, ROUNDS: tl.constexpr,
     SIZE: tl.constexpr, BEFORE: tl.constexpr, MET: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Writes `dx`, or adds to it, what comes to tokens as queries; and in the first round `deltas`, the sums of
     grad_out · out less the gradient of the log-sum-exp."""
@@ -45,15 +45,15 @@ def backward_queries(
         k_tile = load_tile(x, batch, head, key, real, WIDTH)
         v_tile = load_tile(v, batch, head, key, real, VALUE_WIDTH)
         factor = load_vector(units, batch, head, key, real)
-        product = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * (factor * unit)[None, :]
+        product = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * (factor * unit)[None, :]
         visible = seeing[:, None] & real[None, :]
         score = judged(
             product, sorted, lane, turn, theirs, query[:, None], key[None, :], spot[None, :], visible, CAUSAL, ROUNDS
         )
         weight = tl.exp2(score - peak[:, None])
-        grad = weight * (tl.dot(grad_tile, tl.trans(v_tile), input_precision=PRECISION) - delta[:, None])
+        grad = weight * (tl.dot(grad_tile, tl.trans(v_tile), input_precision="ieee") - delta[:, None])
         grad = tl.where(query[:, None] == key[None, :], 0.0, grad * factor[None, :])  # with itself: no product
-        total = tl.dot(grad.to(k_tile.dtype), k_tile, total, input_precision=PRECISION)
+        total = tl.dot(grad.to(k_tile.dtype), k_tile, total, input_precision="ieee")
     total *= scale
     if not FIRST:
         total += load_tile(dx, batch, head, query, exists, WIDTH)
@@ -65,7 +65,7 @@ def backward_keys(
     x, v, units, lse, grad_out, deltas, of_queries, held, held_values, dx, dv, sorted, turn, heads, unit, scale,
     FIRST: tl.constexpr, LAST: tl.constexpr, CAUSAL: tl.constexpr, EDGE: tl.constexpr, ROUNDS: tl.constexpr,
     SIZE: tl.constexpr, BEFORE: tl.constexpr, MET: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Adds up, round by round, what comes to tokens as keys and values; the last round makes of it `dx` and `dv`."""
     chunk, offset, batch, head = located(sorted, heads, SIZE, KEYS)
@@ -87,16 +87,16 @@ def backward_keys(
         grad_tile = load_tile(grad_out, batch, head, query, seeing, VALUE_WIDTH)
         peak = _finite(load_vector(lse, batch, head, query, seeing))
         delta = load_vector(deltas, batch, head, query, seeing)
-        product = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * (factor * unit)[:, None]
+        product = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * (factor * unit)[:, None]
         visible = real[:, None] & seeing[None, :]
         score = judged(
             product, sorted, lane, turn, theirs, query[None, :], key[:, None], spot[:, None], visible, CAUSAL, ROUNDS
         )
         weight = tl.exp2(score - peak[None, :])  # [keys, queries]
-        value_grad = tl.dot(weight.to(grad_tile.dtype), grad_tile, value_grad, input_precision=PRECISION)
-        grad = weight * (tl.dot(v_tile, tl.trans(grad_tile), input_precision=PRECISION) - delta[None, :])
+        value_grad = tl.dot(weight.to(grad_tile.dtype), grad_tile, value_grad, input_precision="ieee")
+        grad = weight * (tl.dot(v_tile, tl.trans(grad_tile), input_precision="ieee") - delta[None, :])
         grad = tl.where(query[None, :] == key[:, None], 0.0, grad)  # with itself: no product
-        dk = tl.dot(grad.to(q_tile.dtype), q_tile, dk, input_precision=PRECISION)
+        dk = tl.dot(grad.to(q_tile.dtype), q_tile, dk, input_precision="ieee")
     dk *= (factor * scale)[:, None]
     if not FIRST:
         dk += load_tile(held, batch, head, key, exists, WIDTH)

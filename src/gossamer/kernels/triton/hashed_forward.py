@@ -12,7 +12,7 @@ def forward(
     x, v, units, held, out, lse, sorted, turn, heads, unit,
     FIRST: tl.constexpr, CAUSAL: tl.constexpr, EDGE: tl.constexpr, ROUNDS: tl.constexpr,
     SIZE: tl.constexpr, BEFORE: tl.constexpr, MET: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Writes `out` and `lse`: what `held` and `lse` hold of earlier rounds, joined by what this round meets."""
     chunk, offset, batch, head = located(sorted, heads, SIZE, QUERIES)
@@ -36,7 +36,7 @@ def forward(
         k_tile = load_tile(x, batch, head, key, real, WIDTH)
         v_tile = load_tile(v, batch, head, key, real, VALUE_WIDTH)
         factor = load_vector(units, batch, head, key, real) * unit
-        product = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * factor[None, :]
+        product = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * factor[None, :]
         visible = seeing[:, None] & real[None, :]
         score = judged(
             product, sorted, lane, turn, theirs, query[:, None], key[None, :], spot[None, :], visible, CAUSAL, ROUNDS
@@ -46,7 +46,7 @@ def forward(
         weight = tl.exp2(score - finite[:, None])
         shrink = tl.exp2(peak - finite)
         total = total * shrink + tl.sum(weight, 1)
-        mean = tl.dot(weight.to(v_tile.dtype), v_tile, mean * shrink[:, None], input_precision=PRECISION)
+        mean = tl.dot(weight.to(v_tile.dtype), v_tile, mean * shrink[:, None], input_precision="ieee")
         peak = higher
     mean = mean / tl.where(total == 0.0, 1.0, total)[:, None]
     store_tile(out, batch, head, query, exists, mean, VALUE_WIDTH)

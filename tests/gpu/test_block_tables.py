@@ -90,10 +90,11 @@ def test_a_plan_s_tables_are_those_of_a_cpu() -> None:
 def test_a_cuda_graph_follows_the_layout(backend: str | None) -> None:
     """Nothing waits for the device, forward and backward, and what is replayed reads the layout that then stands."""
     setting, _ = on_the_gpu("a layout a head × 64 × 64", backend, torch.bfloat16)
-    q, k, v = torch.randn(3, 2, 4, setting.queries, 64, device="cuda", dtype=torch.bfloat16).requires_grad_().unbind()
+    problem = torch.randn(3, 2, 4, setting.queries, 64, device="cuda", dtype=torch.bfloat16)
     layout = torch.rand(1, 4, 10, 10, device="cuda") < 0.5
 
     def results() -> tuple[torch.Tensor, ...]:
+        q, k, v = (x.detach().requires_grad_() for x in problem)  # made on the stream that captures
         out = attend_blocks(q, k, v, layout, block=64, backend=backend)
         return out.detach(), *torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
 

@@ -530,5 +530,7 @@ def test_a_gpu_computes_what_the_cpu_does(head):
         result.square().sum().backward()
         return [result.detach().cpu(), *(p.grad.cpu() for p in model.parameters() if p.grad is not None)]
 
-    for found, right in zip(run("cuda"), run("cpu"), strict=True):
-        assert largest(found, right) <= 1e-3 * right.abs().max() + 1e-5
+    on_gpu, on_cpu = run("cuda"), run("cpu")
+    scale = max(x.abs().max().item() for x in on_cpu)
+    for found, right in zip(on_gpu, on_cpu, strict=True):  # biases of keys have no gradient but others' rounding
+        assert largest(found, right) <= 1e-3 * right.abs().max() + max(1e-5, 1e-8 * scale)

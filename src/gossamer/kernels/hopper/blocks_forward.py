@@ -249,6 +249,7 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr, stream: gl.con
             rows = row + gl.arange(0, TILE, gl.SliceLayout(1, layout))
             inside = in_sequence(rows, within, item.batch, shape.queries)
             sums, highest = gl.where(inside, sums, 0.0), gl.where(inside, highest, LOWEST)
+            acc = _scaled(acc, inside.to(gl.float32))  # a sink would leave them a sum to divide by
         if sinks is not None:
             highest = gl.maximum(highest, sink)
             sums += gl.exp2(sink - highest)

@@ -6,7 +6,8 @@
 
 Texts are drawn from `--seed`: operators MIN, MAX, MED and SM, 10 levels, 2 to 10 arguments, brackets kept. Everyone has
 the same model, the same texts in the same order and the same seconds, a turn at a time; `--seconds` in all, with
-drawing, compiling and testing. Writes `listops.json` and `.md`.
+drawing, compiling and testing. Writes `listops.json` and `.md` after each quarter of
+the time.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import TypeVar
@@ -133,18 +134,22 @@ def epochs(data: Examples, learning: Learning) -> Iterator[Batch]:
         yield from data.batches(learning.tokens, seed=learning.seed + epoch)
 
 
-def learn_in_turns(learners: dict[str, Learner], budget: Budget, faults: dict[str, str]) -> None:
-    """Everyone learns for the same seconds, a turn at a time and one at least, until the budget is gone."""
-    told = 0.0
+def learn_in_turns(
+    learners: dict[str, Learner], budget: Budget, faults: dict[str, str], report: Callable[[], object]
+) -> None:
+    """Everyone learns for the same seconds, a turn at a time and one at least, until the budget is gone.
+
+    `report` is called after each quarter of it, and at the end.
+    """
+    quarters = 1
     while learners and (budget.left or not all(learner.losses for learner in learners.values())):
         kind, learner = min(learners.items(), key=lambda entry: entry[1].seconds)
         if note_fault(kind, faults, lambda learner=learner: learner.learn(TURN, budget)) is FAILED:
             del learners[kind]
-        if budget.share >= told:
-            told += 0.1
-            begun = ((kind, each) for kind, each in learners.items() if each.losses)
-            state = (f"{kind} {len(each.losses)} {each.mean_loss(0.1):.3f}" for kind, each in begun)
-            print("steps and loss after", f"{100 * budget.share:.0f} %:", ", ".join(state), flush=True)
+        if budget.share >= quarters / 4 and budget.left:
+            quarters += 1
+            report()
+    report()
 
 
 FAILED = object()
@@ -193,7 +198,7 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
     yield "| attention | right, % | training loss | steps | texts seen | texts/s | seconds | peak GiB |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|"
     for score in record["scores"]:
-        if score["fault"]:
+        if score["fault"] and not score["steps"]:
             yield f"| {score['attention']} | failed: {score['fault']} | | | | | | |"
             continue
         pace = score["examples"] / max(score["seconds"], 1e-9)
@@ -201,6 +206,10 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
             f"| {score['attention']} | {100 * score['accuracy']:.1f} | {score['loss']:.3f} | {score['steps']:,} | "
             f"{score['examples']:,} | {pace:,.0f} | {score['seconds']:.1f} | {score['peak_bytes'] / 2**30:.2f} |"
         )
+    yield from (
+        "",
+        *(f"- {s['attention']} broke off: {s['fault']}" for s in record["scores"] if s["fault"] and s["steps"]),
+    )
 
 
 def run(asked: argparse.Namespace) -> str:
@@ -212,7 +221,7 @@ def run(asked: argparse.Namespace) -> str:
     drawn = list(islice(examples(shape, asked.seed, processes=asked.processes), asked.test + asked.examples))
     print(f"{len(drawn):,} texts after {budget.seconds - budget.left:.0f} s", flush=True)
     test, training = (Examples.of(part, device) for part in (drawn[: asked.test], drawn[asked.test :]))
-    machine, date, scores = machine_of(asked.commit), now(), []
+    machine, date = machine_of(asked.commit), now()
     commonest = torch.bincount(test.values).max().item() / asked.test
     learners: dict[str, Learner] = {}
     faults: dict[str, str] = {}
@@ -221,18 +230,24 @@ def run(asked: argparse.Namespace) -> str:
         if isinstance(made, Learner):
             learners[kind] = made
         print(f"{kind} is compiled after {asked.seconds - budget.left:.0f} s", flush=True)
-    learn_in_turns(learners, Budget(max(0.1, budget.left - TESTING)), faults)
-    for kind in asked.only:
-        if kind in learners:
-            made = note_fault(kind, faults, lambda kind=kind: score_of(learners[kind], test))
-        scores.append(asdict(Score(kind, fault=faults[kind]) if kind in faults else made))
+    scores: dict[str, Score] = {}
+
+    def report() -> str:
+        for kind, learner in learners.items():
+            made = note_fault(kind, faults, lambda learner=learner: score_of(learner, test)) if learner.losses else None
+            scores[kind] = made if isinstance(made, Score) else scores.get(kind, Score(kind))
+        told = [replace(scores.get(kind, Score(kind)), fault=faults.get(kind)) for kind in asked.only]
         record = {
             "machine": asdict(machine), "date": date, "shape": asdict(shape), "size": asdict(size),
             "learning": asdict(learning), "seconds": asked.seconds, "training": asked.examples, "test": asked.test,
-            "commonest": commonest, "scores": scores,
+            "commonest": commonest, "scores": [asdict(score) for score in told],
         }  # fmt: skip
-        text = write(asked.folder, NAME, record, list(page(record, where(machine, date))))
-    return text
+        lines = ", ".join(f"{s.attention} {s.steps} steps, loss {s.loss:.3f}, {100 * s.accuracy:.1f} %" for s in told)
+        print(f"after {asked.seconds - budget.left:.0f} s: {lines}", flush=True)
+        return write(asked.folder, NAME, record, list(page(record, where(machine, date))))
+
+    learn_in_turns(learners, Budget(max(0.1, budget.left - TESTING)), faults, report)
+    return (asked.folder / f"{NAME}.md").read_text(encoding="utf-8")
 
 
 def score_of(learner: Learner, test: Examples) -> Score:

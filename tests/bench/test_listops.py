@@ -38,6 +38,8 @@ def script(monkeypatch) -> Iterator[ModuleType]:
 class Steps:
     """A budget of so many steps, whatever time they take: what is learned in it is the same on every machine."""
 
+    seconds = 0.0
+
     def __init__(self, steps: int):
         self.steps, self.done = steps, 0
 
@@ -221,6 +223,26 @@ def test_one_that_fails_leaves_the_others_their_results(script: ModuleType, tmp_
     assert "| longformer | failed: RuntimeError: no kernel |" in (tmp_path / "listops.md").read_text()
 
 
+def test_one_that_breaks_off_keeps_what_was_known_of_it(script: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    learn, turns = script.Learner.learn, []
+
+    def breaking(learner, seconds, budget):
+        turns.append(learner)
+        if len(turns) == 3:
+            raise RuntimeError("no memory")
+        learn(learner, 0.0, budget)
+
+    monkeypatch.setattr(script.Learner, "learn", breaking)
+    monkeypatch.setattr(script, "Budget", lambda seconds: Steps(12))  # a report comes after the second turn
+    small = "--seconds 2 --examples 20 --test 10 --shortest 5 --longest 30 --width 16 --heads 2 --layers 1"
+    script.main([*small.split(), "--only", "dense", "--processes", "1", "--folder", str(tmp_path)])
+    (score,) = json.loads((tmp_path / "listops.json").read_text())["scores"]
+    assert score["fault"] == "RuntimeError: no memory"
+    assert bool(score["steps"]) == (
+        "- dense broke off: RuntimeError: no memory" in (tmp_path / "listops.md").read_text()
+    )
+
+
 def test_shallow_trees_are_learned(script: ModuleType, trees: ModuleType) -> None:
     """One operator over few digits: far better than the commonest value after a few hundred steps."""
     drawn = list(islice(trees.examples(trees.Shape(depth=2, most_arguments=3, shortest=4, longest=5), 0), 1500))
@@ -228,7 +250,7 @@ def test_shallow_trees_are_learned(script: ModuleType, trees: ModuleType) -> Non
     data, size = batches.Examples.of(drawn, cpu, step=8), script.Size(32, 2, 2, 64, keys=24)
     learning = script.Learning(learning_rate=4e-3, warmup_steps=20, tokens=2000)
     learner, budget = script.Learner("dense", size, learning, data), Steps(250)
-    script.learn_in_turns({"dense": learner}, budget, {})
+    script.learn_in_turns({"dense": learner}, budget, {}, lambda: None)
     score = script.score_of(learner, data)
     assert 200 < score.steps <= 250
     assert score.accuracy > 0.35 and score.loss < 1.9

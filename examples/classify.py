@@ -27,7 +27,7 @@ class Classify:
 
     packages: tuple[str, ...] = ("asyncio", "email", "multiprocessing", "unittest", "xml")
     library: Path = Path(sysconfig.get_path("stdlib"))
-    steps: int = 300
+    steps: int = 200
     length: int = 512
     """Words and signs of an excerpt."""
     vocabulary: int = 4096
@@ -39,9 +39,10 @@ class Classify:
 
     def model(self) -> Longformer:
         shape = LongformerConfig(
-            WORDS + self.vocabulary, self.width, num_hidden_layers=2, num_attention_heads=4, intermediate_size=4 * self.width,
-            attention_window=self.window, max_position_embeddings=self.length + 2, pad_token_id=PADDING,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=len(self.packages),
+            WORDS + self.vocabulary, self.width, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=4 * self.width, attention_window=self.window, max_position_embeddings=self.length + 2,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=PADDING,
+            num_labels=len(self.packages),
         )  # fmt: skip
         return Longformer(shape, head="classification")
 

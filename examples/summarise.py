@@ -1,7 +1,7 @@
 """Summarises documents by a prefix language model: the document is read both ways in a window, the summary sees it all.
 
-The documents are made here: sentences of drawn words, of which a few begin with a mark. The summary is the words of the
-marked sentences in their order, so every word of it is right or wrong.
+The documents are drawn here, and a few of their sentences begin with a mark. The summary is the words of these in their
+order, so every word of it is right or wrong.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Summarise:
     """Train on drawn documents, then summarise new ones."""
 
     steps: int = 1500
-    sentences: int = 16
+    sentences: int = 10
     marked: int = 3
     """Sentences of a document that belong to its summary."""
     words: int = 4
@@ -43,6 +43,17 @@ class Summarise:
         return torch.cat([begins, words], dim=2).flatten(1), words[chosen].reshape(count, -1)
 
 
+class PrefixAttention(SelfAttention):
+    """The document sees a window of itself, the summary all before it."""
+
+    def __init__(self, shape: GPT2Config, prefix: int, window: int):
+        super().__init__(shape.n_head, shape.n_embed)
+        self.seen = presets.prefix_lm(prefix, window)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
+        return attend(q, k, v, self.seen)
+
+
 class Summariser(nn.Module):
     """Logits of a summary's next word at its beginning and after each of its words."""
 
@@ -54,21 +65,13 @@ class Summariser(nn.Module):
         self.places = nn.Parameter(0.1 * torch.randn(shape.context_size, asked.width))
         self.blocks = nn.Sequential(*(TransformerBlock(shape) for _ in range(shape.n_layer)))
         for block in self.blocks:
-            block.attn = PrefixAttention(shape.n_head, asked.width)
-            block.attn.seen = presets.prefix_lm(prefix, asked.window)
+            block.attn = PrefixAttention(shape, prefix, asked.window)
         self.norm = nn.LayerNorm(asked.width)
 
     def forward(self, document: Tensor, summary: Tensor) -> Tensor:  # [B, P], [B, S] -> [B, 1 + S, V]
         read = torch.cat([document, torch.full_like(document[:, :1], BEGIN), summary], dim=1)
         x = self.blocks(self.tokens[read] + self.places[: read.shape[1]])
         return F.linear(self.norm(x[:, document.shape[1] :]), self.tokens)
-
-
-class PrefixAttention(SelfAttention):
-    """Every head sees the same: the document a window of itself, the summary all before it."""
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
-        return attend(q, k, v, self.seen)
 
 
 def main(asked: Summarise) -> tuple[float, float]:

@@ -21,13 +21,13 @@ RHYTHM = PerHead([(Causal() & Window(2 * DAY), 2), (Causal() & Dilated(22, DAY),
 class Forecast:
     """Train on drawn series, then forecast new ones."""
 
-    steps: int = 300
+    steps: int = 200
     context: int = 512
     """Hours that are known."""
     horizon: int = 48
     """Hours that are forecast, one after the other."""
     width: int = 64
-    batch: int = 16
+    batch: int = 8
     seed: int = 0
 
 
@@ -39,11 +39,11 @@ class Rhythm(SelfAttention):
 
 
 class Forecaster(nn.Module):
-    """The next value of each series at every hour."""
+    """The next value of each series at every hour, as what it was a week before and a correction."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.read, self.write = nn.Linear(5, width), nn.Linear(width, 1)  # the value, and what hour it is
+        self.read, self.write = nn.Linear(6, width), nn.Linear(width, 1)  # two values, and what hour it is
         self.blocks = nn.Sequential(*(TransformerBlock(GPT2Config(n_head=4, n_embed=width)) for _ in range(2)))
         for block in self.blocks:
             block.attn = Rhythm(4, width)
@@ -51,8 +51,9 @@ class Forecaster(nn.Module):
     def forward(self, values: Tensor) -> Tensor:  # [B, N] -> [B, N]
         hours = torch.arange(values.shape[1], device=values.device)
         clock = [f(2 * torch.pi * hours / period) for period in (DAY, WEEK) for f in (torch.sin, torch.cos)]
-        x = self.read(torch.stack([values, *(c.expand_as(values) for c in clock)], dim=-1))
-        return values + self.write(self.blocks(x))[..., 0]
+        last_week = F.pad(values, (WEEK - 1, 0))[:, : values.shape[1]]  # of the hour to come
+        x = self.read(torch.stack([values, last_week, *(c.expand_as(values) for c in clock)], dim=-1))
+        return last_week + self.write(self.blocks(x))[..., 0]
 
 
 def series(count: int, length: int) -> Tensor:

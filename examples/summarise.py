@@ -22,8 +22,8 @@ PLAIN, MARKED, BEGIN, WORDS = range(4)  # how a sentence begins, how a summary d
 class Summarise:
     """Train on drawn documents, then summarise new ones."""
 
-    steps: int = 1500
-    sentences: int = 10
+    steps: int = 1200
+    sentences: int = 8
     marked: int = 3
     """Sentences of a document that belong to its summary."""
     words: int = 4

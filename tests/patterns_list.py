@@ -60,6 +60,7 @@ PATTERNS: dict[str, Pattern] = {
     "bigbird encoder": presets.bigbird_itc(blocks=9, heads=2, block=16, random=2, seed=3),
     "bigbird encoder of few": presets.bigbird_itc(blocks=17, heads=2, block=8, random=2, among=6, layer=1),
     "bigbird with extra tokens": presets.bigbird_etc(extra=20, block=16),
+    "prefix language model": presets.prefix_lm(70, window=9),
     "both ways": RandomBlocks(16, 1, seed=1) | RandomBlocks(16, 1, seed=2).T | Window(8),
     "tangled": (~(Strided(5) | RandomBlocks(8, 2, 0)) & Window(30)) | (Sinks(4) & ~Tokens([1, 2]).T),
     "local and global": presets.local_global(2, 1, window=16, every=10),

@@ -79,6 +79,7 @@ DEFINITIONS: list[tuple[Pattern, Callable[[int, int], bool]]] = [
         presets.bigbird_etc(extra=5, block=4),
         lambda q, k: q in range(5) or k < 5 or (q >= 5 and abs((q - 5) // 4 - (k - 5) // 4) <= 1),
     ),
+    (presets.prefix_lm(12, window=4), lambda q, k: (abs(q - k) < 4 and k < 12) or (q >= 12 and k <= q)),
 ]
 
 

@@ -75,6 +75,8 @@ REFUSED: list[tuple[Callable[[], Pattern], str]] = [
     (lambda: presets.bigbird_itc(9, 0), r"bigbird_itc: heads is 0; .* at least 1"),
     (lambda: presets.bigbird_itc(9, 1, random=-1), r"bigbird_itc: random is -1; .* at least 0"),
     (lambda: presets.bigbird_itc(9, 1, seed=2**31), r"bigbird_itc: .* seed 2147483648; give below"),
+    (lambda: presets.prefix_lm(0, 4), r"Sinks: count is 0; .* at least 1"),
+    (lambda: presets.prefix_lm(9, 0), r"Window: size is 0; .* at least 1"),
     (lambda: presets.bigbird_etc(0), r"Sinks: count is 0; .* at least 1"),
     (lambda: Causal().show(0), r"length is 0 .* at least 1"),
     (lambda: Causal().show(8, 0), r"cells is 0; give both at least 1"),

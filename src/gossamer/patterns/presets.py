@@ -83,6 +83,19 @@ def bigbird_etc(extra: int, block: int = 64) -> Pattern:
     return front | front.T | BlockWindow(block, start=extra)
 
 
+def prefix_lm(prefix: int, window: int) -> Pattern:
+    """A document of `prefix` tokens that sees itself both ways in a window, and what is written about it.
+
+    What comes after the document sees all of it and its own past; the document sees nothing of that. This is the prefix
+    language model of T5 (arXiv 1910.10683, section 3.2.1) with a sparse prefix.
+
+    >>> prefix_lm(prefix=3, window=2).dense_mask(5).astype(int).tolist()
+    [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    """
+    document = Sinks(prefix)
+    return (Window(window) & document) | (Causal() & ~document.T)
+
+
 def local_global(local_heads: int, global_heads: int, window: int, every: int = 10) -> Pattern:
     """The design document's pattern: some heads see a causal window, the others every `every`-th token of the past."""
     return PerHead([(Causal() & Window(window), local_heads), (Causal() & Strided(every), global_heads)])

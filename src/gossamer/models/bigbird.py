@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
@@ -102,7 +101,7 @@ class BigBirdAnswerHead(QuestionAnsweringHead):
         return question & (torch.arange(question.shape[1], device=question.device) != first[:, None])
 
 
-class BigBird(Encoder):
+class BigBird(Encoder, pretrained.Pretrained):
     """An encoder of blocks, near, global and random ones: features of every token, and what a head makes of them.
 
     Any length runs, in training and evaluation alike. With `config.extra_tokens` the first so many tokens of each row
@@ -115,6 +114,8 @@ class BigBird(Encoder):
     >>> model(torch.full((1, 50), 7)).logits.shape
     torch.Size([1, 50, 99])
     """
+
+    family, kind = FAMILY, BigBirdConfig
 
     def __init__(self, config: BigBirdConfig, head: HeadName | None = None):
         def attention(layer: int) -> nn.Module:
@@ -158,32 +159,6 @@ class BigBird(Encoder):
             position_ids=position_ids,
             return_layers=return_layers,
         )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        *,
-        head: HeadName | None = None,
-        new_head: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> Self:
-        """The model in a folder that transformers' `save_pretrained` wrote, in float32; weights may be in shards.
-
-        Args:
-            head: Which head to read. Tensors of other heads are left.
-            new_head: Where the folder has none of the head's tensors, begin it anew.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: Something is damaged, unknown or missing; the message names the file, the tensor and the fix.
-        """
-        config = pretrained.read_config(Path(folder), BigBirdConfig, FAMILY)
-        return pretrained.load(lambda: cls(config, head), Path(folder), FAMILY, head, new_head).to(device)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors, which `from_pretrained` and transformers read."""
-        pretrained.write(folder, FAMILY, self.config, self.state_dict(), self.head_name)
 
 
 def question_of(tokens: Int64[Tensor, "B N"], separator: int) -> Bool[Tensor, "B N"]:

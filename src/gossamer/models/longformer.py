@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
@@ -57,7 +56,7 @@ class LongformerEmbeddings(Embeddings):
         return real.cumsum(1) * real + padding
 
 
-class Longformer(Encoder):
+class Longformer(Encoder, pretrained.Pretrained):
     """An encoder of windows and global tokens: features of every token, and what a head makes of them.
 
     Heads: `pooler`, `masked_lm`, `classification` and `question_answering`; None gives features alone.
@@ -67,6 +66,8 @@ class Longformer(Encoder):
     >>> model(torch.full((1, 20), 7)).logits.shape
     torch.Size([1, 20, 99])
     """
+
+    family, kind = FAMILY, LongformerConfig
 
     def __init__(self, config: LongformerConfig, head: HeadName | None = None):
         def attention(layer: int) -> nn.Module:
@@ -120,32 +121,6 @@ class Longformer(Encoder):
             position_ids=position_ids,
             return_layers=return_layers,
         )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        *,
-        head: HeadName | None = None,
-        new_head: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> Self:
-        """The model in a folder that transformers' `save_pretrained` wrote, in float32; weights may be in shards.
-
-        Args:
-            head: Which head to read. Tensors of other heads are left.
-            new_head: Where the folder has none of the head's tensors, begin it anew.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: Something is damaged, unknown or missing; the message names the file, the tensor and the fix.
-        """
-        config = pretrained.read_config(Path(folder), LongformerConfig, FAMILY)
-        return pretrained.load(lambda: cls(config, head), Path(folder), FAMILY, head, new_head).to(device)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors, which `from_pretrained` and transformers read."""
-        pretrained.write(folder, FAMILY, self.config, self.state_dict(), self.head_name)
 
     def _chosen(self, tokens: Tensor, mask: Tensor | None, within: Tensor | None) -> GlobalTokens | None:
         mask = self._usual_choice(tokens, within) if mask is None else mask != 0

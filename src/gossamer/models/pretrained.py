@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -83,6 +83,41 @@ class Family:
         others = [theirs for _, renames in self.heads.values() for _, theirs in renames]
         left = stored.startswith((*self.left, *others)) or stored.endswith(self.left_ends)
         return stored in self.repeated or left
+
+
+class Pretrained:
+    """Reads and writes folders in the layout of transformers, of modules made of a configuration and a head."""
+
+    family: ClassVar[Family]
+    kind: ClassVar[type[EncoderConfig]]
+    """Of its configuration."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        head: str | None = None,
+        new_head: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """The model in a folder that transformers' `save_pretrained` wrote, in float32; weights may be in shards.
+
+        Args:
+            head: Which head to read. Tensors of other heads are left.
+            new_head: Where the folder has none of the head's tensors, begin it anew.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: Something is damaged, unknown or missing; the message names the file, the tensor and the fix.
+        """
+        make: Callable[..., Any] = cls
+        config = read_config(Path(folder), cls.kind, cls.family)
+        return load(lambda: make(config, head), Path(folder), cls.family, head, new_head).to(device)
+
+    def save_pretrained(self: Any, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, which `from_pretrained` and transformers read."""
+        write(folder, self.family, self.config, self.state_dict(), self.head_name)
 
 
 def read_config(folder: Path, kind: type[Config], family: Family) -> Config:

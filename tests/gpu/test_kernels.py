@@ -93,7 +93,7 @@ def setting(**changes: object) -> Setting:
 def drawn(pattern: Pattern, **changes: object) -> Problem:
     """The problem, or a skip with the backend's reason where it refuses, forward or backward."""
     problem = draw(pattern, setting(**changes))
-    options = {"sinks": problem.sinks, "softcap": problem.softcap, "backend": problem.backend}
+    options = {"sinks": problem.sinks, "softcap": problem.softcap, "within": problem.within, "backend": problem.backend}
     explanation = explain(problem.q, problem.k, problem.v, pattern, **options)
     for choice in (explanation.forward, explanation.backward):
         if choice.backend is None:

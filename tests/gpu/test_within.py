@@ -13,7 +13,7 @@ import torch
 from gossamer import attend, explain
 from gossamer.patterns import Causal, Pattern, Window
 from tests.checks import Setting, check_empty_rows, check_error, check_repeatable, check_support, draw, ours, run
-from tests.gpu.test_kernels import KERNELS, LENGTH, PATTERNS, captured, poisoned_memory, setting
+from tests.gpu.test_kernels import KERNELS, LENGTH, PATTERNS, captured, drawn, poisoned_memory, setting
 
 __all__ = ["poisoned_memory"]
 
@@ -44,7 +44,7 @@ def nothing_waits() -> Iterator[None]:
 @every_kernel
 @pytest.mark.parametrize("name", PATTERNS)
 def test_the_error_is_that_of_plain_attention(backend: str, name: str) -> None:
-    check_error(draw(PATTERNS[name], between(backend, sinks=True)))
+    check_error(drawn(PATTERNS[name], batch=len(WITHIN), within=WITHIN, backend=backend, sinks=True))
 
 
 @every_kernel

@@ -50,8 +50,8 @@ def test_what_it_does_not_run_it_says() -> None:
 def test_terms_that_are_no_run_of_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gossamer.kernels.triton.backend.without_gpu", lambda device: None)
     assert TRITON.refuses(problem()) is None
-    for pattern, term in ((RandomBlocks(64, 1, 0), "Blocks:"), (~Dilated(8, step=3), "Columns:")):
-        assert f"heads 0-7 have a term that is no run of keys ({term}" in TRITON.refuses(problem(pattern))
+    assert TRITON.refuses(problem(RandomBlocks(64, 1, 0))) is None
+    assert "heads 0-7 have a term that is no run of keys (Columns:" in TRITON.refuses(problem(~Dilated(8, step=3)))
 
 
 def test_without_a_gpu_it_says_so() -> None:

@@ -6,17 +6,15 @@ float16 only: the interpreter multiplies bfloat16 tiles as if they were integers
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from gossamer.patterns import Blocks, Causal, Pattern, PerHead, RandomBlocks, Strided, Tokens, Window, presets
 from tests.checks import Setting, check_empty_rows, check_repeatable, check_support, check_views, draw
-from tests.kernels.interpreter import failure, repair_interpreter
+from tests.kernels.interpreter import tell
 from tests.kernels.triton_in_interpreter import check_dropout_as_tiled, check_pattern
 from tests.layouts import CASES as LAYOUTS
 from tests.layouts import SUPPORT, check_layout, check_layout_support
@@ -74,7 +72,4 @@ CASES = _cases()
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    repair_interpreter()
-    with np.errstate(divide="ignore"):  # log2(0) is the log-sum-exp of a query that sees nothing
-        print(json.dumps({name: failure(check) for name, check in CASES.items()}))
+    tell(CASES)

@@ -5,16 +5,14 @@ Float32 and float16 only: the interpreter multiplies bfloat16 tiles as if they w
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from tests import hashed_checks as checks
 from tests.hashed_checks import CASES
-from tests.kernels.interpreter import failure, repair_interpreter
+from tests.kernels.interpreter import tell
 
 COVERED = "own buckets, repeated", "all buckets, once", "wraps"
 """Cases whose every line of a kernel is run by others too."""
@@ -38,7 +36,4 @@ CHECKS = {
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    repair_interpreter()
-    with np.errstate(divide="ignore"):  # log2(0) is the log-sum-exp of a token that sees nothing
-        print(json.dumps({name: failure(check) for name, check in CHECKS.items()}))
+    tell(CHECKS)

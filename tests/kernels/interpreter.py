@@ -7,18 +7,44 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+
+HALVES = 2
+"""Processes that share a script's checks, as CI has cores."""
 
 
 def interpreted(module: str) -> tuple[Any, str]:
     """(what a script of this folder prints as JSON, what it complains of), run where Triton interprets its kernels."""
-    command = [sys.executable, "-m", f"tests.kernels.{module}"]
+    return _run(module)
+
+
+def interpreted_in_halves(module: str) -> tuple[dict[str, str], str]:
+    """The same of a script that ends in `tell`: half of its checks in each of two processes."""
+    with ThreadPoolExecutor(HALVES) as pool:
+        parts = list(pool.map(partial(_run, module), map(str, range(HALVES))))
+    return {name: said for found, _ in parts for name, said in found.items()}, "".join(said for _, said in parts)
+
+
+def _run(module: str, *arguments: str) -> tuple[Any, str]:
+    command = [sys.executable, "-m", f"tests.kernels.{module}", *arguments]
     run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout), run.stderr
+
+
+def tell(checks: Mapping[str, Callable[[], None]]) -> None:
+    """Prints what each check of this process's half says, as JSON."""
+    torch.set_num_threads(1)
+    repair_interpreter()
+    mine = list(checks.items())[int(sys.argv[1]) :: HALVES]
+    with np.errstate(divide="ignore"):  # log2(0) is the log-sum-exp of a query that sees nothing
+        print(json.dumps({name: failure(check) for name, check in mine}))
 
 
 def failure(check: Callable[[], None]) -> str:

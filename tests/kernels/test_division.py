@@ -68,6 +68,7 @@ def test_items_are_the_blocks_of_all_units(
     monkeypatch.setattr(sweep, "quotient", divided)
     monkeypatch.setattr(sweep, "gl", SimpleNamespace(where=chosen))
     monkeypatch.setattr(sweep, "_item", lambda turn: turn)
+    monkeypatch.setattr(sweep, "placed", sweep.placed.fn)
     seen = [sweep.unit_and_block.fn(item, work) for item in range(items)]
     assert Counter(seen) == Counter((unit, block) for unit in range(units) for block in range(blocks))
     assert all(unit // cached == item // (cached * blocks) for item, (unit, _) in enumerate(seen))

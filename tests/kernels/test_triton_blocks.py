@@ -7,14 +7,14 @@ from importlib.util import find_spec
 import pytest
 
 from tests.kernels.blocks_in_interpreter import CASES
-from tests.kernels.interpreter import interpreted
+from tests.kernels.interpreter import interpreted_in_halves
 
 
 @pytest.fixture(scope="module")
 def failures() -> dict[str, str]:
     if find_spec("triton") is None:
         pytest.skip("needs Triton")
-    found, complaints = interpreted("blocks_in_interpreter")
+    found, complaints = interpreted_in_halves("blocks_in_interpreter")
     assert "Warning" not in complaints, complaints
     return found
 

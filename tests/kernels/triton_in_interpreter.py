@@ -6,13 +6,11 @@ float16 only: the interpreter multiplies bfloat16 tiles as if they were integers
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ from gossamer.patterns import Causal, Dilated, Pattern, Sinks, Strided, Tokens, 
 from gossamer.plan import plan
 from tests.checks import Setting, check_empty_rows, check_error, check_support, check_views, draw, ours, run
 from tests.kernels import run_tables_in_torch
-from tests.kernels.interpreter import failure, repair_interpreter
+from tests.kernels.interpreter import tell
 from tests.patterns_list import HEADS, LENGTH, PATTERNS
 
 USUAL = Setting(queries=LENGTH, dtype=torch.float32, key_heads=1)
@@ -157,7 +155,4 @@ CASES = _cases()
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    repair_interpreter()
-    with np.errstate(divide="ignore"):  # log2(0) is the log-sum-exp of a query that sees nothing
-        print(json.dumps({name: failure(check) for name, check in CASES.items()}))
+    tell(CASES)

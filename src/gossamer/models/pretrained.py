@@ -89,7 +89,7 @@ class Pretrained:
     """Reads and writes folders in the layout of transformers, of modules made of a configuration and a head."""
 
     family: ClassVar[Family]
-    kind: ClassVar[type[EncoderConfig]]
+    kind: ClassVar[type[EncoderConfig] | type[ReformerConfig]]
     """Of its configuration."""
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -132,7 +132,7 @@ class LanguageModelHead(Head):
         )
 
 
-class Reformer(nn.Module):
+class Reformer(nn.Module, pretrained.Pretrained):
     """Reversible layers of local and of hashed attention: features of every token, and what a head makes of them.
 
     Heads: `lm` (the next token, where the configuration has `is_decoder`), `masked_lm` (where it has not) and
@@ -143,6 +143,8 @@ class Reformer(nn.Module):
     >>> Reformer(config, head="masked_lm").eval()(torch.full((1, 70), 7)).logits.shape
     torch.Size([1, 70, 320])
     """
+
+    family, kind = FAMILY, ReformerConfig
 
     def __init__(self, config: ReformerConfig, head: HeadName | None = None):
         super().__init__()
@@ -206,7 +208,7 @@ class Reformer(nn.Module):
         cls,
         folder: str | Path,
         *,
-        head: HeadName | None = None,
+        head: str | None = None,
         new_head: bool = False,
         num_hashes: int | None = None,
         device: torch.device | str = "cpu",
@@ -224,11 +226,8 @@ class Reformer(nn.Module):
         """
         config = pretrained.read_config(Path(folder), ReformerConfig, FAMILY)
         config = config if num_hashes is None else replace(config, num_hashes=num_hashes)
-        return pretrained.load(lambda: cls(config, head), Path(folder), FAMILY, head, new_head).to(device)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors, which `from_pretrained` and transformers read."""
-        pretrained.write(folder, FAMILY, self.config, self.state_dict(), self.head_name)
+        make: Callable[..., Self] = cls
+        return pretrained.load(lambda: make(config, head), Path(folder), FAMILY, head, new_head).to(device)
 
     def _require_tokens(self, tokens: Tensor, targets: Tensor | None) -> None:
         if tokens.dim() != 2 or tokens.dtype != torch.int64:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from gossamer.attention import attend
 from gossamer.bench import peers
 from gossamer.bench.case import Case, Contender, Step
 from gossamer.bench.gate import AttentionFunction, Named, plain_attention
 from gossamer.bench.setting import Setting
 from gossamer.block_sparse import attend_blocks
+from gossamer.patterns import Blocks, PerHead
 
 BLOCK = 128
 SHARE = 0.1
@@ -37,7 +39,12 @@ def layout_of(setting: Setting, length: int) -> Tensor:
 
 
 def ours(layout: Tensor) -> AttentionFunction:
-    """`attend_blocks` with its tables made at each call, as for a layout that changes."""
+    """`attend` with the blocks as a pattern: its tables are made at the first call."""
+    return partial(attend, pattern=PerHead([(Blocks(BLOCK, own), 1) for own in layout[0].cpu().numpy()]))
+
+
+def ours_at_run_time(layout: Tensor) -> AttentionFunction:
+    """`attend_blocks`, which makes its tables at each call, as for a layout that changes."""
     return partial(attend_blocks, layout=layout, block=BLOCK)
 
 
@@ -50,21 +57,28 @@ def flex(layout: Tensor) -> AttentionFunction:
     return peers.flex_attention(BlockMask.from_kv_blocks(nothing, lists, counts, lists, BLOCK_SIZE=BLOCK))
 
 
-def fa4(layout: Tensor) -> AttentionFunction:
-    """FlashAttention-4's block-sparse path over the same blocks; its lists for both passes are made before."""
-    attention = import_module("flash_attn.cute").flash_attn_func
-    tensors = import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
+def fa4(layout: Tensor, deterministic: bool = False) -> AttentionFunction:
+    """FlashAttention-4's block-sparse path over the same blocks; its lists for both passes are made before.
 
-    def told(layout: Tensor) -> object:
+    Its backward adds up the gradients of queries in whatever order they come, or, `deterministic`, in a fixed one.
+    """
+    attention = import_module("flash_attn.cute").flash_attn_func
+    sparsity = import_module("flash_attn.cute.block_sparsity")
+
+    def told(layout: Tensor, **order: object) -> object:
         counts, lists = listed(layout)
         nothing = torch.zeros_like(counts)
-        return tensors(nothing, lists, counts, lists, block_size=(BLOCK, BLOCK))
+        return sparsity.BlockSparseTensorsTorch(nothing, lists, counts, lists, block_size=(BLOCK, BLOCK), **order)
 
     forward, backward = told(layout), told(layout.mT)
+    if deterministic:
+        one, full = sparsity.compute_dq_write_order(*forward[:4], *backward[:4], spt=False)
+        backward = told(layout.mT, dq_write_order=one, dq_write_order_full=full, spt=False)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        found = attention(q, k, v, block_sparse_tensors=forward, block_sparse_tensors_bwd=backward)
+        blocks = {"block_sparse_tensors": forward, "block_sparse_tensors_bwd": backward}
+        found = attention(q, k, v, deterministic=deterministic, **blocks)
         return (found[0] if isinstance(found, tuple) else found).transpose(1, 2)
 
     return run
@@ -83,17 +97,25 @@ def cudnn(layout: Tensor) -> AttentionFunction:
 def listed(layout: Tensor) -> tuple[Tensor, Tensor]:
     """(how many blocks each row sees, which ones first), as both peers take them."""
     counts = layout.sum(-1).to(torch.int32)
-    return counts, (~layout).to(torch.int8).argsort(dim=-1, stable=True).to(torch.int32)
+    return counts, (~layout).to(torch.int8).contiguous().argsort(dim=-1, stable=True).to(torch.int32)
 
 
-CONTENDERS: dict[str, Make] = {"cudnn": cudnn, "flex": flex, "fa4": fa4, "gossamer": ours}
+CONTENDERS: dict[str, Make] = {
+    "cudnn": cudnn,
+    "flex": flex,
+    "fa4": fa4,
+    "fa4, deterministic": partial(fa4, deterministic=True),
+    "gossamer": ours,
+    "gossamer, layout at run time": ours_at_run_time,
+}
 
 
 def block_cases(setting: Setting) -> tuple[Case, ...]:
     """Forward, and forward with backward."""
     device, dtype = setting.device, setting.dtype
     only_gpu = peers.only_cuda_half(device, dtype)
-    missing = {"cudnn": only_gpu, "flex": only_gpu, "fa4": peers.flash_attention_4_missing(device, dtype)}
+    no_fa4 = peers.flash_attention_4_missing(device, dtype)
+    missing = {"cudnn": only_gpu, "flex": only_gpu, "fa4": no_fa4, "fa4, deterministic": no_fa4}
     judge = cache(partial(Judge, setting))
 
     def contender(name: str, gradients: bool) -> Contender:
@@ -107,9 +129,14 @@ def block_cases(setting: Setting) -> tuple[Case, ...]:
 
     titles = (("blocks forward", False), ("blocks forward + backward", True))
     return tuple(
-        Case(title, setting.config.lengths, tuple(contender(name, gradients) for name in CONTENDERS))
+        Case(title, setting.config.lengths, tuple(contender(name, gradients) for name in entered(gradients)))
         for title, gradients in titles
     )
+
+
+def entered(gradients: bool) -> list[str]:
+    """Who takes part; a forward has one order."""
+    return [name for name in CONTENDERS if gradients or name != "fa4, deterministic"]
 
 
 def step_of(setting: Setting, make: Make, length: int, gradients: bool) -> Step:

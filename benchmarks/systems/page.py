@@ -11,7 +11,8 @@ from .promises import Runs
 
 WORDS = {
     "blocks": f"Random blocks of {BLOCK}, {SHARE:.0%} of all, others for each head; not causal. `cudnn` is dense. "
-    "`gossamer` makes its tables of blocks at each call; the others' were made before.",
+    "Lists of blocks were made before, but for a `layout at run time`, whose tables are made at each call. `fa4` adds "
+    "up gradients of queries in whatever order they come unless it is `deterministic`; `gossamer` always is.",
     "longformer": "`LongformerSelfAttention` of transformers and the projection behind it, and our "
     "`LongformerAttention`: two-sided window of 512, one global token. Then "
     "the pattern alone, without projections, at this window and at half of it.",

@@ -8,12 +8,11 @@ followed here, and each instruction's control bits tell which scoreboards it set
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
+
+from tests.kernels.machine_code import listing
 
 LINE = re.compile(
     r"^(?:(\.L_\w+):|\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s+/\* 0x\w+ \*/\n\s+/\* 0x(\w+) \*/)", re.MULTILINE
@@ -147,13 +146,6 @@ def given_away(listing: str) -> list[str]:
     ]
 
 
-@cache
 def given_away_in(cubin: bytes) -> tuple[str, ...]:
     """What `given_away` finds in a kernel's machine code."""
-    import triton
-
-    command = [Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm", "-hex", "-c", "-ndf"]
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(cubin)
-        text = subprocess.run([*command, file.name], capture_output=True, text=True, check=True).stdout
-    return tuple(given_away(text))
+    return tuple(given_away(listing(cubin)))

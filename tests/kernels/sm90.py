@@ -18,6 +18,7 @@ from unittest import mock
 
 import torch
 
+from tests.kernels.machine_code import listing, one_by_one
 from tests.kernels.register_release import given_away_in
 
 SHARED_MEMORY = 227 * 1024
@@ -37,6 +38,8 @@ class Compiled:
     shared_memory: int
     given_away: tuple[str, ...]
     """Loads and stores that still use registers when these are given to another warpgroup."""
+    one_by_one: bool
+    """Whether each matrix instruction is waited for before the next."""
 
     @property
     def faults(self) -> list[str]:
@@ -44,6 +47,8 @@ class Compiled:
         faults = [f"{self.name} spills {self.stack} bytes a thread"] if self.stack else []
         if self.shared_memory > SHARED_MEMORY:
             faults.append(f"{self.name} wants {self.shared_memory} bytes of shared memory")
+        if self.one_by_one:
+            faults.append(f"{self.name} waits for each matrix instruction: too many registers are wanted at once")
         return faults + [f"{self.name}: {fault}" for fault in self.given_away]
 
 
@@ -88,6 +93,12 @@ def described(kernel: object) -> Compiled:
         Path(file.name).write_bytes(kernel.asm["cubin"])
         text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     usage = {key: int(number) for key, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    given_away = given_away_in(kernel.asm["cubin"]) if "setmaxnreg" in kernel.asm["ptx"] else ()
-    stack = usage["STACK"] + usage["LOCAL"]
-    return Compiled(kernel.metadata.name, usage["REG"], stack, kernel.metadata.shared, given_away)
+    cubin, specialized = kernel.asm["cubin"], "setmaxnreg" in kernel.asm["ptx"]
+    return Compiled(
+        kernel.metadata.name,
+        usage["REG"],
+        usage["STACK"] + usage["LOCAL"],
+        kernel.metadata.shared,
+        given_away_in(cubin) if specialized else (),
+        one_by_one(listing(cubin)) if specialized else False,
+    )

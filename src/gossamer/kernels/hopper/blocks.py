@@ -1,7 +1,7 @@
 """What the kernels over tables of blocks share: the order of the work, rows' lists of blocks, and what tiles show.
 
-A program is one stream of work or several. The rows of a stream's team see the same blocks, and every tile of 64 rows
-of these passes through the stream's ring for all of the team: two warpgroups own a block of 128 rows, or the same 64
+A program is one stream of work or several. The rows of a stream's team see the same blocks, and each of these passes
+through the stream's ring for all of the team: two warpgroups own a block of 128 rows, or the same 64
 rows of heads that share keys and lists. Where rows share nothing, each warpgroup has a stream of its own.
 """
 
@@ -16,7 +16,7 @@ from triton.experimental.gluon.language._core import builtin
 from ..block_tables import BlockTable
 from .block_masks import WORDS, masked
 from .configs import ROWS, SHARED_MEMORY
-from .ring import TILE
+from .ring import TILE, slot
 from .sweep import placed
 
 MOST_SLOTS = 8
@@ -53,6 +53,8 @@ class Bounds(NamedTuple):
 
     begin: gl.tensor
     end: gl.tensor
+    cuts: gl.tensor
+    """Whether something of a list lies outside: the tiles of most lists are not looked at one by one."""
 
 
 TABLE = ("starts", "counts", "blocks", "tile", "tiles", "layout", "order", "rows", "layout_heads")
@@ -115,12 +117,23 @@ def list_of(table, row):
 
 
 @gluon.jit
-def bounds_of(within, batch, length):
-    """The positions of a batch row's sequence that exist."""
+def ends_of(within, batch, length):
+    """(begin, end) of the positions of a batch row's sequence that exist."""
     if within is None:
-        return Bounds(0, length)
+        return 0, length
     else:
-        return Bounds(gl.load(within + 2 * batch), gl.minimum(gl.load(within + 2 * batch + 1), length))
+        return gl.load(within + 2 * batch), gl.minimum(gl.load(within + 2 * batch + 1), length)
+
+
+@gluon.jit
+def bounds_of(table, entries, begin, end, config: gl.constexpr):
+    """Bounds of a list where positions `begin` ... `end` - 1 exist; of an empty one, nothing does."""
+    SIZE: gl.constexpr = config.size
+    some = entries.count > 0
+    first = gl.load(table.blocks + entries.first, mask=some, other=0)
+    last = gl.load(table.blocks + entries.first + entries.count - 1, mask=some, other=0)
+    cuts = (entries.count == 0) | (first * SIZE < begin) | (last * SIZE + SIZE > end)
+    return Bounds(begin, gl.where(some, end, 0), cuts)
 
 
 @gluon.jit
@@ -131,21 +144,28 @@ def tile_at(table, entries, n, config: gl.constexpr):
 
 
 @gluon.jit
+def tile_in(ring, i, part, config: gl.constexpr):
+    """The `part`-th 64 rows of the ring's i-th block, as a matrix [64, width]."""
+    block = ring.index(slot(i, config.slots)).reshape((ring.shape[3], ring.shape[4]))
+    return block.slice(part * TILE, TILE)
+
+
+@gluon.jit
 def shown(p, table, entries, n, bounds, part, otherwise: gl.constexpr, config: gl.constexpr):
     """p [64, 64] of a list's n-th tile where the pair is visible, else what it is otherwise.
 
     Its rows are the `part`-th 64 of their block. Where no bounds are given, all of the other side exists. Most tiles
-    are all visible, and cost two comparisons.
+    are all visible, and cost a comparison or two.
     """
     SIZE: gl.constexpr = config.size
     PARTS: gl.constexpr = config.size // TILE
     entry, other = tile_at(table, entries, n, config)
-    if bounds is not None:
-        begin = gl.load(table.blocks + entry, mask=entries.count > 0, other=0) * SIZE + other * TILE
-        columns = gl.arange(0, TILE, gl.SliceLayout(0, p.type.layout))
-        lane = begin + gl.expand_dims(columns & 6, 0)
-        rest = gl.expand_dims(columns & ~6, 0)
-        if (begin < bounds.begin) | (begin + TILE > bounds.end):
+    if bounds is not None:  # noqa: SIM102 (known when Triton compiles, unlike the other)
+        if bounds.cuts:
+            begin = gl.load(table.blocks + entry, mask=entries.count > 0, other=0) * SIZE + other * TILE
+            columns = gl.arange(0, TILE, gl.SliceLayout(0, p.type.layout))
+            lane = begin + gl.expand_dims(columns & 6, 0)
+            rest = gl.expand_dims(columns & ~6, 0)
             p = gl.where((rest >= bounds.begin - lane) & (rest < bounds.end - lane), p, otherwise)
     if table.tile is not None:
         mask = gl.load(table.tile + entry, mask=entries.count > 0, other=-1)
@@ -154,7 +174,7 @@ def shown(p, table, entries, n, bounds, part, otherwise: gl.constexpr, config: g
     return p
 
 
-def slots_of(own: int, ring: int, streams: int) -> int:
-    """Tiles of `ring` columns in all in each stream's ring, which lies beside tiles of `own` columns in all."""
+def slots_of(own: int, ring: int, streams: int, parts: int = 1) -> int:
+    """Places in each stream's ring for `parts` tiles of `ring` columns in all, beside tiles of `own` columns in all."""
     columns = (SHARED_MEMORY - RESERVED) // (2 * ROWS) // streams
-    return min(MOST_SLOTS, (columns - own) // ring)
+    return min(MOST_SLOTS, (columns - own) // ring) // parts

@@ -53,14 +53,15 @@ def _prepared_queries(operands: Operands, size: int, scale: float) -> Launch:
     heads, repeats = q.shape[1], q.shape[1] // k.shape[1]
     wide, value_wide = tile_width(q.shape[3]), tile_width(v.shape[3])
     team, streams, work = query_work(q, k, v, table)
-    sources = (q, wide), (grad_out, value_wide), (out, value_wide), (dq, wide)
+    own = tiles(q, size, wide), tiles(grad_out, size, value_wide), tiles(out, size, value_wide), tiles(dq, ROWS, wide)
     arguments = (
-        *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
-        *(reinterpret(aux, gl.int32), tiles(k, ROWS, wide), tiles(v, ROWS, value_wide), *arguments_of(table, heads)),
+        *(*own, reinterpret(aux, gl.int32), tiles(k, size, wide), tiles(v, size, value_wide)),
+        *arguments_of(table, heads),
         *(within, *rows(lse), *rows(grad_lse), scale, *divisor(heads), *divisor(repeats), q.shape[2], k.shape[2]),
         *work,
     )
-    config = BlocksConfig(team, streams, size, slots_of(team.consumers * wide, wide + value_wide, streams))
+    slots = slots_of(team.consumers * wide, wide + value_wide, streams, size // ROWS)
+    config = BlocksConfig(team, streams, size, slots)
     return Launch(queries_kernel, -(-work[0] // streams), arguments, (config,), config.consumers)
 
 

@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .blocks import (
     NUMBERS,
     Table,
-    bounds_of,
+    ends_of,
     in_streams,
     layout_of,
     list_of,
@@ -180,9 +180,9 @@ def _add_queries(
 def _inside(x, row, within, batch, keys):
     """x where its row belongs to its sequence, else 0."""
     if within is not None:
-        bounds = bounds_of(within, batch, keys)
+        begin, end = ends_of(within, batch, keys)
         rows = gl.expand_dims(row + gl.arange(0, TILE, gl.SliceLayout(1, x.type.layout)), 1)
-        x = gl.where((rows >= bounds.begin) & (rows < bounds.end), x, 0.0)
+        x = gl.where((rows >= begin) & (rows < end), x, 0.0)
     return x
 
 

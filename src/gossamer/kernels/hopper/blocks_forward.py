@@ -1,9 +1,9 @@
 """Attention forward over blocks of keys that a table lists for each block of queries.
 
-A work item is a block of queries, 64 rows for each consumer of a stream's team. The tiles of queries come through the
-stream's ring ahead of the tiles of keys and values that they see. A consumer begins the scores of one tile of keys and
-the product of the last tile's probabilities with its values together; the softmax of the former runs under the latter.
-Nothing is masked but partial blocks, the end of the keys and what is outside of a sequence.
+A work item is a block of queries, 64 rows for each consumer of a stream's team. The blocks of queries come through the
+stream's ring ahead of the blocks of keys and values that they see. A consumer begins the scores of one block of keys
+and the product of the last one's probabilities with its values together; the softmax of the former runs under the
+latter. Nothing is masked but partial blocks, the end of the keys and what is outside of a sequence.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from ..block_tables import BlockTable
 from .bands import Rows
 from .blocks import (
     NUMBERS,
-    Bounds,
     List,
     Table,
     arguments_of,
     bounds_of,
+    ends_of,
     in_streams,
     layout_of,
     list_of,
     shown,
     slots_of,
-    tile_at,
+    tile_in,
     turns_of,
     unit_and_rank,
 )
@@ -95,26 +95,23 @@ def own_place(item, consumer: gl.constexpr, config: gl.constexpr):
 
 
 @gluon.jit
-def key_tiles(item, config: gl.constexpr):
-    """How many tiles of keys pass through the ring for an item: one at least."""
-    PARTS: gl.constexpr = config.size // TILE
-    return gl.maximum(item.seen.count * PARTS, 1)
+def key_blocks(item):
+    """How many blocks of keys pass through the ring for an item: one at least."""
+    return gl.maximum(item.seen.count, 1)
 
 
 @gluon.jit
 def bring_keys(key, value, ring, bars, table, item, start, config: gl.constexpr):
-    """Keys and values of an item, from tile `start` of the ring on."""
-    SIZE: gl.constexpr = config.size
+    """Blocks of keys and values of an item, from the ring's block `start` on."""
     SLOTS: gl.constexpr = config.slots
     nbytes: gl.constexpr = key.block_type.nbytes + value.block_type.nbytes
-    count = key_tiles(item, config)
+    count = key_blocks(item)
     some = item.seen.count > 0
     block = gl.load(table.blocks + item.seen.first, mask=some, other=0)
     for n in range(0, count):
         i = start + n
-        part = tile_at(table, item.seen, n, config)[1]
-        at = [item.batch, item.key_head, block * SIZE + part * TILE, 0]
-        then = tile_at(table, item.seen, gl.minimum(n + 1, count - 1), config)[0]
+        at = [item.batch, item.key_head, block * config.size, 0]
+        then = item.seen.first + gl.minimum(n + 1, count - 1)
         block = gl.load(table.blocks + then, mask=some, other=0)  # on its way while the ring is full
         ready = full(bars, i, config)
         mbarrier.wait(empty(bars, i, config), phase(i, SLOTS) ^ 1)
@@ -124,31 +121,76 @@ def bring_keys(key, value, ring, bars, table, item, start, config: gl.constexpr)
 
 
 @gluon.jit
-def seen_bounds(item, within, shape):
+def seen_bounds(table, item, within, shape, config: gl.constexpr):
     """The keys that exist for an item; none where its list is empty."""
-    bounds = bounds_of(within, item.batch, shape.keys)
-    return Bounds(bounds.begin, gl.where(item.seen.count > 0, bounds.end, 0))
+    begin, end = ends_of(within, item.batch, shape.keys)
+    return bounds_of(table, item.seen, begin, end, config)
 
 
 @gluon.jit
 def in_sequence(rows, within, batch, queries):
     """Which rows belong to their sequence."""
-    bounds = bounds_of(within, batch, queries)
-    return (rows >= bounds.begin) & (rows < bounds.end)
+    begin, end = ends_of(within, batch, queries)
+    return (rows >= begin) & (rows < end)
 
 
 @gluon.jit
-def _scores(q, k_tiles, i, layout: gl.constexpr, config: gl.constexpr):
-    """q @ k^T, begun, with the ring's tile i."""
-    k = tile_of(k_tiles, i, config.slots).permute((1, 0))
-    return warpgroup_mma(q, k, gl.zeros((TILE, TILE), gl.float32, layout), use_acc=False, is_async=True)
+def _scores(q, k_blocks, i, config: gl.constexpr):
+    """q @ k^T of the ring's block i, begun."""
+    SIZE: gl.constexpr = config.size
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, SIZE, 16])
+    zeros = gl.zeros((TILE, SIZE), gl.float32, layout)
+    k = tile_of(k_blocks, i, config.slots).permute((1, 0))
+    return warpgroup_mma(q, k, zeros, use_acc=False, is_async=True)
 
 
 @gluon.jit
-def _softmax(scores, highest, scale):
-    """(probabilities, new maxima in units of log2)."""
-    highest = raised(highest, row_max(scores) * scale)
-    return gl.exp2(scores * scale - gl.expand_dims(highest, 1)), highest
+def _in_tiles(scores, layout: gl.constexpr):
+    """[64, size] as tiles [64, 64]: what a thread holds stays where it is."""
+    if scores.shape[1] == TILE:
+        return (scores,)
+    else:
+        a, b = gl.permute(gl.reshape(scores, (TILE, 2, TILE)), (0, 2, 1)).split()
+        return gl.convert_layout(a, layout, assert_trivial=True), gl.convert_layout(b, layout, assert_trivial=True)
+
+
+@gluon.jit
+def _add_values(acc, p, v_tiles, i, config: gl.constexpr):
+    """acc + p @ v over the tiles of the ring's block i, begun."""
+    PARTS: gl.constexpr = config.parts
+    for part in gl.static_range(PARTS):
+        acc = warpgroup_mma(p[part], tile_in(v_tiles, i, part, config), acc, is_async=True)
+    return acc
+
+
+@gluon.jit
+def _softmax(scores, table, seen, block, bounds, part, highest, scale, config: gl.constexpr):
+    """(probabilities, new maxima in units of log2, sums held by threads) of a list's block."""
+    PARTS: gl.constexpr = config.parts
+    shown_scores = ()
+    for other in gl.static_range(PARTS):
+        n = block * PARTS + other
+        shown_scores += (shown(scores[other], table, seen, n, bounds, part, float("-inf"), config),)
+    greatest = shown_scores[0]
+    for other in gl.static_range(1, PARTS):
+        greatest = gl.maximum(greatest, shown_scores[other])
+    highest = raised(highest, row_max(greatest) * scale)
+    p = ()
+    for other in gl.static_range(PARTS):
+        p += (gl.exp2(shown_scores[other] * scale - gl.expand_dims(highest, 1)),)
+    total = p[0]
+    for other in gl.static_range(1, PARTS):
+        total += p[other]
+    return p, highest, thread_sum(total)
+
+
+@gluon.jit
+def _rounded(p, dtype: gl.constexpr, layout: gl.constexpr):
+    """Probabilities as operands of matrix instructions."""
+    rounded = ()
+    for part in gl.static_range(len(p)):
+        rounded += (gl.convert_layout(p[part].to(dtype), layout),)
+    return rounded
 
 
 @gluon.jit
@@ -159,45 +201,42 @@ def _scaled(x, factor):
 
 @gluon.jit
 def _attend(
-    q, q_tile, ring, bars, table, item, bounds, start, part, highest, scale,
+    q, q_block, ring, bars, table, item, bounds, start, part, highest, scale,
     layout: gl.constexpr, config: gl.constexpr,
 ):  # fmt: skip
-    """(accumulator, maxima, sums held by threads) of one tile of queries; `q_tile` of the ring hears that q is read."""
+    """(accumulator, maxima, sums held by threads) of a tile of queries; the ring's `q_block` hears that q is read."""
     k_tiles, v_tiles = ring
-    SLOTS: gl.constexpr = config.slots
     WIDTH: gl.constexpr = v_tiles.shape[4]
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
+    SLOTS: gl.constexpr = config.slots
     seen = item.seen
-    steps = key_tiles(item, config)
+    blocks = key_blocks(item)
     mbarrier.wait(full(bars, start, config), phase(start, SLOTS))
-    scores = _scores(q, k_tiles, start, layout, config)
-    mbarrier.arrive(empty(bars, q_tile, config), count=1)
-    scores = warpgroup_mma_wait(0, deps=(scores,))
-    scores = shown(scores, table, seen, 0, bounds, part, float("-inf"), config)
-    wide, highest = _softmax(scores, highest, scale)
-    sums = thread_sum(wide)
-    p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
+    scores = _scores(q, k_tiles, start, config)
+    mbarrier.arrive(empty(bars, q_block, config), count=1)
+    scores = _in_tiles(warpgroup_mma_wait(0, deps=(scores,)), layout)
+    wide, highest, sums = _softmax(scores, table, seen, 0, bounds, part, highest, scale, config)
+    p = _rounded(wide, v_tiles.dtype, operand)
     acc = gl.zeros((TILE, WIDTH), gl.float32, acc_layout)
-    mbarrier.wait(full(bars, start + 1, config), phase(start + 1, SLOTS), pred=steps > 1)
-    for step in range(1, steps):
-        i = start + step
-        scores = _scores(q, k_tiles, i, layout, config)
-        acc = warpgroup_mma(p, tile_of(v_tiles, i - 1, SLOTS), acc, is_async=True)
-        scores = warpgroup_mma_wait(1, deps=(scores,))
-        scores = shown(scores, table, seen, step, bounds, part, float("-inf"), config)
-        wide, new_highest = _softmax(scores, highest, scale)
+    mbarrier.wait(full(bars, start + 1, config), phase(start + 1, SLOTS), pred=blocks > 1)
+    for block in range(1, blocks):
+        i = start + block
+        scores = _scores(q, k_tiles, i, config)
+        acc = _add_values(acc, p, v_tiles, i - 1, config)
+        scores = _in_tiles(warpgroup_mma_wait(config.parts, deps=(scores,)), layout)
+        wide, new_highest, new_sums = _softmax(scores, table, seen, block, bounds, part, highest, scale, config)
         factor = gl.exp2(highest - new_highest)
         highest = new_highest
-        sums = _scaled(sums, factor) + thread_sum(wide)
+        sums = _scaled(sums, factor) + new_sums
         # Between the softmax and the wait for the product under which it runs, or else ptxas moves it below that wait.
-        mbarrier.wait(full(bars, i + 1, config), phase(i + 1, SLOTS), pred=step + 1 < steps)
+        mbarrier.wait(full(bars, i + 1, config), phase(i + 1, SLOTS), pred=block + 1 < blocks)
         acc = warpgroup_mma_wait(0, deps=(acc,))
         mbarrier.arrive(empty(bars, i - 1, config), count=1)
         acc = rescaled(acc, factor)
-        p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
-    last = start + steps - 1
-    acc = warpgroup_mma(p, tile_of(v_tiles, last, SLOTS), acc, is_async=True)
+        p = _rounded(wide, v_tiles.dtype, operand)
+    last = start + blocks - 1
+    acc = _add_values(acc, p, v_tiles, last, config)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     mbarrier.arrive(empty(bars, last, config), count=1)
     return acc, highest, sums
@@ -222,28 +261,27 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr, stream: gl.con
     """One tile of queries of every item of a stream."""
     table, out_desc, lse, sinks, within, work, shape, scale = given
     out_tiles, ring, bars = room
-    CONSUMERS: gl.constexpr = config.team.consumers
-    SLOTS: gl.constexpr = config.slots
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    BEFORE: gl.constexpr = c // config.parts  # blocks of the team that this consumer's comes after
     base = 0
     then = query_item(0, stream, table, work, shape, config)
     for turn in range(turns_of(work, stream, config)):
         item = then
         then = query_item(turn + 1, stream, table, work, shape, config)  # on its way while this item is worked on
         head, row, part = own_place(item, c, config)
+        bounds = seen_bounds(table, item, within, shape, config)
         highest = gl.full([TILE], LOWEST, gl.float32, gl.SliceLayout(1, layout))
         if sinks is not None:
             sink = gl.load(sinks + head).to(gl.float32) * LOG2E
             highest = gl.maximum(highest, sink)
-        pass_over(bars, base, base + c, config)
-        mbarrier.wait(full(bars, base + c, config), phase(base + c, SLOTS))
-        q = tile_of(ring[0], base + c, SLOTS).load(gl.DotOperandLayout(0, layout, 2))
-        start = base + CONSUMERS
-        pass_over(bars, base + c + 1, start, config)
+        own, start = base + BEFORE, base + config.own_blocks
+        pass_over(bars, base, own, config)
+        mbarrier.wait(full(bars, own, config), phase(own, config.slots))
+        q = tile_in(ring[0], own, c % config.parts, config).load(gl.DotOperandLayout(0, layout, 2))
+        pass_over(bars, own + 1, start, config)
         acc, highest, sums = _attend(
-            q, base + c, ring, bars, table, item, seen_bounds(item, within, shape), start, part, highest, scale,
-            layout, config,
-        )  # fmt: skip
+            q, own, ring, bars, table, item, bounds, start, part, highest, scale, layout, config
+        )
         sums = gl.convert_layout(gl.sum(sums, 1), gl.SliceLayout(1, layout))
         if within is not None:
             rows = row + gl.arange(0, TILE, gl.SliceLayout(1, layout))
@@ -254,15 +292,15 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr, stream: gl.con
             highest = gl.maximum(highest, sink)
             sums += gl.exp2(sink - highest)
         _write(out_desc, out_tiles.index(c), lse, (item.batch, head, row), acc, highest, sums, shape, layout)
-        base = start + key_tiles(item, config)
+        base = start + key_blocks(item)
     settle()
 
 
 @gluon.jit
 def _producer(brought, room, config: gl.constexpr, stream: gl.constexpr):
-    """Brings the tiles of queries of each item of a stream, then its tiles of keys and values."""
-    CONSUMERS: gl.constexpr = config.team.consumers
+    """Brings the blocks of queries of each item of a stream, then its blocks of keys and values."""
     SLOTS: gl.constexpr = config.slots
+    OWN: gl.constexpr = config.own_blocks
     table, q_desc, k_desc, v_desc, work, shape = brought
     ring, bars = room[1], room[2]
     done = 0
@@ -270,15 +308,15 @@ def _producer(brought, room, config: gl.constexpr, stream: gl.constexpr):
     for turn in range(turns_of(work, stream, config)):
         item = then
         then = query_item(turn + 1, stream, table, work, shape, config)
-        for c in gl.static_range(CONSUMERS):
-            head, row = own_place(item, c, config)[:2]
-            i = done + c
+        for own in gl.static_range(OWN):
+            i = done + own
             ready = full(bars, i, config)
+            at = [item.batch, item.head + own, item.row, 0]
             mbarrier.wait(empty(bars, i, config), phase(i, SLOTS) ^ 1)
             mbarrier.expect(ready, q_desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(q_desc, [item.batch, head, row, 0], ready, ring[0].index(slot(i, SLOTS)))
-        bring_keys(k_desc, v_desc, ring, bars, table, item, done + CONSUMERS, config)
-        done += CONSUMERS + key_tiles(item, config)
+            tma.async_copy_global_to_shared(q_desc, at, ready, ring[0].index(slot(i, SLOTS)))
+        bring_keys(k_desc, v_desc, ring, bars, table, item, done + OWN, config)
+        done += OWN + key_blocks(item)
 
 
 @gluon.jit
@@ -330,11 +368,12 @@ def _prepared(operands: Operands, size: int, scale: float) -> Launch:
     widths = tile_width(q.shape[3]), tile_width(v.shape[3])
     team, streams, work = query_work(q, k, v, table)
     arguments = (
-        *(tiles(q, ROWS, widths[0]), tiles(out, ROWS, widths[1]), tiles(k, ROWS, widths[0]), tiles(v, ROWS, widths[1])),
+        *(tiles(q, size, widths[0]), tiles(out, ROWS, widths[1]), tiles(k, size, widths[0]), tiles(v, size, widths[1])),
         *(*arguments_of(table, heads), within, sinks, lse, lse.stride(0), lse.stride(1), scale * LOG2E.value),
         *(*divisor(heads), *divisor(repeats), q.shape[2], k.shape[2], *work),
     )
-    config = BlocksConfig(team, streams, size, slots_of(team.consumers * widths[1], sum(widths), streams))
+    slots = slots_of(team.consumers * widths[1], sum(widths), streams, size // ROWS)
+    config = BlocksConfig(team, streams, size, slots)
     return Launch(_kernel, -(-work[0] // streams), arguments, (config,), config.consumers)
 
 

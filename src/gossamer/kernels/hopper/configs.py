@@ -85,8 +85,19 @@ class BlocksConfig:
     size: int
     """Edge of a block."""
     slots: int
+    """Places in each ring: for blocks of `size` rows in kernels that own queries, for tiles of 64 in those of keys."""
     own: int = 0
     """Places of a stream for tiles that one consumer owns through an item."""
+
+    @property
+    def parts(self) -> int:
+        """Tiles of 64 rows in a block."""
+        return self.size // ROWS
+
+    @property
+    def own_blocks(self) -> int:
+        """Blocks of rows that a team takes together."""
+        return self.team.consumers // self.parts
 
     @property
     def warps(self) -> tuple[int, ...]:

@@ -87,6 +87,8 @@ class BlocksConfig:
     slots: int
     own: int = 0
     """Places of a stream for tiles that one consumer owns through an item."""
+    copies: bool = False
+    """Whether the rows are copies, whose numbers do not say whether they belong to their sequence."""
 
     @property
     def warps(self) -> tuple[int, ...]:

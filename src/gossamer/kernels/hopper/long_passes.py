@@ -34,7 +34,7 @@ def forward(
 def queries_backward(
     inputs: Inputs, results: Results, by_queries: Cut, dq: Tensor, *, scale: float, within: Tensor | None
 ) -> Tensor:
-    """Writes dq and returns aux, as `backward_queries` says: it follows from a query's results, however long its row."""
+    """Writes dq and returns aux, as `backward_queries` says; the aux of a long row does not depend on its list."""
     aux = _auxiliary(inputs.q)
     backward_queries(inputs, results, by_queries.short, dq, aux, scale=scale, within=within)
     long = by_queries.long
@@ -51,7 +51,7 @@ def keys_backward(
     inputs: Inputs, grad_out: Tensor, aux: Tensor, by_keys: Cut, gradients: tuple[Tensor, Tensor],
     *, scale: float, within: Tensor | None,
 ) -> None:  # fmt: skip
-    """Writes the gradients of keys and values; copies of keys are all taken for keys inside, until the sums are made."""
+    """Writes the gradients of keys and values. Copies of keys outside of a sequence have some until sums are made."""
     backward_keys(inputs, grad_out, aux, by_keys.short, gradients, scale=scale, within=within)
     long = by_keys.long
     if long is not None:

@@ -121,7 +121,7 @@ def parts_of(longest: Integers, crew: Crew) -> Integers:
     Streams take one item each in rounds, and a round lasts as long as the longest part.
     """
     shortest = max(SHORTEST_PART, crew.tiles)
-    most = np.arange(shortest, longest.max(initial=shortest) + 1)[:, None]
+    most = np.arange(longest.max(initial=shortest), shortest - 1, -1)[:, None]  # of equals, the fewest parts
     parts = -(-longest // most)
     rounds = -(-crew.units * parts.sum(1) // crew.streams)
     return parts[np.argmin(rounds * ((-(-longest // parts)).max(1, initial=0) + BETWEEN_ITEMS))]

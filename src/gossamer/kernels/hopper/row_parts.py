@@ -19,7 +19,7 @@ TILE = 1024
 
 
 def write_merged(parts: tuple[Tensor, Tensor], long: LongRows, out: Tensor, lse: Tensor, within: Tensor | None) -> None:
-    """Writes to the long rows of `out` and `lse` the softmax over what their parts see, and what `lse` has there before.
+    """Writes to the long rows of `out` and `lse` the softmax over what their parts see and what `lse` has there before.
 
     Parts are (out, lse [B, H, rows]). Queries outside of their sequence, `within` int32 [B, 2], keep their `lse`, and
     their output is zero.

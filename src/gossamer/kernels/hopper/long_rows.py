@@ -29,7 +29,7 @@ SHARE_OF_LOAD = 8
 """A row is long beyond this part of all that a stream has to do: the rest is dealt out without a look at it."""
 
 SHORTEST_PART = 16
-"""Tiles that the parts of a row have at least, but for the last few blocks of a list."""
+"""Tiles that the parts of the longest row have at least."""
 
 BETWEEN_ITEMS = 3
 """Tiles in the time of which a stream goes on from one item to the next."""
@@ -85,34 +85,39 @@ class Cut(NamedTuple):
     long: LongRows | None
 
 
+class OnHost(NamedTuple):
+    """What a `BlockTable` says of its rows and heads, as int64."""
+
+    starts: Integers
+    counts: Integers
+    layout: Integers
+
+
 def cut(table: BlockTable, crew: Crew) -> Cut:
-    """The table with its long rows apart, where the crew has its work dealt out better so; kept for 128 tables.
+    """The table with its long rows apart, where the crew is done sooner so; kept for the last 128 tables.
 
     A row that is long in one layout is cut in all of them: heads that share keys then share the copies.
 
     Raises:
-        RuntimeError: It is not known yet, and a CUDA graph is being captured.
+        RuntimeError: It has not been cut before, and a CUDA graph is being captured.
     """
-    device = table.counts.device
-    return kept(_cut(table, crew), device)
+    return kept(_cut(table, crew), table.counts.device)
 
 
 @lru_cache(maxsize=128)
 def _cut(table: BlockTable, crew: Crew) -> Cut:
-    refuse_capture(table.counts.device)
-    counts, layout = _on_host(table.counts), _on_host(table.layout)
-    shown = counts[layout] * crew.tiles
-    longest = shown.max(0)
-    load = shown.sum(1).mean() * crew.units / crew.streams
+    host = _on_host(table)
+    tiles = host.counts[host.layout] * crew.tiles
+    longest, load = tiles.max(0), tiles.sum(1).mean() * crew.units / crew.streams
     places = np.flatnonzero(longest > max(SHORTEST_LONG_ROW, load / SHARE_OF_LOAD))
     parts = parts_of(longest[places], crew)
     places, parts = places[parts > 1], parts[parts > 1]
     if not len(places):
         return Cut(table, None)
-    rest = counts.copy()
+    refuse_capture(table.counts.device)
+    rest = host.counts.copy()
     rest[:, places] = 0
-    short = _counted(table, _on_host(table.starts), rest)
-    return Cut(short, _in_parts(table, places, parts, crew.length))
+    return Cut(_with_rows(table, host.starts, rest), _in_parts(table, places, parts, crew.length))
 
 
 def parts_of(longest: Integers, crew: Crew) -> Integers:
@@ -120,35 +125,38 @@ def parts_of(longest: Integers, crew: Crew) -> Integers:
 
     Streams take one item each in rounds, and a round lasts as long as the longest part.
     """
-    shortest = max(SHORTEST_PART, crew.tiles)
-    most = np.arange(longest.max(initial=shortest), shortest - 1, -1)[:, None]  # of equals, the fewest parts
-    parts = -(-longest // most)
+    longest_of_all, shortest = longest.max(initial=1), max(SHORTEST_PART, crew.tiles)
+    most_parts = min(max(longest_of_all // shortest, 1), crew.streams)
+    lengths = -(-longest_of_all // np.arange(1, most_parts + 1)[:, None])
+    parts = -(-longest // lengths)
     rounds = -(-crew.units * parts.sum(1) // crew.streams)
     return parts[np.argmin(rounds * ((-(-longest // parts)).max(1, initial=0) + BETWEEN_ITEMS))]
 
 
 def _in_parts(table: BlockTable, places: Integers, parts: Integers, length: int) -> LongRows:
     """The rows of blocks at `places` [n] in so many parts each, whose shares of a list differ by one block at most."""
+    host, device = _on_host(table), table.counts.device
     edges = np.concatenate([[0], parts.cumsum()])
     rows, shares = places.repeat(parts), parts.repeat(parts)
     number = np.arange(edges[-1]) - edges[:-1].repeat(parts)
-    counts = _on_host(table.counts)[:, rows]
-    begin, end = counts * number // shares, counts * (number + 1) // shares
+    begin, end = host.counts[:, rows] * number // shares, host.counts[:, rows] * (number + 1) // shares
     copied = (rows[:, None] * table.size + np.arange(table.size)).clip(max=length - 1).ravel()
-    device = table.counts.device
     return LongRows(
-        _counted(table, _on_host(table.starts)[:, rows] + begin, end - begin),
+        _with_rows(table, host.starts[:, rows] + begin, end - begin),
         torch.from_numpy(edges.astype(np.int32)).to(device),
         torch.from_numpy(places.astype(np.int32)).to(device),
         torch.from_numpy(copied).to(device),
     )
 
 
-def _counted(table: BlockTable, starts: Integers, counts: Integers) -> BlockTable:
+def _with_rows(table: BlockTable, starts: Integers, counts: Integers) -> BlockTable:
     """The table with other rows, which list some of its entries."""
     starts, counts = (torch.from_numpy(x.astype(np.int32)).to(table.counts.device) for x in (starts, counts))
     return table._replace(starts=starts, counts=counts, order=heaviest_first(counts))
 
 
-def _on_host(x: Tensor) -> Integers:
-    return x.cpu().numpy().astype(np.int64)
+@lru_cache(maxsize=128)
+def _on_host(table: BlockTable) -> OnHost:
+    """Waits for the device."""
+    refuse_capture(table.counts.device)
+    return OnHost(*(x.cpu().numpy().astype(np.int64) for x in (table.starts, table.counts, table.layout)))

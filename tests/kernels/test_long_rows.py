@@ -69,6 +69,11 @@ def held(found: Cut, lane: int, shape: tuple[int, int]) -> np.ndarray:
     return total
 
 
+def _tensors(found: Cut) -> list[Tensor]:
+    tables = [found.short] if found.long is None else [found.short, found.long, found.long.table]
+    return [x for table in tables for x in table if isinstance(x, Tensor)]
+
+
 @pytest.mark.parametrize("units", [1, 40, 4000])
 @pytest.mark.parametrize("name", PATTERNS)
 def test_both_sides_hold_each_visible_pair_once(short_limits: None, name: str, units: int) -> None:
@@ -77,6 +82,8 @@ def test_both_sides_hold_each_visible_pair_once(short_limits: None, name: str, u
         (term,) = group.terms
         assert isinstance(term, BlockTerm)
         by_queries, by_keys = (cut(side, Crew(264, units, 1, LENGTH)) for side in block_tables(term, made, CPU))
+        for found in (by_queries, by_keys):
+            assert all(x.is_contiguous() for x in _tensors(found)), "kernels do not look at strides"
         for head in range(group.last - group.first):
             right = PATTERNS[name].for_head(group.first + head).dense_mask(LENGTH, LENGTH)
             np.testing.assert_array_equal(held(by_queries, head, (LENGTH, LENGTH)), right)

@@ -143,16 +143,21 @@ def _in_parts(table: BlockTable, places: Integers, parts: Integers, length: int)
     copied = (rows[:, None] * table.size + np.arange(table.size)).clip(max=length - 1).ravel()
     return LongRows(
         _with_rows(table, host.starts[:, rows] + begin, end - begin),
-        torch.from_numpy(edges.astype(np.int32)).to(device),
-        torch.from_numpy(places.astype(np.int32)).to(device),
+        _on_device(edges, device),
+        _on_device(places, device),
         torch.from_numpy(copied).to(device),
     )
 
 
 def _with_rows(table: BlockTable, starts: Integers, counts: Integers) -> BlockTable:
     """The table with other rows, which list some of its entries."""
-    starts, counts = (torch.from_numpy(x.astype(np.int32)).to(table.counts.device) for x in (starts, counts))
+    starts, counts = (_on_device(x, table.counts.device) for x in (starts, counts))
     return table._replace(starts=starts, counts=counts, order=heaviest_first(counts))
+
+
+def _on_device(numbers: Integers, device: torch.device) -> Tensor:
+    """As int32, and dense: NumPy may leave what it picks out of rows lying by columns."""
+    return torch.from_numpy(numbers.astype(np.int32, order="C")).to(device)
 
 
 @lru_cache(maxsize=128)

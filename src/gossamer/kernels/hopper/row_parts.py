@@ -111,6 +111,7 @@ def _merge(
         at, wide = _offsets((start + part * SIZE) * (WIDTH // VECTOR), WIDTH)
         values = tl.load(out_parts + at, mask=wide, other=0.0).to(tl.float32)
         mean += tl.where(weight[:, None] > 0, weight[:, None] * values, 0.0)
+    tl.debug_barrier()  # every warp may have read all of what one of them writes
     tl.store(own_lse, base + tl.log(total), mask=exists)
     mean = mean / tl.where(total == 0.0, 1.0, total)[:, None]
     at, wide = _offsets(batch * out_batch + head * out_head + position.to(tl.int64) * out_row, WIDTH)

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import torch
 
-from gossamer.patterns import Causal, Window
+from gossamer.patterns import Causal, GlobalBlocks, Window
 from tests.checks import Setting, check_empty_rows, check_error, check_no_leak, check_support, draw
 from tests.planting import Fault, planted
 
@@ -23,6 +24,17 @@ STREAMED, SWEPT = Setting(**SETTING), Setting(**SETTING, key_heads=1)
 """Kernels that stream a band take no shared key heads; those that sweep over it do."""
 
 ENDS = ((0, 328), (50, 300), (100, 180))
+
+
+FRONT = GlobalBlocks(64, (0,)) | GlobalBlocks(64, (0,)).T
+
+
+def check_long_rows() -> None:
+    """Rows of blocks in parts, at a length at which none is cut else."""
+    from gossamer.kernels.hopper import long_rows
+
+    with mock.patch.multiple(long_rows, SHORTEST_LONG_ROW=2, SHORTEST_PART=1):
+        check_error(draw(FRONT, replace(STREAMED, batch=3, within=ENDS)))
 
 
 def check_far_memory() -> None:
@@ -42,6 +54,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "swept, no leak": partial(check_no_leak, Causal(), SWEPT, [63, 200]),
     "swept, empty rows": partial(check_empty_rows, ~Causal() & Window(70), SWEPT),
     "swept within ends": lambda: check_error(draw(LOCAL, replace(SWEPT, batch=3, within=ENDS))),
+    "long rows within ends": check_long_rows,
     "far memory": check_far_memory,
 }
 
@@ -123,6 +136,24 @@ FAULTS: dict[str, Fault] = {
         "edges.begin + (batch * edges.apart + row)",
         "edges.begin + row",
         "swept within ends",
+    ),
+    "a copy's number says whether its query is in its sequence": Fault(
+        "hopper.blocks_forward",
+        "if within is not None and not config.copies:",
+        "if within is not None:",
+        "long rows within ends",
+    ),
+    "a copy's number says whether its query has a gradient": Fault(
+        "hopper.blocks_backward_queries",
+        "if within is not None and not config.copies:",
+        "if within is not None:",
+        "long rows within ends",
+    ),
+    "every part has all of a long row's list": Fault(
+        "hopper.long_rows",
+        "host.starts[:, rows] + begin, end - begin",
+        "host.starts[:, rows], host.counts[:, rows]",
+        "long rows within ends",
     ),
     "an offset has 32 bits": Fault(
         "triton.tiles",

@@ -18,7 +18,12 @@ from gossamer.patterns import Causal, Documents, PerHead, RandomBlocks, Tokens, 
 from tests.checks import Setting, check_empty_rows, check_error, check_no_leak, check_support, check_views, draw
 from tests.hashed_checks import CASES as HASHED_CASES
 from tests.hashed_checks import check_hash
-from tests.kernels import columns_in_interpreter, decode_in_interpreter, hashed_in_interpreter
+from tests.kernels import (
+    columns_in_interpreter,
+    decode_in_interpreter,
+    hashed_in_interpreter,
+    row_parts_in_interpreter,
+)
 from tests.kernels.interpreter import repair_interpreter
 from tests.kernels.triton_in_interpreter import check_dropout_as_tiled
 from tests.layouts import Shown, check_layout
@@ -81,6 +86,8 @@ CHECKS: dict[str, Callable[[], None]] = {
     "gathered": columns_in_interpreter.CHECKS["gathered: sorted"],
     "written": columns_in_interpreter.CHECKS["written: sorted"],
     "added": columns_in_interpreter.CHECKS["added: sorted"],
+    "merged": row_parts_in_interpreter.CHECKS["merged: within ends"],
+    "summed": row_parts_in_interpreter.CHECKS["summed: within ends"],
 }
 
 FAULTS: dict[str, Fault] = {
@@ -431,6 +438,30 @@ FAULTS: dict[str, Fault] = {
         "if ADDS:",
         "if False:",
         "added",
+    ),
+    "parts forget what stands before them": Fault(
+        "hopper.row_parts",
+        "total = tl.exp(before - base)",
+        "total = 0.0 * tl.exp(before - base)",
+        "merged",
+    ),
+    "queries outside their sequence see what their parts see": Fault(
+        "hopper.row_parts",
+        'tl.where(inside, tl.load(lse + at), float("-inf"))',
+        "tl.load(lse + at)",
+        "merged",
+    ),
+    "parts are summed into every row of their block alike": Fault(
+        "hopper.row_parts",
+        "tile % TILES * ROWS + tl.arange(0, ROWS)",
+        "tl.arange(0, ROWS)",
+        "summed",
+    ),
+    "keys outside their sequence have a gradient": Fault(
+        "hopper.row_parts",
+        "sums = tl.where(inside[:, None], sums, 0.0)",
+        "sums = sums * 1.0",
+        "summed",
     ),
 }
 

@@ -111,6 +111,9 @@ HOPPER = {
     "rows": Case(Window(64) | Tokens([0, 500]) | Tokens([0, 500]).T),
     "within ends": Case(Window(256) | Tokens([0, 500]) | Tokens([0, 500]).T, within=True, lse_gradient=True),
     "runs": Case(Causal() | ~Causal(), runs=True),
+    "long rows within ends": Case(
+        presets.bigbird_itc(80, 1), queries=5120, keys=5120, sinks=True, within=True, lse_gradient=True
+    ),
 }
 HOPPER_SLOW = {
     "within ends × 128": Case(Causal() & (Window(256) | Strided(16)), width=128, within=True, lse_gradient=True),
@@ -133,6 +136,7 @@ HOPPER_SLOW = {
     **{f"blocks of {size} × {width}": Case(RandomBlocks(size, 2, 0) & ~Window(5), width=width, lse_gradient=True)
        for size in (64, 128) for width in (64, 128)},
     "blocks, heads that share keys": Case(RandomBlocks(64, 2, 0), heads=2, width=128, dtype=FP16),
+    "long rows of 128 × 128": Case(presets.bigbird_itc(80, 1, 128), width=128, queries=10240, keys=10240, within=True),
     "blocks within ends": Case(RandomBlocks(128, 2, 0), width=128, sinks=True, within=True),
 }  # fmt: skip
 TRITON = {

@@ -77,7 +77,7 @@ def _block_tables(term: Blocks, plan: Plan, device: torch.device) -> BlockTables
     tiles = torch.from_numpy(term.tiles.astype(np.uint8)).to(device) if len(term.tiles) else None
     counts, columns = _on_device(counts, device), _on_device(term.columns, device)
     by_queries = BlockTable(
-        term.size, _on_device(starts, device), counts, columns, tile, tiles, layout, _heaviest_first(counts)
+        term.size, _on_device(starts, device), counts, columns, tile, tiles, layout, heaviest_first(counts)
     )
     key_rows = -(-plan.keys // term.size)
     entries = _on_device(number, device).long() * key_rows + columns
@@ -92,7 +92,7 @@ def _turned(table: BlockTable, entries: Tensor, row: Tensor, key_rows: int) -> B
     starts, counts = (x.view(-1, key_rows) for x in (bounds[:-1], bounds.diff()))
     tile = None if table.tile is None else table.tile[order]
     tiles = None if table.tiles is None else table.tiles.mT.contiguous()
-    return BlockTable(table.size, starts, counts, row[order], tile, tiles, table.layout, _heaviest_first(counts))
+    return BlockTable(table.size, starts, counts, row[order], tile, tiles, table.layout, heaviest_first(counts))
 
 
 def table_of_layout(layout: Tensor, size: int, batch: int, heads: int) -> BlockTable:
@@ -100,7 +100,7 @@ def table_of_layout(layout: Tensor, size: int, batch: int, heads: int) -> BlockT
     starts, numbers = kept(_places(layout.shape, batch, heads, layout.device), layout.device)
     blocks = layout.view(torch.uint8).sort(dim=-1, descending=True, stable=True).indices.int().flatten()
     counts = layout.sum(-1, dtype=torch.int32).flatten(0, 1).contiguous()
-    return BlockTable(size, starts, counts, blocks, None, None, numbers, _heaviest_first(counts))
+    return BlockTable(size, starts, counts, blocks, None, None, numbers, heaviest_first(counts))
 
 
 @lru_cache(maxsize=64)
@@ -137,7 +137,8 @@ class LayoutTables:
         return table_of_layout(self.layout.visible.mT, self.size, self.batch, self.heads)
 
 
-def _heaviest_first(counts: Tensor) -> Tensor:
+def heaviest_first(counts: Tensor) -> Tensor:
+    """int32 [L, rows], the rows of each layout in the order of their counts [L, rows], and else as they stand."""
     return counts.argsort(dim=-1, descending=True, stable=True).int()
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ...plan import Blocks, Plan
-from ..block_tables import BlockTables, LayoutTables, block_tables
+from ..block_tables import BlockTable, BlockTables, LayoutTables, block_tables
 from ..captured import kept
 from ..head_runs import HeadRun
 from ..problem import Softmax
+from . import long_passes
 from .block_masks import packed
-from .blocks_backward import blocks_backward
-from .blocks_forward import blocks_forward
+from .long_rows import Crew, Cut, cut
 from .operands import Inputs, Results
 
 
@@ -34,27 +34,38 @@ class BlockPass(NamedTuple):
             return BlockPass(tables, softmax.scale, softmax.within)
         for term in run.group.terms:
             if isinstance(term, Blocks):
-                whole = _packed_tables(term, plan, q.device)
                 first = run.group.first
-                tables = kept(whole, q.device).of_heads(run.queries.start - first, run.queries.stop - first)
+                heads = run.queries.start - first, run.queries.stop - first
+                tables = kept(_packed_tables(term, plan, q.device, *heads), q.device)
                 return BlockPass(tables, softmax.scale, softmax.within)
         return None
 
     def forward(self, inputs: Inputs, out: Tensor, lse: Tensor, sinks: Tensor | None) -> None:
         """Writes the output and the log-sum-exp of every query."""
-        blocks_forward(inputs, self.tables.by_queries, out, lse, scale=self.scale, within=self.within, sinks=sinks)
+        table = self.tables.by_queries
+        by_queries = self._cut(table, Crew.of_queries(inputs, table))
+        long_passes.forward(inputs, by_queries, out, lse, scale=self.scale, within=self.within, sinks=sinks)
 
     def backward(self, inputs: Inputs, results: Results, gradients: Inputs, *, fresh: bool) -> None:
         """Writes the gradients of q, k and v; adds to those of k and v where they are not `fresh`."""
         dq, dk, dv = gradients
-        some = gradients if fresh else Inputs(dq, torch.empty_like(dk), torch.empty_like(dv))
-        tables = BlockTables(self.tables.by_queries, self.tables.by_keys)
-        blocks_backward(inputs, results, tables, some, scale=self.scale, within=self.within)
+        settings = {"scale": self.scale, "within": self.within}
+        some = (dk, dv) if fresh else (torch.empty_like(dk), torch.empty_like(dv))
+        table, keys = self.tables.by_queries, self.tables.by_keys
+        by_queries = self._cut(table, Crew.of_queries(inputs, table))
+        by_keys = self._cut(keys, Crew.of_keys(inputs, keys))
+        aux = long_passes.queries_backward(inputs, results, by_queries, dq, **settings)
+        long_passes.keys_backward(inputs, results.grad_out, aux, by_keys, some, **settings)
         if not fresh:
-            dk += some.k
-            dv += some.v
+            dk += some[0]
+            dv += some[1]
+
+    def _cut(self, table: BlockTable, crew: Crew) -> Cut:
+        """The table as it stands where the device alone knows which rows of it are long."""
+        return Cut(table, None) if isinstance(self.tables, LayoutTables) else cut(table, crew)
 
 
 @lru_cache(maxsize=64)
-def _packed_tables(term: Blocks, plan: Plan, device: torch.device) -> BlockTables:
-    return BlockTables(*map(packed, block_tables(term, plan, device)))
+def _packed_tables(term: Blocks, plan: Plan, device: torch.device, first: int, last: int) -> BlockTables:
+    """Those of the group's heads `first … last - 1`."""
+    return BlockTables(*map(packed, block_tables(term, plan, device))).of_heads(first, last)

@@ -1,17 +1,16 @@
 """The backward pass over tables of blocks, with nothing added up in memory: the same bits every time.
 
 One kernel owns queries and finishes their gradient by the table of the queries' side, one owns keys and finishes
-theirs by the table of the keys' side.
+theirs by the table of the keys' side. What either is told of the rest is as `blocks_forward` says.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from triton import reinterpret
 from triton.experimental.gluon import language as gl
 
-from ..block_tables import BlockTable, BlockTables
+from ..block_tables import BlockTable
 from .bands import rows
 from .blocks import arguments_of, slots_of
 from .blocks_backward_keys import keys_kernel
@@ -26,28 +25,17 @@ from .ring import AUX
 from .sweep import work_of
 
 
-def blocks_backward(
-    inputs: Inputs, results: Results, tables: BlockTables, gradients: Inputs,
-    *, scale: float, within: Tensor | None = None,
-) -> None:  # fmt: skip
-    """Writes the gradients of q, k and v, given what the forward gave; as `blocks_forward` says."""
-    q = inputs.q
-    dq, dk, dv = gradients
-    aux = q.new_empty((*q.shape[:-1], AUX.value), dtype=torch.bfloat16)
-    backward_queries(inputs, results, tables.by_queries, dq, aux, scale=scale, within=within)
-    backward_keys(inputs, results.grad_out, aux, tables.by_keys, (dk, dv), scale=scale, within=within)
-
-
 def backward_queries(
     inputs: Inputs, results: Results, by_queries: BlockTable, dq: Tensor, aux: Tensor,
-    *, scale: float, within: Tensor | None,
+    *, scale: float, within: Tensor | None, copies: bool = False,
 ) -> None:  # fmt: skip
-    """Writes dq and, for `backward_keys`, aux (bfloat16 [B, H, Q, 16], dense)."""
+    """Writes dq and, for `backward_keys`, aux (bfloat16 [B, H, Q, 16], dense), given what the forward gave."""
     given = results.out, results.grad_out, dq, aux, results.lse, results.grad_lse, within
-    launch(_prepared_queries, (*inputs, *given, *by_queries[1:]), by_queries.size, scale)
+    settings = by_queries.size, scale, copies and within is not None
+    launch(_prepared_queries, (*inputs, *given, *by_queries[1:]), *settings)
 
 
-def _prepared_queries(operands: Operands, size: int, scale: float) -> Launch:
+def _prepared_queries(operands: Operands, size: int, scale: float, copies: bool) -> Launch:
     q, k, v, out, grad_out, dq, aux, lse, grad_lse, within, *rest = operands
     table = BlockTable(size, *rest)
     heads, repeats = q.shape[1], q.shape[1] // k.shape[1]
@@ -61,7 +49,7 @@ def _prepared_queries(operands: Operands, size: int, scale: float) -> Launch:
         *work,
     )
     slots = slots_of(team.consumers * wide, wide + value_wide, streams, size // ROWS)
-    config = BlocksConfig(team, streams, size, slots)
+    config = BlocksConfig(team, streams, size, slots, copies=copies)
     return Launch(queries_kernel, -(-work[0] // streams), arguments, (config,), config.consumers)
 
 

@@ -169,7 +169,7 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr, stream: gl.con
         if grad_lse_rows.pointer is not None:
             delta -= row_values(grad_lse_rows, place, shape.queries, rows_layout)
         absent = lse == float("-inf")
-        if within is not None:
+        if within is not None and not config.copies:
             absent |= ~in_sequence(row + gl.arange(0, TILE, rows_layout), within, item.batch, shape.queries)
         delta = gl.where(absent, 0.0, delta)
         lse = gl.where(absent, ABSENT, lse)

@@ -283,7 +283,7 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr, stream: gl.con
             q, own, ring, bars, table, item, bounds, start, part, highest, scale, layout, config
         )
         sums = gl.convert_layout(gl.sum(sums, 1), gl.SliceLayout(1, layout))
-        if within is not None:
+        if within is not None and not config.copies:
             rows = row + gl.arange(0, TILE, gl.SliceLayout(1, layout))
             inside = in_sequence(rows, within, item.batch, shape.queries)
             sums, highest = gl.where(inside, sums, 0.0), gl.where(inside, highest, LOWEST)
@@ -351,17 +351,18 @@ def _kernel(
 
 def blocks_forward(
     inputs: Inputs, by_queries: BlockTable, out: Tensor, lse: Tensor,
-    *, scale: float, within: Tensor | None = None, sinks: Tensor | None = None,
+    *, scale: float, within: Tensor | None = None, sinks: Tensor | None = None, copies: bool = False,
 ) -> None:  # fmt: skip
     """Writes `out` and the natural `lse` of queries that see the blocks of a table, masks `packed`.
 
     The scale is positive. `within`, int32 [B, 2], says which positions of each batch row exist: others are not seen,
-    and see nothing.
+    and see nothing. Queries that are `copies` of others have no position: all of them see.
     """
-    launch(_prepared, (*inputs, out, lse, sinks, within, *by_queries[1:]), by_queries.size, scale)
+    given = *inputs, out, lse, sinks, within, *by_queries[1:]
+    launch(_prepared, given, by_queries.size, scale, copies and within is not None)
 
 
-def _prepared(operands: Operands, size: int, scale: float) -> Launch:
+def _prepared(operands: Operands, size: int, scale: float, copies: bool) -> Launch:
     q, k, v, out, lse, sinks, within, *rest = operands
     table = BlockTable(size, *rest)
     heads, repeats = q.shape[1], q.shape[1] // k.shape[1]
@@ -373,15 +374,20 @@ def _prepared(operands: Operands, size: int, scale: float) -> Launch:
         *(*divisor(heads), *divisor(repeats), q.shape[2], k.shape[2], *work),
     )
     slots = slots_of(team.consumers * widths[1], sum(widths), streams, size // ROWS)
-    config = BlocksConfig(team, streams, size, slots)
+    config = BlocksConfig(team, streams, size, slots, copies=copies)
     return Launch(_kernel, -(-work[0] // streams), arguments, (config,), config.consumers)
 
 
 def query_work(q: Tensor, k: Tensor, v: Tensor, table: BlockTable) -> tuple[Team, int, tuple[int, ...]]:
     """(team, streams, what kernels take as their work) where teams own blocks of queries."""
     batch, heads = q.shape[:2]
-    repeats = heads // k.shape[1]
-    alike = len(table.starts) == 1  # then heads that share keys share their lists too
-    team, streams = blocks_team(table.size, tile_width(q.shape[3]), tile_width(v.shape[3]), repeats if alike else None)
-    cached = max(1, heads_cached(k, v) * repeats // team.heads_together)
+    team, streams = query_team(q, k, v, table)
+    cached = max(1, heads_cached(k, v) * (heads // k.shape[1]) // team.heads_together)
     return team, streams, work_of(batch * heads // team.heads_together, table.order.shape[1], cached)
+
+
+def query_team(q: Tensor, k: Tensor, v: Tensor, table: BlockTable) -> tuple[Team, int]:
+    """(team, streams of a program) that own blocks of queries."""
+    alike = len(table.starts) == 1  # then heads that share keys share their lists too
+    repeats = q.shape[1] // k.shape[1] if alike else None
+    return blocks_team(table.size, tile_width(q.shape[3]), tile_width(v.shape[3]), repeats)

@@ -38,7 +38,7 @@ def _prepared_gather(operands: Operands) -> Launch:
     k, v, *_, keys = operands
     (batch, heads, _, width), value_width, count = k.shape, v.shape[3], keys.shape[0]
     rows = _rows(width, value_width)
-    arguments = *operands, *_strides(k), *_strides(v), heads, count
+    arguments = *operands, *strides_of(k), *strides_of(v), heads, count
     return Launch(_gather, batch * heads * _tiles(count, rows), arguments, (width, value_width, rows), None)
 
 
@@ -62,7 +62,7 @@ def _prepared_put(operands: Operands, adds: bool) -> Launch:
     count, value_width = dk.shape[2], dv.shape[3]
     rows = _rows(width, value_width)
     blocks = 2 * _tiles(columns, rows) + (0 if outside is None else _tiles(count, rows * CLEARED.value))
-    arguments = *operands, *_strides(dk), *_strides(dv), batch, heads, columns, count, number
+    arguments = *operands, *strides_of(dk), *strides_of(dv), batch, heads, columns, count, number
     return Launch(_put, batch * heads * blocks, arguments, (width, value_width, rows, adds), None)
 
 
@@ -75,7 +75,7 @@ def _tiles(count: int, rows: int) -> int:
     return -(-count // rows)
 
 
-def _strides(x: Tensor) -> tuple[int, int, int]:
+def strides_of(x: Tensor) -> tuple[int, int, int]:
     """How far apart batch rows, heads and rows lie, in vectors."""
     batch, head, row, _ = x.stride()
     return batch // VECTOR.value, head // VECTOR.value, row // VECTOR.value

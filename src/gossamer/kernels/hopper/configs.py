@@ -88,6 +88,8 @@ class BlocksConfig:
     """Places in each ring: for blocks of `size` rows in kernels that own queries, for tiles of 64 in those of keys."""
     own: int = 0
     """Places of a stream for tiles that one consumer owns through an item."""
+    copies: bool = False
+    """Whether the rows are copies, whose numbers do not say whether they belong to their sequence."""
 
     @property
     def parts(self) -> int:

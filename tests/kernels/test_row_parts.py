@@ -1,0 +1,22 @@
+"""Parts of long rows become the rows' results: in the interpreter as PyTorch makes them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernels.interpreter import interpreted
+from tests.kernels.row_parts_in_interpreter import CHECKS
+
+pytest.importorskip("triton")
+
+
+@pytest.fixture(scope="module")
+def failures() -> dict[str, str]:
+    found, complaints = interpreted("row_parts_in_interpreter")
+    assert "Warning" not in complaints, complaints
+    return found
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_kernels_do_what_pytorch_does(name: str, failures: dict[str, str]) -> None:
+    assert not failures[name], failures[name]

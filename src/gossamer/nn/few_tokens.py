@@ -1,0 +1,121 @@
+"""One softmax over the keys of a pattern and over a few chosen ones outside it.
+
+The pattern's own attention gives an output and a log-sum-exp, and a product with the few keys gives their scores: the
+softmax over the log-sum-exp and these says how much of each to take. Backward, the pattern's own gradients need nothing
+but the output and the log-sum-exp of the whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..inputs import autocast, check_attention, check_within
+from ..ops.attend import attend_backward_eagerly, attend_eagerly
+from ..patterns.base import Pattern
+from ..patterns.parse import checked_text
+from .global_tokens import GlobalTokens
+from .heads import apart, merged, split, together
+from .products import wide_product
+
+ALONE = 1e30
+"""The log-sum-exp of a query that takes nothing of few keys: beside it every score has the weight 0."""
+
+
+def attend_with_few(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B H N D"],
+    v: Float[Tensor, "B H N D"],
+    pattern: Pattern,
+    chosen: GlobalTokens,
+    *,
+    outside: Float[Tensor, "B G m N"],
+    rows: Float[Tensor, "T E"],
+    dropout: float = 0.0,
+    within: Int[Tensor, "B 2"] | None = None,
+) -> Float[Tensor, "B N E"]:
+    """Attention to the pattern's keys and the chosen ones, with `rows` in place of what the chosen tokens attend to.
+
+    Args:
+        pattern: Every query sees a key in it.
+        outside: What is added to the scores of the chosen keys: 0, or minus infinity where the pattern has a key too;
+            for each head, or for all.
+        rows: One for each of `chosen.places`.
+        dropout: Share of the weights that are dropped.
+        within: Outside of `within[b, 0]` ... `within[b, 1] - 1` queries see nothing, and give zeros.
+    """
+    q, k, v = autocast(q, k, v)
+    check_attention(q, k, v)
+    if within is not None:
+        check_within(within, q)
+    seed = torch.randint(2**62, (1,), device=q.device) if dropout else None
+    text = pattern.spec if torch.compiler.is_compiling() else checked_text(pattern)
+    settings = text, q.shape[-1] ** -0.5, 0.0, float(dropout), None
+    tokens = chosen.mask, chosen.flat, chosen.places
+    return _Joined.apply(q, k, v, rows.to(q.dtype), outside, *tokens, seed, within, settings)
+
+
+class _Joined(torch.autograd.Function):
+    """The attention of both, and the chosen tokens' own rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, outside: Tensor, mask: Tensor, flat: Tensor,
+        places: Tensor, seed: Tensor | None, within: Tensor | None, settings: tuple[Any, ...],
+    ) -> Tensor:  # fmt: skip
+        heads, (_, scale, _, dropout, _) = q.shape[1], settings
+        own, lse = attend_eagerly(q, k, v, None, seed, None, within, *settings)
+        alone = mask[:, None] if within is None else mask[:, None] | (lse == -torch.inf)
+        lse = lse.masked_fill(alone, ALONE)
+        few_k, few_v = (apart(_rows(x, flat), heads) for x in (k, v))  # [B, Hm, E]
+        scores = wide_product(few_k, merged(q).mT).unflatten(1, (heads, -1))  # [B, H, m, N]
+        scores = torch.add(outside, scores, alpha=scale)
+        weights = torch.cat([lse[:, :, None], scores], 2).softmax(2)
+        total, weights = lse - weights[:, :, 0].log(), weights[:, :, 1:]
+        far = weights.to(v.dtype)
+        share = far.sum(2)
+        keep = F.dropout(torch.ones_like(far), dropout) if dropout else None
+        kept = (far if keep is None else far * keep).flatten(1, 2)
+        out = merged(torch.addcmul(own, own, share[..., None], value=-1)).baddbmm_(kept.mT, few_v)
+        out.flatten(0, 1).index_copy_(0, places, rows)
+        ctx.settings = settings
+        ctx.save_for_backward(q, k, v, out, total, seed, within, few_k, few_v, weights, keep, kept, flat, places)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, total, seed, within, few_k, few_v, weights, keep, kept, flat, places = ctx.saved_tensors
+        (grad,), heads, scale = gradients, q.shape[1], ctx.settings[1]
+        given = split(grad, heads), None, q, k, v, split(out, heads), total, None, seed, None, within
+        dq, dk, dv, _ = attend_backward_eagerly(*given, *ctx.settings)
+        dkept = wide_product(few_v, grad.mT).view_as(weights)
+        dkept = dkept if keep is None else dkept * keep
+        dscores = weights * (dkept - _dots(grad, out, heads)[:, :, None])
+        dscores = dscores.to(q.dtype).flatten(1, 2)  # [B, Hm, N]
+        dq = split(merged(dq).baddbmm_(dscores.mT, few_k, alpha=scale), heads)
+        dk = _added(dk, flat, together(dscores @ merged(q), heads), scale)
+        dv = _added(dv, flat, together(kept @ grad, heads))
+        return dq, dk, dv, grad.flatten(0, 1).index_select(0, places), *(None for _ in range(7))
+
+
+def _rows(x: Float[Tensor, "B H N D"], flat: Tensor) -> Float[Tensor, "B m E"]:
+    return merged(x).flatten(0, 1).index_select(0, flat).unflatten(0, (x.shape[0], -1))
+
+
+def _added(
+    x: Float[Tensor, "B H N D"], flat: Tensor, rows: Float[Tensor, "B m H D"], factor: float = 1.0
+) -> Float[Tensor, "B H N D"]:
+    """`x`, which is changed, with rows added in these places; no two are one."""
+    whole = x.transpose(1, 2)
+    whole.flatten(0, 1).index_add_(0, flat, rows.flatten(0, 1), alpha=factor)
+    return whole.transpose(1, 2)
+
+
+def _dots(a: Float[Tensor, "B N E"], b: Float[Tensor, "B N E"], heads: int) -> Float[Tensor, "B H N"]:
+    """The dot product of each head's slices; by a product with ones, as a GPU takes longer for so many short sums."""
+    ones = apart(a.new_ones(1, 1, a.shape[2]), heads).expand(len(a), -1, -1)
+    return wide_product(ones, (a * b).mT)

@@ -7,7 +7,7 @@ but the output and the log-sum-exp of the whole.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,47 +26,51 @@ ALONE = 1e30
 """The log-sum-exp of a query that takes nothing of few keys: beside it every score has the weight 0."""
 
 
+class Seen(NamedTuple):
+    """Who sees whom."""
+
+    pattern: Pattern
+    """Every query sees a key in it."""
+    outside: Float[Tensor, "B G m N"]
+    """Added to scores of chosen keys, for each head or for all: 0, or minus infinity if hidden or in the pattern."""
+    within: Int[Tensor, "B 2"] | None = None
+    """Outside of `within[b, 0]` ... `within[b, 1] - 1` queries see nothing, and give zeros."""
+
+
 def attend_with_few(
     q: Float[Tensor, "B H N D"],
     k: Float[Tensor, "B H N D"],
     v: Float[Tensor, "B H N D"],
-    pattern: Pattern,
     chosen: GlobalTokens,
+    seen: Seen,
     *,
-    outside: Float[Tensor, "B G m N"],
     rows: Float[Tensor, "T E"],
     dropout: float = 0.0,
-    within: Int[Tensor, "B 2"] | None = None,
 ) -> Float[Tensor, "B N E"]:
     """Attention to the pattern's keys and the chosen ones, with `rows` in place of what the chosen tokens attend to.
 
     Args:
-        pattern: Every query sees a key in it.
-        outside: What is added to the scores of the chosen keys: 0, or minus infinity where the pattern has a key too;
-            for each head, or for all.
         rows: One for each of `chosen.places`.
         dropout: Share of the weights that are dropped.
-        within: Outside of `within[b, 0]` ... `within[b, 1] - 1` queries see nothing, and give zeros.
     """
     q, k, v = autocast(q, k, v)
     check_attention(q, k, v)
+    pattern, outside, within = seen
     if within is not None:
         check_within(within, q)
     seed = torch.randint(2**62, (1,), device=q.device) if dropout else None
     text = pattern.spec if torch.compiler.is_compiling() else checked_text(pattern)
     settings = text, q.shape[-1] ** -0.5, 0.0, float(dropout), None
     tokens = chosen.mask, chosen.flat, chosen.places
-    return _Joined.apply(q, k, v, rows.to(q.dtype), outside, *tokens, seed, within, settings)
+    return _Joined.apply(q, k, v, rows.to(q.dtype), *tokens, outside, within, seed, settings)
 
 
 class _Joined(torch.autograd.Function):
     """The attention of both, and the chosen tokens' own rows."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, outside: Tensor, mask: Tensor, flat: Tensor,
-        places: Tensor, seed: Tensor | None, within: Tensor | None, settings: tuple[Any, ...],
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
+        rows, mask, flat, places, outside, within, seed, settings = others
         heads, (_, scale, _, dropout, _) = q.shape[1], settings
         own, lse = attend_eagerly(q, k, v, None, seed, None, within, *settings)
         alone = mask[:, None] if within is None else mask[:, None] | (lse == -torch.inf)
@@ -80,7 +84,7 @@ class _Joined(torch.autograd.Function):
         share = far.sum(2)
         keep = F.dropout(torch.ones_like(far), dropout) if dropout else None
         kept = (far if keep is None else far * keep).flatten(1, 2)
-        out = merged(torch.addcmul(own, own, share[..., None], value=-1)).baddbmm_(kept.mT, few_v)
+        out = merged(own.addcmul_(own, share[..., None], value=-1)).baddbmm_(kept.mT, few_v)
         out.flatten(0, 1).index_copy_(0, places, rows)
         ctx.settings = settings
         ctx.save_for_backward(q, k, v, out, total, seed, within, few_k, few_v, weights, keep, kept, flat, places)

@@ -61,7 +61,8 @@ class GlobalTokens:
         index = mask.view(torch.uint8).argsort(stable=True, descending=True)[:, :most]  # the chosen first, in order
         flat = (index + torch.arange(0, rows * length, max(length, 1), device=mask.device)[:, None]).flatten()
         if min(known, default=0) == most:
-            return cls(index, counts, None, flat, flat, mask)
+            # A tensor of its own: compilers refuse a function that is given one twice.
+            return cls(index, counts, None, flat.view(-1), flat, mask)
         slots = [row * most + place for row, count in enumerate(known) for place in range(count)]
         slots = torch.tensor(slots, dtype=torch.int64, device=mask.device)
         return cls(index, counts, slots, flat[slots], flat, mask)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..attention import attend
 from ..patterns import Causal, Dilated, Pattern, PerHead, Window
 from ..patterns.base import require_integer
-from .few_tokens import attend_with_few
+from .few_tokens import Seen, attend_with_few
 from .global_tokens import GlobalTokens
 from .heads import merged, split
 from .shares import attend_by_few, attend_to_few, shares_for
@@ -94,8 +94,9 @@ class LongformerAttention(nn.Module):
         rows = self._rows(x, chosen, within)
         if self._are_few(chosen) or self._dropped or (self.causal and max(self.dilation) > 1):
             outside = chosen.outside(self.keys_on_a_side, self._steps, self.causal)
-            given = {"outside": outside, "rows": chosen.chosen_of(rows), "dropout": self._dropped, "within": within}
-            return self.output(attend_with_few(q, k, v, self.pattern, chosen, **given))
+            seen = Seen(self.pattern, outside, within)
+            rows = chosen.chosen_of(rows)
+            return self.output(attend_with_few(q, k, v, chosen, seen, rows=rows, dropout=self._dropped))
         local = attend(q, k, v, self.pattern, within=within, return_lse=True)
         # The chosen rows are projected a second time, which is cheaper than gathering whole keys and their gradients.
         few_keys, few_values = (split(project(chosen.rows_of(x)), self.heads) for project in (self.key, self.value))

@@ -92,6 +92,8 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("LongformerAttention has no gradients of gradients; leave create_graph out")
         q, k, v, out, total, seed, within, few_k, few_v, weights, keep, kept, flat, places = ctx.saved_tensors
         (grad,), heads, scale = gradients, q.shape[1], ctx.settings[1]
         given = split(grad, heads), None, q, k, v, split(out, heads), total, None, seed, None, within

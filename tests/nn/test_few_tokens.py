@@ -18,7 +18,7 @@ patterns = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS.ke
 
 def drawn(size=1.0):
     q, k, v = (torch.randn(2, LENGTH, HEADS, WIDTH, dtype=torch.float64).transpose(1, 2) for _ in range(3))
-    rows = torch.randn(int(CHOSEN.sum()), HEADS * WIDTH, dtype=torch.float64)
+    rows = torch.randn(int(CHOSEN.sum()), HEADS, WIDTH, dtype=torch.float64)
     return [x.requires_grad_() for x in (size * q, k, v, rows)]
 
 
@@ -49,7 +49,7 @@ def densely(inputs, pattern, within=None):
         inside = (within[:, :1] <= positions) & (positions < within[:, 1:])
         seen = seen & inside[:, None, None]
         out = merged(F.scaled_dot_product_attention(q, k, v, attn_mask=seen)) * inside[..., None]
-    return out.masked_scatter(CHOSEN[..., None], rows)
+    return out.masked_scatter(CHOSEN[..., None], rows.flatten(1))
 
 
 def check(found, right, inputs):

@@ -85,10 +85,17 @@ def test_flat_entries_are_the_index_in_the_whole_batch(mask):
     assert torch.equal(chosen.mask, mask == 1)
 
 
+def test_slices_are_where_heads_lie():
+    found = GlobalTokens.of(torch.tensor(MASKS["mixed"]) == 1).slices(2, 3, torch.float64)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
+
+
 def test_layers_share_what_was_found():
     chosen = GlobalTokens.of(torch.tensor(MASKS["mixed"]) == 1)
     assert chosen.outside(2, (1,), False) is chosen.outside(2, (1,), False)
     assert chosen.outside(2, (1,), False) is not chosen.outside(2, (1,), True)
+    assert chosen.slices(2, 3, torch.float32) is chosen.slices(2, 3, torch.float32)
     assert chosen.beyond(2, 1) is chosen.beyond(2, 1)
     assert chosen.beyond(2, 1) is not chosen.beyond(4, 2)
 

@@ -44,7 +44,7 @@ def attend_with_few(
     chosen: GlobalTokens,
     seen: Seen,
     *,
-    rows: Float[Tensor, "T E"],
+    rows: Float[Tensor, "T H D"],
     dropout: float = 0.0,
 ) -> Float[Tensor, "B N E"]:
     """Attention to the pattern's keys and the chosen ones, with `rows` in place of what the chosen tokens attend to.
@@ -61,7 +61,7 @@ def attend_with_few(
     seed = torch.randint(2**62, (1,), device=q.device) if dropout else None
     text = pattern.spec if torch.compiler.is_compiling() else checked_text(pattern)
     settings = text, q.shape[-1] ** -0.5, 0.0, float(dropout), None
-    tokens = chosen.mask, chosen.flat, chosen.places
+    tokens = chosen.mask, chosen.flat, chosen.places, chosen.slices(q.shape[1], q.shape[3], q.dtype)
     return _Joined.apply(q, k, v, rows.to(q.dtype), *tokens, outside, within, seed, settings)
 
 
@@ -70,42 +70,47 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
-        rows, mask, flat, places, outside, within, seed, settings = others
+        rows, mask, flat, places, slices, outside, within, seed, settings = others
         heads, (_, scale, _, dropout, _) = q.shape[1], settings
         own, lse = attend_eagerly(q, k, v, None, seed, None, within, *settings)
         alone = mask[:, None] if within is None else mask[:, None] | (lse == -torch.inf)
         lse = lse.masked_fill(alone, ALONE)
-        few_k, few_v = (apart(_rows(x, flat), heads) for x in (k, v))  # [B, Hm, E]
+        few_k, few_v = (apart(_rows(x, flat), slices) for x in (k, v))  # [B, Hm, E]
         scores = wide_product(few_k, merged(q).mT).unflatten(1, (heads, -1))  # [B, H, m, N]
         scores = torch.add(outside, scores, alpha=scale)
         weights = torch.cat([lse[:, :, None], scores], 2).softmax(2)
-        total, weights = lse - weights[:, :, 0].log(), weights[:, :, 1:]
-        far = weights.to(v.dtype)
-        share = far.sum(2)
-        keep = F.dropout(torch.ones_like(far), dropout) if dropout else None
-        kept = (far if keep is None else far * keep).flatten(1, 2)
-        out = merged(own.addcmul_(own, share[..., None], value=-1)).baddbmm_(kept.mT, few_v)
-        out.flatten(0, 1).index_copy_(0, places, rows)
+        share, weights = weights[:, :, 0], weights[:, :, 1:]
+        keep = F.dropout(torch.ones_like(weights), dropout) if dropout else None
+        kept = (weights if keep is None else weights * keep).to(v.dtype).flatten(1, 2)
+        out = merged(own.mul_(share[..., None])).baddbmm_(kept.mT, few_v)
+        out.flatten(0, 1).unflatten(1, (heads, -1)).index_copy_(0, places, rows)
+        total = lse - share.log()
         ctx.settings = settings
-        ctx.save_for_backward(q, k, v, out, total, seed, within, few_k, few_v, weights, keep, kept, flat, places)
+        ctx.save_for_backward(
+            q, k, v, out, total, seed, within, few_k, few_v, weights, keep, kept, slices, flat, places
+        )
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("LongformerAttention has no gradients of gradients; leave create_graph out")
-        q, k, v, out, total, seed, within, few_k, few_v, weights, keep, kept, flat, places = ctx.saved_tensors
+        q, k, v, out, total, seed, within, *few, slices, flat, places = ctx.saved_tensors
+        few_k, few_v, weights, keep, kept = few
         (grad,), heads, scale = gradients, q.shape[1], ctx.settings[1]
         given = split(grad, heads), None, q, k, v, split(out, heads), total, None, seed, None, within
         dq, dk, dv, _ = attend_backward_eagerly(*given, *ctx.settings)
         dkept = wide_product(few_v, grad.mT).view_as(weights)
         dkept = dkept if keep is None else dkept * keep
-        dscores = weights * (dkept - _dots(grad, out, heads)[:, :, None])
-        dscores = dscores.to(q.dtype).flatten(1, 2)  # [B, Hm, N]
+        # The sums over each head, as a product: a GPU takes longer for so many short sums.
+        dots = wide_product(slices.expand(len(grad), -1, -1), (grad * out).mT)  # [B, H, N]
+        dscores = torch.empty_like(kept)  # [B, Hm, N]
+        torch.mul(weights, dkept - dots[:, :, None], out=dscores.view_as(weights))  # in float32, and then rounded
         dq = split(merged(dq).baddbmm_(dscores.mT, few_k, alpha=scale), heads)
         dk = _added(dk, flat, together(dscores @ merged(q), heads), scale)
         dv = _added(dv, flat, together(kept @ grad, heads))
-        return dq, dk, dv, grad.flatten(0, 1).index_select(0, places), *(None for _ in range(7))
+        drows = grad.flatten(0, 1).index_select(0, places).unflatten(1, (heads, -1))
+        return dq, dk, dv, drows, *(None for _ in range(8))
 
 
 def _rows(x: Float[Tensor, "B H N D"], flat: Tensor) -> Float[Tensor, "B m E"]:
@@ -119,9 +124,3 @@ def _added(
     whole = x.transpose(1, 2)
     whole.flatten(0, 1).index_add_(0, flat, rows.flatten(0, 1), alpha=factor)
     return whole.transpose(1, 2)
-
-
-def _dots(a: Float[Tensor, "B N E"], b: Float[Tensor, "B N E"], heads: int) -> Float[Tensor, "B H N"]:
-    """The dot product of each head's slices; by a product with ones, as a GPU takes longer for so many short sums."""
-    ones = apart(a.new_ones(1, 1, a.shape[2]), heads).expand(len(a), -1, -1)
-    return wide_product(ones, (a * b).mT)

@@ -45,6 +45,7 @@ class GlobalTokens:
     """Which positions are chosen."""
     _found: dict[tuple[int, int], Beyond] = field(default_factory=dict, repr=False)
     _outside: dict[tuple[int, tuple[int, ...], bool], Tensor] = field(default_factory=dict, repr=False)
+    _slices: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "B N"]) -> Self:
@@ -55,17 +56,20 @@ class GlobalTokens:
         """
         if mask.dim() != 2 or mask.dtype != torch.bool:
             raise ValueError(f"GlobalTokens: mask is {mask.dtype} {list(mask.shape)}; give bool [batch, length]")
-        counts = mask.sum(1, dtype=torch.int32)
-        known = counts.tolist()
-        most, (rows, length) = max(known, default=0), mask.shape
-        index = mask.view(torch.uint8).argsort(stable=True, descending=True)[:, :most]  # the chosen first, in order
-        flat = (index + torch.arange(0, rows * length, max(length, 1), device=mask.device)[:, None]).flatten()
-        if min(known, default=0) == most:
-            # A tensor of its own: compilers refuse a function that is given one twice.
-            return cls(index, counts, None, flat.view(-1), flat, mask)
-        slots = [row * most + place for row, count in enumerate(known) for place in range(count)]
-        slots = torch.tensor(slots, dtype=torch.int64, device=mask.device)
-        return cls(index, counts, slots, flat[slots], flat, mask)
+        known = mask.cpu()  # waits; what follows is too little work for a device
+        rows, length = known.shape
+        counts = known.sum(1, dtype=torch.int32)
+        most = max(counts.tolist(), default=0)
+        if int(counts.sum()) == rows * most:
+            index, slots = known.nonzero()[:, 1].view(rows, most), None
+        else:
+            index = (~known).to(torch.uint8).argsort(stable=True)[:, :most]
+            slots = (torch.arange(most) < counts[:, None]).flatten().nonzero().flatten().to(mask.device)
+        both = torch.stack([index, index + length * torch.arange(rows)[:, None]]).to(mask.device)
+        index, flat = both[0], both[1].flatten()
+        # A tensor of its own: compilers refuse a function that is given one twice.
+        places = flat.view(-1) if slots is None else flat[slots]
+        return cls(index, counts.to(mask.device), slots, places, flat, mask)
 
     @property
     def length(self) -> int:
@@ -86,7 +90,7 @@ class GlobalTokens:
         """The chosen rows of `x`."""
         return x.gather(1, self.index[..., None].expand(-1, -1, x.shape[2]))
 
-    def chosen_of(self, rows: Float[Tensor, "B m E"]) -> Float[Tensor, "T E"]:
+    def chosen_of(self, rows: Float[Tensor, "B m ..."]) -> Float[Tensor, "T ..."]:
         """Those of `rows` that were chosen, one for each of `places`."""
         rows = rows.flatten(0, 1)
         return rows if self.slots is None else rows.index_select(0, self.slots)
@@ -118,6 +122,13 @@ class GlobalTokens:
             self._outside[side, steps, causal] = self._made_outside(side, steps, causal)
         return self._outside[side, steps, causal]
 
+    def slices(self, heads: int, width: int, dtype: torch.dtype) -> Float[Tensor, "H E"]:
+        """Ones where each head's slice of a token is, and zeros elsewhere. Made once for all layers."""
+        if (heads, width, dtype) not in self._slices:
+            eye = torch.eye(heads, dtype=dtype, device=self.index.device)
+            self._slices[heads, width, dtype] = eye[..., None].expand(-1, -1, width).flatten(1)
+        return self._slices[heads, width, dtype]
+
     def earlier(self, reach: int) -> Int[Tensor, "B N"]:
         """For each position, how many of the chosen stand more than `reach` before it: the first ones of `index`."""
         return self._count(self._codes(1), (self._positions - reach).clamp(min=0), below=True)
@@ -141,7 +152,8 @@ class GlobalTokens:
 
     def _made_outside(self, side: int, steps: tuple[int, ...], causal: bool) -> Float[Tensor, "B H m N"]:
         away = self._positions - self.index[..., None]  # [B, m, N]
-        hidden = torch.stack([_near(away, side, step) for step in steps], 1)
+        near = [_near(away, side, step) for step in steps]
+        hidden = near[0][:, None] if len(near) == 1 else torch.stack(near, 1)
         if self.slots is not None:
             hidden = hidden | ~self.real[:, None, :, None]
         hidden = hidden | (away < 0)[:, None] if causal else hidden

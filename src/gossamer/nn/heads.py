@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,13 +16,13 @@ def merged(x: Float[Tensor, "B H N D"]) -> Float[Tensor, "B N E"]:
     return x.transpose(1, 2).flatten(2)
 
 
-def apart(rows: Float[Tensor, "B m E"], heads: int) -> Float[Tensor, "B Hm E"]:
-    """Every row once for each head, with zeros in all other heads.
+def apart(rows: Float[Tensor, "B m E"], slices: Float[Tensor, "H E"]) -> Float[Tensor, "B Hm E"]:
+    """Every row once for each head, with zeros in all other heads; `slices` has ones where each head is.
 
     One product with whole rows then does what each head does with its own slice, and no tensor of all positions is
     turned to have its heads in front, which for few rows would cost more than the zeros.
     """
-    return torch.diag_embed(rows.unflatten(2, (heads, -1)).mT, dim1=1, dim2=3).flatten(3).flatten(1, 2)
+    return (rows[:, None] * slices[:, None]).flatten(1, 2)
 
 
 def together(rows: Float[Tensor, "B Hm E"], heads: int) -> Float[Tensor, "B m H D"]:

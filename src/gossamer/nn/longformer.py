@@ -16,6 +16,7 @@ from ..patterns.base import require_integer
 from .few_tokens import Seen, attend_with_few
 from .global_tokens import GlobalTokens
 from .heads import merged, split
+from .projections import is_plain, projected
 from .shares import attend_by_few, attend_to_few, shares_for
 from .unprojected import attend_unprojected
 
@@ -88,7 +89,7 @@ class LongformerAttention(nn.Module):
                 f"LongformerAttention: chosen is of {len(chosen.counts)} rows of {chosen.length} tokens, but x is "
                 f"{list(x.shape)}; give the global tokens of this very batch"
             )
-        q, k, v = (split(project(x), self.heads) for project in (self.query, self.key, self.value))
+        q, k, v = (split(y, self.heads) for y in projected(x, (self.query, self.key, self.value)))
         if chosen is None or not chosen.most:
             return self.output(merged(attend(q, k, v, self.pattern, dropout=self._dropped, within=within)))
         rows = self._rows(x, chosen, within)
@@ -102,7 +103,7 @@ class LongformerAttention(nn.Module):
         few_keys, few_values = (split(project(chosen.rows_of(x)), self.heads) for project in (self.key, self.value))
         groups = [self._beyond(q, few_keys, few_values, chosen, *group) for group in self._groups()]
         mixed = merged(_joined(local, _side_by_side(groups), within))
-        return self.output(chosen.put(rows, mixed))
+        return self.output(chosen.put(rows.flatten(2), mixed))
 
     def _are_few(self, chosen: GlobalTokens) -> bool:
         """Whether products of all heads of them with a sequence cost at most half of what a projection costs."""
@@ -125,10 +126,10 @@ class LongformerAttention(nn.Module):
         out, lse = attend_to_few(q[:, :, turn], k, v, start, stop, shares=shares)
         return out[:, :, back], lse[:, :, back]
 
-    def _rows(self, x: Tensor, chosen: GlobalTokens, within: Int[Tensor, "B 2"] | None) -> Float[Tensor, "B m E"]:
+    def _rows(self, x: Tensor, chosen: GlobalTokens, within: Int[Tensor, "B 2"] | None) -> Float[Tensor, "B m H D"]:
         """What the chosen tokens attend to: their whole sequence, or what of it is past."""
         projections = self.query_global, self.key_global, self.value_global
-        if self._are_few(chosen) and all(map(_is_plain, projections)):
+        if self._are_few(chosen) and all(map(is_plain, projections)):
             seen = self._seen(chosen, within)
             return attend_unprojected(x, chosen.index, projections, self.heads, seen=seen, dropout=self._dropped)
         inputs = chosen.rows_of(x), x, x
@@ -136,8 +137,10 @@ class LongformerAttention(nn.Module):
         if self._dropped:
             seen = self._seen(chosen, within)
             seen = None if seen is None else seen[:, None]
-            return merged(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=self._dropped))
-        return merged(attend_by_few(q, k, v, *self._ends(chosen, within), shares=shares_for(k, chosen.most)))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=self._dropped)
+        else:
+            out = attend_by_few(q, k, v, *self._ends(chosen, within), shares=shares_for(k, chosen.most))
+        return out.transpose(1, 2)
 
     def _ends(
         self, chosen: GlobalTokens, within: Int[Tensor, "B 2"] | None
@@ -188,11 +191,6 @@ def _each_head(dilation: int | Sequence[int], heads: int) -> tuple[int, ...]:
     if len(steps) != heads:
         raise ValueError(f"LongformerAttention: dilation has {len(steps)} steps; give one for each of {heads} heads")
     return steps
-
-
-def _is_plain(linear: nn.Module) -> bool:
-    """Whether a call computes what the weights say, and nothing else: no adapter, no hook."""
-    return type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
 
 
 def _side_by_side(groups: list[Attended]) -> Attended:

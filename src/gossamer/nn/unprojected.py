@@ -25,7 +25,7 @@ def attend_unprojected(
     *,
     seen: Bool[Tensor, "B m N"] | None = None,
     dropout: float = 0.0,
-) -> Float[Tensor, "B m E"]:
+) -> Float[Tensor, "B m H D"]:
     """Attention of the tokens in these places of their rows to all.
 
     Args:
@@ -37,14 +37,19 @@ def attend_unprojected(
     x, rows = _Taken.apply(x, places)
     q = query(rows).unflatten(2, (heads, -1))  # [B, m, H, D]
     keys, values = (linear.weight.unflatten(0, (heads, -1)) for linear in (key, value))  # [H, D, E]
-    asking = torch.einsum("bmhd,hde->bmhe", q, keys).flatten(1, 2)
+    asking = torch.bmm(_heads_first(q), keys).unflatten(1, q.shape[:2]).permute(1, 2, 0, 3).flatten(1, 2)  # [B, mH, E]
     seen = None if seen is None else seen.repeat_interleave(heads, 1)  # [B, mH, N]
     read, left = _Read.apply(asking, x.to(asking.dtype), key.bias, seen, q.shape[3] ** -0.5, dropout)
-    out = torch.einsum("bmhe,hde->bmhd", read.unflatten(1, (-1, heads)), values)
+    read = _heads_first(read.unflatten(1, (-1, heads)))  # [H, Bm, E]
+    out = torch.bmm(values, read.mT).permute(2, 0, 1).unflatten(0, q.shape[:2])
     if value.bias is None:
-        return out.flatten(2)
+        return out
     bias = value.bias.unflatten(0, (heads, -1)).to(out.dtype)
-    return (out + (bias if left is None else left.unflatten(1, (-1, heads))[..., None].to(out.dtype) * bias)).flatten(2)
+    return out + (bias if left is None else left.unflatten(1, (-1, heads))[..., None].to(out.dtype) * bias)
+
+
+def _heads_first(x: Float[Tensor, "B m H D"]) -> Float[Tensor, "H Bm D"]:
+    return x.flatten(0, 1).transpose(0, 1)
 
 
 class _Taken(torch.autograd.Function):
@@ -83,13 +88,14 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("LongformerAttention has no gradients of gradients; leave create_graph out")
         dread, dleft = gradients
         asking, x, shift, weights, keep, kept = ctx.saved_tensors
-        dkept = wide_product(dread, x.mT)
+        dscores = wide_product(dread, x.mT)
         if keep is not None:
-            dkept = (dkept + dleft[..., None]) * keep
-        dscores = weights * dkept
-        dscores = torch.addcmul(dscores, weights, dscores.sum(-1, keepdim=True), value=-1)
+            dscores = (dscores + dleft[..., None]) * keep
+        dscores = torch._softmax_backward_data(dscores, weights, -1, weights.dtype)
         dscores = (dscores * ctx.scale).to(x.dtype)
         dx = torch.cat([dscores, kept], 1).mT @ torch.cat([asking, dread], 1)
         dshift = None if shift is None else torch.zeros_like(shift)

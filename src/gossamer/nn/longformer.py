@@ -16,7 +16,7 @@ from ..patterns.base import require_integer
 from .few_tokens import Seen, attend_with_few
 from .global_tokens import GlobalTokens
 from .heads import merged, split
-from .projections import is_plain, projected
+from .plain import is_plain
 from .shares import attend_by_few, attend_to_few, shares_for
 from .unprojected import attend_unprojected
 
@@ -89,7 +89,7 @@ class LongformerAttention(nn.Module):
                 f"LongformerAttention: chosen is of {len(chosen.counts)} rows of {chosen.length} tokens, but x is "
                 f"{list(x.shape)}; give the global tokens of this very batch"
             )
-        q, k, v = (split(y, self.heads) for y in projected(x, (self.query, self.key, self.value)))
+        q, k, v = (split(project(x), self.heads) for project in (self.query, self.key, self.value))
         if chosen is None or not chosen.most:
             return self.output(merged(attend(q, k, v, self.pattern, dropout=self._dropped, within=within)))
         rows = self._rows(x, chosen, within)

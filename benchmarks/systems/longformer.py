@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +64,13 @@ def ours(setting: Setting, length: int, dtype: torch.dtype) -> Made:
         getattr(module, name).load_state_dict(getattr(given.attention, name).state_dict())
     module.output.load_state_dict(given.output.state_dict())
 
-    def run(x: Tensor) -> Tensor:
-        first = torch.arange(x.shape[1], device=x.device) == 0
-        return module(x, chosen=GlobalTokens.of(first.expand(len(x), -1)))
+    @cache
+    def chosen(rows: int) -> GlobalTokens:
+        """Found at the first call: a model finds them once for all its layers."""
+        first = torch.arange(length, device=setting.device) == 0
+        return GlobalTokens.of(first.expand(rows, -1))
 
-    return Made(module, run)
+    return Made(module, lambda x: module(x, chosen=chosen(len(x))))
 
 
 def alike(setting: Setting, length: int, dtype: torch.dtype) -> tuple[Made, Made]:

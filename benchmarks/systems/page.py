@@ -14,8 +14,9 @@ WORDS = {
     "Lists of blocks were made before, but for a `layout at run time`, whose tables are made at each call. `fa4` adds "
     "up gradients of queries in whatever order they come unless it is `deterministic`; `gossamer` always is.",
     "longformer": "`LongformerSelfAttention` of transformers and the projection behind it, and our "
-    "`LongformerAttention`: two-sided window of 512, one global token. Then "
-    "the pattern alone, without projections, at this window and at half of it.",
+    "`LongformerAttention`: two-sided window of 512, one global token. Which one it is was found once before, as a "
+    "model finds it for all its layers; theirs looks in each layer. Then the pattern alone, without projections, at "
+    "this window and at half of it.",
     "bigbird": "`BigBirdBlockSparseAttention` of transformers and the projection behind it, and our "
     "`BigBirdAttention`: blocks of 64, three random ones. Theirs as it is evaluated: in training it would draw its "
     "blocks at each call, on the CPU.",

@@ -7,6 +7,7 @@ MASKS = {
     "mixed": [[0, 1, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0]],
     "all": [[1] * 7, [0, 1] * 3 + [0], [1] + [0] * 6],
     "one row": [[0, 0, 1, 0, 0, 1, 1]],
+    "one each": [[0, 0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]],
 }
 masks = pytest.mark.parametrize("mask", list(map(torch.tensor, MASKS.values())), ids=MASKS.keys())
 
@@ -60,8 +61,41 @@ def test_earlier_counts_what_stands_before_the_window(mask, reach):
         assert earlier[row].tolist() == [sum(g < i - reach for g in tokens) for i in range(mask.shape[1])]
 
 
+@masks
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("steps", [(1,), (3,), (1, 2, 10)])
+@pytest.mark.parametrize("side", [1, 2, 40])
+def test_outside_opens_what_the_window_leaves(mask, side, steps, causal):
+    chosen = GlobalTokens.of(mask == 1)
+    found = chosen.outside(side, steps, causal)
+    assert found.shape == (len(mask), len(steps), chosen.most, mask.shape[1])
+    assert found.unique().tolist() in ([-torch.inf, 0.0], [-torch.inf], [0.0])
+    for row, head, slot, position in torch.ones_like(found).nonzero().tolist():
+        token, step = chosen.index[row, slot].item(), steps[head]
+        near = abs(position - token) <= side * step and (position - token) % step == 0
+        hidden = causal and token > position
+        assert (found[row, head, slot, position] == 0) == (slot < chosen.counts[row] and not near and not hidden)
+
+
+@masks
+def test_flat_entries_are_the_index_in_the_whole_batch(mask):
+    chosen = GlobalTokens.of(mask == 1)
+    rows = mask.shape[1] * torch.arange(len(mask))[:, None]
+    assert torch.equal(chosen.flat, (chosen.index + rows).flatten())
+    assert torch.equal(chosen.mask, mask == 1)
+
+
+def test_slices_are_where_heads_lie():
+    found = GlobalTokens.of(torch.tensor(MASKS["mixed"]) == 1).slices(2, 3, torch.float64)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
+
+
 def test_layers_share_what_was_found():
     chosen = GlobalTokens.of(torch.tensor(MASKS["mixed"]) == 1)
+    assert chosen.outside(2, (1,), False) is chosen.outside(2, (1,), False)
+    assert chosen.outside(2, (1,), False) is not chosen.outside(2, (1,), True)
+    assert chosen.slices(2, 3, torch.float32) is chosen.slices(2, 3, torch.float32)
     assert chosen.beyond(2, 1) is chosen.beyond(2, 1)
     assert chosen.beyond(2, 1) is not chosen.beyond(4, 2)
 

@@ -31,6 +31,15 @@ SHAPES = {
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 
 
+@pytest.fixture(params=[True, False], ids=["as few", "as many"])
+def few(request, monkeypatch):
+    """Runs a test in both ways, whatever the cost."""
+    monkeypatch.setattr(LongformerAttention, "_are_few", lambda self, chosen: request.param)
+
+
+both_ways = pytest.mark.usefixtures("few")
+
+
 def attention(shape, **more):
     return LongformerAttention(WIDTH, HEADS, **shape, **more).double()
 
@@ -90,6 +99,7 @@ def check(attention, within, mask, tolerance=1e-10):
         torch.testing.assert_close(gradient, wanted[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
+@both_ways
 @shapes
 @pytest.mark.parametrize("chosen", CHOSEN.values(), ids=CHOSEN.keys())
 @pytest.mark.parametrize("within", WITHIN.values(), ids=WITHIN.keys())
@@ -105,6 +115,7 @@ def test_so_it_is_in_the_shares_that_a_gpu_has(shape, monkeypatch):
     check(attention(shape), within, mask_of(CHOSEN["another number in each"], within))
 
 
+@both_ways
 @shapes
 def test_so_it_is_on_the_road_that_drops(shape):
     """A share of 1e-12 drops nothing, but runs as dropout does."""
@@ -112,6 +123,7 @@ def test_so_it_is_on_the_road_that_drops(shape):
     check(attention(shape, dropout=1e-12), within, mask_of(CHOSEN["another number in each"], within))
 
 
+@both_ways
 @shapes
 def test_dropout_keeps_the_mean_and_acts_in_training_only(shape):
     drops = attention(shape, dropout=0.25)
@@ -128,17 +140,58 @@ def test_dropout_keeps_the_mean_and_acts_in_training_only(shape):
     torch.testing.assert_close(drops.eval()(x, chosen=chosen), torch.ones_like(x))
 
 
+@both_ways
 def test_a_chosen_key_inside_the_window_counts_once(monkeypatch):
     """The same check sees the fault of counting it twice."""
-    found = GlobalTokens.beyond
+    beyond, outside = GlobalTokens.beyond, GlobalTokens.outside
 
     def everywhere(self, reach, step):
-        beyond = found(self, reach, step)
-        return beyond._replace(start=torch.zeros_like(beyond.start), stop=beyond.stop * 0 + self.counts[:, None])
+        found = beyond(self, reach, step)
+        return found._replace(start=torch.zeros_like(found.start), stop=found.stop * 0 + self.counts[:, None])
 
     monkeypatch.setattr(GlobalTokens, "beyond", everywhere)
+    monkeypatch.setattr(GlobalTokens, "outside", lambda *args: torch.zeros_like(outside(*args)))
     with pytest.raises(AssertionError):
         check(attention(SHAPES["plain"]), None, mask_of(CHOSEN["the first"], None))
+
+
+@pytest.mark.parametrize(("most", "few"), [(1, True), (3, True), (4, False), (37, False)])
+def test_tokens_are_few_while_their_products_cost_half_a_projection(most, few):
+    """4 heads of 3 tokens are half of the width of 24."""
+    chosen = GlobalTokens.of((torch.arange(LENGTH) < most).expand(3, -1))
+    assert attention(SHAPES["plain"])._are_few(chosen) == few
+
+
+@both_ways
+def test_every_weight_has_a_gradient():
+    layer, x = attention(SHAPES["plain"]), torch.randn(3, LENGTH, WIDTH, dtype=torch.float64)
+    layer(x, chosen=GlobalTokens.of(mask_of(CHOSEN["the first"], None))).square().sum().backward()
+    size = {name: parameter.grad.abs().max().item() for name, parameter in layer.named_parameters()}
+    assert max(size.pop("key.bias"), size.pop("key_global.bias")) < 1e-12  # they move all scores of a query alike
+    assert min(size.values()) > 1e-3
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1e-12])
+@pytest.mark.parametrize("name", ["query_global", "key_global", "value_global"])
+def test_a_projection_that_is_more_than_its_weights_is_called(name, dropout):
+    layer = attention(SHAPES["plain"], dropout=dropout)
+    setattr(layer, name, torch.nn.Sequential(getattr(layer, name), torch.nn.GELU()))
+    check(layer, None, mask_of(CHOSEN["the first"], None))
+
+
+@pytest.mark.parametrize("name", ["query_global", "key_global", "value_global"])
+def test_hooks_of_a_projection_are_called(name):
+    layer = attention(SHAPES["plain"])
+    getattr(layer, name).register_forward_hook(lambda module, inputs, output: output.sin())
+    check(layer, None, mask_of(CHOSEN["the first"], None))
+
+
+@both_ways
+def test_it_has_no_gradients_of_gradients():
+    layer, x = attention(SHAPES["plain"]), torch.randn(3, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
+    out = layer(x, chosen=GlobalTokens.of(mask_of(CHOSEN["the first"], None)))
+    with pytest.raises(RuntimeError, match="no gradients of gradients"):
+        torch.autograd.grad(out.square().sum(), x, create_graph=True)[0].sum().backward()
 
 
 def test_padding_gives_the_output_layer_zeros():
@@ -195,6 +248,7 @@ def test_without_global_tokens_it_is_a_window(shape):
     assert torch.equal(layer(x, chosen=GlobalTokens.of(mask_of(CHOSEN["none"], None))), right)
 
 
+@both_ways
 @pytest.mark.parametrize("shape", [SHAPES["per head"], SHAPES["causal"]], ids=["per head", "causal"])
 def test_it_compiles_in_one_graph(shape):
     torch.compiler.reset()
@@ -206,6 +260,7 @@ def test_it_compiles_in_one_graph(shape):
         torch.testing.assert_close(found, right)
 
 
+@both_ways
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_trains(dtype):
     layer = attention(SHAPES["per head"]).float()
@@ -219,6 +274,7 @@ def test_half_precision_trains(dtype):
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
+@both_ways
 def test_the_same_input_gives_the_same_bits():
     layer, chosen = attention(SHAPES["per head"]).float(), GlobalTokens.of(mask_of(CHOSEN["many"], None))
     x = torch.randn(3, LENGTH, WIDTH, requires_grad=True)
@@ -253,6 +309,7 @@ def test_global_tokens_of_another_batch_are_refused():
 
 
 @pytest.mark.gpu
+@both_ways
 @shapes
 def test_a_gpu_computes_what_the_cpu_does(shape):
     within = torch.tensor(WITHIN["padded left"])
@@ -264,6 +321,7 @@ def test_a_gpu_computes_what_the_cpu_does(shape):
 
 
 @pytest.mark.gpu
+@both_ways
 @shapes
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_layer_never_waits_for_the_gpu(shape):

@@ -35,13 +35,17 @@ class GlobalTokens:
     """Their positions, ascending; from `counts` on, positions that were not chosen, each once."""
     counts: Int[Tensor, " B"]
     """How many each row has (int32)."""
-    slots: Int64[Tensor, " T"]
-    """Where in `index`, flattened, the chosen ones stand."""
+    slots: Int64[Tensor, " T"] | None
+    """Where in `index`, flattened, the chosen ones stand; None: everywhere."""
     places: Int64[Tensor, " T"]
     """Where in the flattened batch they stand."""
-    length: int
-    """Positions of a row."""
+    flat: Int64[Tensor, " Bm"]
+    """Where in the flattened batch all entries of `index` stand."""
+    mask: Bool[Tensor, "B N"]
+    """Which positions are chosen."""
     _found: dict[tuple[int, int], Beyond] = field(default_factory=dict, repr=False)
+    _outside: dict[tuple[int, tuple[int, ...], bool], Tensor] = field(default_factory=dict, repr=False)
+    _slices: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "B N"]) -> Self:
@@ -52,14 +56,25 @@ class GlobalTokens:
         """
         if mask.dim() != 2 or mask.dtype != torch.bool:
             raise ValueError(f"GlobalTokens: mask is {mask.dtype} {list(mask.shape)}; give bool [batch, length]")
-        counts = mask.sum(1, dtype=torch.int32)
-        known = counts.tolist()
-        most, (rows, length) = max(known, default=0), mask.shape
-        index = _true_first(mask)[:, :most]
-        real = torch.arange(most, device=mask.device) < counts[:, None]  # [B, m]
-        slots = _true_first(real.flatten())[: sum(known)]
-        flat = index + length * torch.arange(rows, device=mask.device)[:, None]
-        return cls(index, counts, slots, flat.flatten()[slots], length)
+        known = mask.cpu()  # waits; what follows is too little work for a device
+        rows, length = known.shape
+        counts = known.sum(1, dtype=torch.int32)
+        most = max(counts.tolist(), default=0)
+        if int(counts.sum()) == rows * most:
+            index, slots = known.nonzero()[:, 1].view(rows, most), None
+        else:
+            index = (~known).to(torch.uint8).argsort(stable=True)[:, :most]
+            slots = (torch.arange(most) < counts[:, None]).flatten().nonzero().flatten().to(mask.device)
+        both = torch.stack([index, index + length * torch.arange(rows)[:, None]]).to(mask.device)
+        index, flat = both[0], both[1].flatten()
+        # A tensor of its own: compilers refuse a function that is given one twice.
+        places = flat.view(-1) if slots is None else flat[slots]
+        return cls(index, counts.to(mask.device), slots, places, flat, mask)
+
+    @property
+    def length(self) -> int:
+        """Positions of a row."""
+        return self.mask.shape[1]
 
     @property
     def most(self) -> int:
@@ -75,9 +90,14 @@ class GlobalTokens:
         """The chosen rows of `x`."""
         return x.gather(1, self.index[..., None].expand(-1, -1, x.shape[2]))
 
+    def chosen_of(self, rows: Float[Tensor, "B m ..."]) -> Float[Tensor, "T ..."]:
+        """Those of `rows` that were chosen, one for each of `places`."""
+        rows = rows.flatten(0, 1)
+        return rows if self.slots is None else rows.index_select(0, self.slots)
+
     def put(self, rows: Float[Tensor, "B m E"], x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
         """`x` with `rows` in place of its chosen rows."""
-        placed = x.flatten(0, 1).index_copy(0, self.places, rows.flatten(0, 1)[self.slots].to(x.dtype))
+        placed = x.flatten(0, 1).index_copy(0, self.places, self.chosen_of(rows).to(x.dtype))
         return placed.view_as(x)
 
     def beyond(self, reach: int, step: int) -> Beyond:
@@ -91,6 +111,23 @@ class GlobalTokens:
         if (reach, step) not in self._found:
             self._found[reach, step] = self._beyond(reach, step)
         return self._found[reach, step]
+
+    def outside(self, side: int, steps: tuple[int, ...], causal: bool) -> Float[Tensor, "B H m N"]:
+        """0 where a position sees a chosen token outside its window, else minus infinity. Made once for all layers.
+
+        A window holds `side` positions before and behind, each `step` from the next: one step for each head, or one
+        for all. Causal, no position sees a later one.
+        """
+        if (side, steps, causal) not in self._outside:
+            self._outside[side, steps, causal] = self._made_outside(side, steps, causal)
+        return self._outside[side, steps, causal]
+
+    def slices(self, heads: int, width: int, dtype: torch.dtype) -> Float[Tensor, "H E"]:
+        """Ones where each head's slice of a token is, and zeros elsewhere. Made once for all layers."""
+        if (heads, width, dtype) not in self._slices:
+            eye = torch.eye(heads, dtype=dtype, device=self.index.device)
+            self._slices[heads, width, dtype] = eye[..., None].expand(-1, -1, width).flatten(1)
+        return self._slices[heads, width, dtype]
 
     def earlier(self, reach: int) -> Int[Tensor, "B N"]:
         """For each position, how many of the chosen stand more than `reach` before it: the first ones of `index`."""
@@ -113,6 +150,15 @@ class GlobalTokens:
         stop = self.counts[:, None] + self._count(chosen, offset + first, below=True)
         return Beyond(order.gather(1, again), start, stop, turn, back)
 
+    def _made_outside(self, side: int, steps: tuple[int, ...], causal: bool) -> Float[Tensor, "B H m N"]:
+        away = self._positions - self.index[..., None]  # [B, m, N]
+        near = [_near(away, side, step) for step in steps]
+        hidden = near[0][:, None] if len(near) == 1 else torch.stack(near, 1)
+        if self.slots is not None:
+            hidden = hidden | ~self.real[:, None, :, None]
+        hidden = hidden | (away < 0)[:, None] if causal else hidden
+        return torch.where(hidden, -torch.inf, 0.0)
+
     @property
     def _positions(self) -> Int64[Tensor, " N"]:
         return torch.arange(self.length, device=self.index.device)
@@ -128,6 +174,6 @@ class GlobalTokens:
         return torch.searchsorted(chosen.contiguous(), codes, right=not below, out_int32=True)
 
 
-def _true_first(mask: Bool[Tensor, "*B N"]) -> Int64[Tensor, "*B N"]:
-    """Positions where the last axis is True, ascending, and then the others."""
-    return (~mask).to(torch.uint8).argsort(stable=True, dim=-1)
+def _near(away: Tensor, side: int, step: int) -> Bool[Tensor, "B m N"]:
+    near = away.abs() <= side * step
+    return near if step == 1 else near & (away % step == 0)

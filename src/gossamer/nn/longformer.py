@@ -6,14 +6,19 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..attention import attend
 from ..patterns import Causal, Dilated, Pattern, PerHead, Window
 from ..patterns.base import require_integer
+from .few_tokens import Seen, attend_with_few
 from .global_tokens import GlobalTokens
+from .heads import merged, split
+from .plain import is_plain
 from .shares import attend_by_few, attend_to_few, shares_for
+from .unprojected import attend_unprojected
 
 Attended = tuple[Float[Tensor, "B H Q D"], Float[Tensor, "B H Q"]]
 
@@ -84,27 +89,31 @@ class LongformerAttention(nn.Module):
                 f"LongformerAttention: chosen is of {len(chosen.counts)} rows of {chosen.length} tokens, but x is "
                 f"{list(x.shape)}; give the global tokens of this very batch"
             )
-        q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
+        q, k, v = (split(project(x), self.heads) for project in (self.query, self.key, self.value))
         if chosen is None or not chosen.most:
-            return self.output(_merged(attend(q, k, v, self.pattern, dropout=self._dropped, within=within)))
-        local = attend(q, k, v, self.pattern, dropout=self._dropped, within=within, return_lse=True)
-        rows = chosen.rows_of(x)
+            return self.output(merged(attend(q, k, v, self.pattern, dropout=self._dropped, within=within)))
+        rows = self._rows(x, chosen, within)
+        if self._are_few(chosen) or self._dropped or (self.causal and max(self.dilation) > 1):
+            outside = chosen.outside(self.keys_on_a_side, self._steps, self.causal)
+            seen = Seen(self.pattern, outside, within)
+            rows = chosen.chosen_of(rows)
+            return self.output(attend_with_few(q, k, v, chosen, seen, rows=rows, dropout=self._dropped))
+        local = attend(q, k, v, self.pattern, within=within, return_lse=True)
         # The chosen rows are projected a second time, which is cheaper than gathering whole keys and their gradients.
-        few_keys, few_values = self._split(self.key(rows)), self._split(self.value(rows))
+        few_keys, few_values = (split(project(chosen.rows_of(x)), self.heads) for project in (self.key, self.value))
         groups = [self._beyond(q, few_keys, few_values, chosen, *group) for group in self._groups()]
-        mixed = _merged(_joined(local, _side_by_side(groups), within))
-        return self.output(chosen.put(self._rows(x, rows, chosen, within), mixed))
+        mixed = merged(_joined(local, _side_by_side(groups), within))
+        return self.output(chosen.put(rows.flatten(2), mixed))
+
+    def _are_few(self, chosen: GlobalTokens) -> bool:
+        """Whether products of all heads of them with a sequence cost at most half of what a projection costs."""
+        return 2 * self.heads * chosen.most <= self.query.in_features
 
     def _beyond(
         self, q: Tensor, k: Tensor, v: Tensor, chosen: GlobalTokens, first: int, last: int, step: int
     ) -> Attended:
         """Heads `first` ... `last - 1` of every query to the chosen keys outside its window."""
         q, k, v, reach = q[:, first:last], k[:, first:last], v[:, first:last], self.keys_on_a_side * step
-        if self._dropped or (self.causal and step > 1):
-            away = chosen.distances()
-            seen = ((away.abs() > reach) | (away % step != 0)) & chosen.real[:, None]
-            seen = seen & (away >= 0) if self.causal else seen
-            return _dense(q, k, v, seen[:, None], self._dropped)
         if self.causal:
             stop = chosen.earlier(reach)
             return attend_to_few(q, k, v, torch.zeros_like(stop), stop, shares=shares_for(q, chosen.most))
@@ -117,23 +126,41 @@ class LongformerAttention(nn.Module):
         out, lse = attend_to_few(q[:, :, turn], k, v, start, stop, shares=shares)
         return out[:, :, back], lse[:, :, back]
 
-    def _rows(
-        self, x: Tensor, rows: Tensor, chosen: GlobalTokens, within: Int[Tensor, "B 2"] | None
-    ) -> Float[Tensor, "B m E"]:
+    def _rows(self, x: Tensor, chosen: GlobalTokens, within: Int[Tensor, "B 2"] | None) -> Float[Tensor, "B m H D"]:
         """What the chosen tokens attend to: their whole sequence, or what of it is past."""
-        q = self._split(self.query_global(rows))
-        k, v = self._split(self.key_global(x)), self._split(self.value_global(x))
-        start = torch.zeros_like(chosen.index, dtype=torch.int32)  # [B, m]
+        projections = self.query_global, self.key_global, self.value_global
+        if self._are_few(chosen) and all(map(is_plain, projections)):
+            seen = self._seen(chosen, within)
+            return attend_unprojected(x, chosen.index, projections, self.heads, seen=seen, dropout=self._dropped)
+        inputs = chosen.rows_of(x), x, x
+        q, k, v = (split(project(y), self.heads) for project, y in zip(projections, inputs, strict=True))
+        if self._dropped:
+            seen = self._seen(chosen, within)
+            seen = None if seen is None else seen[:, None]
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=self._dropped)
+        else:
+            out = attend_by_few(q, k, v, *self._ends(chosen, within), shares=shares_for(k, chosen.most))
+        return out.transpose(1, 2)
+
+    def _ends(
+        self, chosen: GlobalTokens, within: Int[Tensor, "B 2"] | None
+    ) -> tuple[Int[Tensor, "B m"], Int[Tensor, "B m"]]:
+        """The first position that each chosen token sees, and one more than the last."""
+        start = torch.zeros_like(chosen.index, dtype=torch.int32)
         stop = start + chosen.length
         if within is not None:
             start, stop = start + within[:, :1], start + within[:, 1:]
         if self.causal:
             stop = torch.where(chosen.real, chosen.index.int() + 1, stop)
-        if not self._dropped:
-            return _merged(attend_by_few(q, k, v, start, stop, shares=shares_for(k, chosen.most)))
-        positions = torch.arange(chosen.length, device=x.device)
-        seen = (start[..., None] <= positions) & (positions < stop[..., None])
-        return _merged(_dense(q, k, v, seen[:, None], self._dropped)[0])
+        return start, stop
+
+    def _seen(self, chosen: GlobalTokens, within: Int[Tensor, "B 2"] | None) -> Bool[Tensor, "B m N"] | None:
+        """Which positions lie between these ends, or None for all; an entry that was not chosen sees them all."""
+        if within is None and not self.causal:
+            return None
+        start, stop = self._ends(chosen, within)
+        positions = torch.arange(chosen.length, device=start.device)
+        return (start[..., None] <= positions) & (positions < stop[..., None]) | ~chosen.real[..., None]
 
     @property
     def _dropped(self) -> float:
@@ -152,8 +179,10 @@ class LongformerAttention(nn.Module):
             yield first, last, step
             first = last
 
-    def _split(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B H N D"]:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    @property
+    def _steps(self) -> tuple[int, ...]:
+        """The dilation of each head, or the one of all."""
+        return self.dilation if len(set(self.dilation)) > 1 else self.dilation[:1]
 
 
 def _each_head(dilation: int | Sequence[int], heads: int) -> tuple[int, ...]:
@@ -162,10 +191,6 @@ def _each_head(dilation: int | Sequence[int], heads: int) -> tuple[int, ...]:
     if len(steps) != heads:
         raise ValueError(f"LongformerAttention: dilation has {len(steps)} steps; give one for each of {heads} heads")
     return steps
-
-
-def _merged(out: Float[Tensor, "B H N D"]) -> Float[Tensor, "B N E"]:
-    return out.transpose(1, 2).flatten(2)
 
 
 def _side_by_side(groups: list[Attended]) -> Attended:
@@ -188,14 +213,3 @@ def _joined(local: Attended, far: Attended, within: Int[Tensor, "B 2"] | None) -
         lse, other_lse = lse.masked_fill(padding, 0.0), other_lse.masked_fill(padding, -torch.inf)
     share = torch.sigmoid(other_lse - lse)  # a token is in its own window, so lse is finite
     return torch.lerp(out, other, share[..., None].to(out.dtype))
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, seen: Bool[Tensor, "B 1 Q K"], dropout: float) -> Attended:
-    """Plain attention and its log-sum-exp, with dropout: for few queries, or few keys."""
-    scores = (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
-    empty = ~seen.any(-1)  # [B, 1, Q]
-    scores = scores.masked_fill(~seen, -torch.inf).masked_fill(empty[..., None], 0.0)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse[..., None]).exp().masked_fill(empty[..., None], 0.0)
-    weights = nn.functional.dropout(weights, dropout)
-    return weights.to(v.dtype) @ v, lse.masked_fill(empty, -torch.inf)

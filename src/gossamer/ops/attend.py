@@ -102,6 +102,13 @@ def attend_eagerly(*inputs: Any) -> tuple[Tensor, Tensor]:
     return _directly(_attend, *inputs)
 
 
+def attend_backward_eagerly(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the backward operator gives, without the operator where nobody could tell."""
+    if torch.is_grad_enabled() or not unobserved(inputs[:11]):
+        return torch.ops.gossamer.attend_backward.default(*inputs)
+    return below_autograd(_attend_backward, *inputs)
+
+
 def attend_again(again: Again | None, q: Tensor, k: Tensor, v: Tensor, *settings: Any) -> tuple[Tensor, Tensor | None]:
     """The same for these alone, which nobody observes, by the way that the backend has left for such ones, if any."""
     function = _attend if again is None else partial(_attend_by, again)
@@ -150,11 +157,7 @@ class _Attend(torch.autograd.Function):
         q, k, v, out, lse, sinks, seed, lengths, within = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         given = grad_out, grad_lse, q, k, v, out, lse, sinks, seed, lengths, within
-        if torch.is_grad_enabled() or not unobserved(given):
-            gradients = torch.ops.gossamer.attend_backward.default(*given, *ctx.settings)
-        else:
-            gradients = below_autograd(_attend_backward, *given, *ctx.settings)
-        dq, dk, dv, dsinks = gradients
+        dq, dk, dv, dsinks = attend_backward_eagerly(*given, *ctx.settings)
         return None, dq, dk, dv, None if sinks is None else dsinks, None, None, None, *(None for _ in ctx.settings)
 
 

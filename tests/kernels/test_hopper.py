@@ -18,7 +18,7 @@ from gossamer.patterns import Causal, Dilated, Pattern, PerHead, RandomBlocks, S
 from gossamer.plan import plan
 from tests.checks import Problem as Drawn
 from tests.checks import Setting, draw, oracle, run
-from tests.kernels import columns_in_torch, run_tables_in_torch
+from tests.kernels import columns_in_torch, rows_in_torch, run_tables_in_torch
 from tests.patterns_list import HEADS, PATTERNS
 
 pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's types")
@@ -36,8 +36,9 @@ PARTLY = plan(RandomBlocks(64, 2, 0) & ~Window(5), 512, 512, 2)
 
 
 def softmax_of(scores: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
-    finite = lse.double().masked_fill(lse == -torch.inf, 0.0)[..., None]
-    return torch.exp(scores.masked_fill(~mask, -torch.inf) - finite)
+    absent = (lse == -torch.inf)[..., None]
+    finite = lse.double()[..., None].masked_fill(absent, 0.0)
+    return torch.exp(scores.masked_fill(~mask | absent, -torch.inf) - finite)
 
 
 def columns(start: Tensor, stop: Tensor, count: int) -> Tensor:
@@ -100,8 +101,17 @@ class Dense:
         dscores, _ = self._dscores(q, k, v, mask, results.grad_out, aux, scale)
         dq.copy_(dscores @ repeated(k, q))
 
-    def sweep_keys(self, q, keys, dout, aux, dk, dv, *, scale: float) -> None:
+    def sweep_keys(self, asking, keys, dk, dv, *, scale: float, whole=None) -> None:
+        q, dout, aux = asking
         self._keys(q, keys.k, keys.v, columns(keys.first, keys.last, q.shape[2]).mT, dout, aux, dk, dv, scale)
+        if whole is not None:
+            self.ran.append("whole rows")
+            q, dout, aux = whole
+            everything = torch.ones(q.shape[2], keys.k.shape[2], dtype=torch.bool)
+            more = torch.zeros_like(dk), torch.zeros_like(dv)
+            self._keys(q, keys.k, keys.v, everything, dout, aux, *more, scale)
+            dk += more[0]
+            dv += more[1]
 
     def stream_keys(self, inputs, dout, aux, dk, dv, *, diagonal: Diagonal, scale: float) -> None:
         self._keys(*inputs, self._band(*inputs[:2], *diagonal), dout, aux, dk, dv, scale)
@@ -117,7 +127,7 @@ class Dense:
                 total.copy_(found)
 
     def _dscores(self, q, k, v, mask, dout, aux, scale) -> tuple[Tensor, Tensor]:
-        lse, delta = self.aux[aux.data_ptr()]
+        lse, delta = (x[:, :, : q.shape[2]] for x in self.aux[aux.data_ptr()])  # of the first of several copies
         p = softmax_of(q.double() @ repeated(k, q).mT * scale, mask, lse)
         return p * (dout.double() @ repeated(v, q).mT - delta[..., None]) * scale, p
 
@@ -140,6 +150,9 @@ def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         "columns.gathered": columns_in_torch.gathered,
         "columns.write_sums": columns_in_torch.write_sums,
         "columns.add_sums": columns_in_torch.add_sums,
+        "whole_rows.shares_of": lambda items, swept, device: 3,
+        "rows.write_joined": rows_in_torch.write_joined,
+        "rows.write_sums": rows_in_torch.write_sums,
     }
     for place, stand_in in places.items():
         monkeypatch.setattr(f"gossamer.kernels.{'' if place.startswith('live') else 'hopper.'}{place}", stand_in)

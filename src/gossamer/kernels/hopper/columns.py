@@ -45,8 +45,9 @@ def _prepared_gather(operands: Operands) -> Launch:
 def write_sums(parts: Pair, dk: Tensor, dv: Tensor, keys: Tensor | None, outside: Tensor | None) -> None:
     """Writes to the rows of dk and dv at `keys` the sums over parts, and zero to those that are `outside`.
 
-    Parts are float32 [parts, B, G, C, width] and dense, and are added one after the other. Keys are int64 [C] and
-    distinct, or all as they stand; `outside` is bool [K], or None where all keys are among them.
+    Parts are float32 [parts, B, G, copies · C, width] and dense, every copy of the keys after the last; all are added
+    one after the other. Keys are int64 [C] and distinct, or all as they stand; `outside` is bool [K], or None where all
+    keys are among them.
     """
     launch(_prepared_put, (*parts, dk, dv, keys, outside), False)
 
@@ -57,12 +58,14 @@ def add_sums(parts: Pair, dk: Tensor, dv: Tensor, keys: Tensor | None) -> None:
 
 
 def _prepared_put(operands: Operands, adds: bool) -> Launch:
-    part, _, dk, dv, _, outside = operands
-    number, batch, heads, columns, width = part.shape
+    part, _, dk, dv, keys, outside = operands
+    number, batch, heads, listed, width = part.shape
     count, value_width = dk.shape[2], dv.shape[3]
+    columns = count if keys is None else keys.shape[0]
+    copies = listed // max(columns, 1)
     rows = _rows(width, value_width)
     blocks = 2 * _tiles(columns, rows) + (0 if outside is None else _tiles(count, rows * CLEARED.value))
-    arguments = *operands, *_strides(dk), *_strides(dv), batch, heads, columns, count, number
+    arguments = *operands, *_strides(dk), *_strides(dv), batch, heads, columns, copies, count, number
     return Launch(_put, batch * heads * blocks, arguments, (width, value_width, rows, adds), None)
 
 
@@ -97,12 +100,12 @@ def _gather(
 @triton.jit(
     do_not_specialize=[
         *("dk_batch", "dk_head", "dk_row", "dv_batch", "dv_head", "dv_row"),
-        *("batches", "heads", "columns", "count", "parts"),
+        *("batches", "heads", "columns", "copies", "count", "parts"),
     ]
 )
 def _put(
     dk_parts, dv_parts, dk, dv, keys, outside, dk_batch, dk_head, dk_row, dv_batch, dv_head, dv_row,
-    batches, heads, columns, count, parts,
+    batches, heads, columns, copies, count, parts,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr, ADDS: tl.constexpr,
 ):  # fmt: skip
     """A tile of sums for dK, or one for dV, or some tiles of both to clear: no two programs write one row."""
@@ -113,14 +116,14 @@ def _put(
         key = place.to(tl.int64)
         if keys is not None:
             key = tl.load(keys + place)
-        row = (batch * heads + head) * columns + place
-        apart = batches.to(tl.int64) * heads * columns
+        row = (batch * heads + head) * columns * copies + place
+        summands = parts, batches.to(tl.int64) * heads * columns * copies, copies, columns
         if number < tiles:
             target = batch * dk_batch + head * dk_head + key * dk_row
-            _put_tile(dk, target, dk_parts, row, exists, parts, apart, WIDTH, ADDS)
+            _put_tile(dk, target, dk_parts, row, exists, summands, WIDTH, ADDS)
         else:
             target = batch * dv_batch + head * dv_head + key * dv_row
-            _put_tile(dv, target, dv_parts, row, exists, parts, apart, VALUE_WIDTH, ADDS)
+            _put_tile(dv, target, dv_parts, row, exists, summands, VALUE_WIDTH, ADDS)
     elif outside is not None:
         batch, head, each, inside = _tile_of(number - 2 * tiles, heads, count, ROWS * CLEARED)
         cleared = inside & tl.load(outside + each)
@@ -178,12 +181,14 @@ def _clear(x, row, exists, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _put_tile(x, row, parts, dense_row, exists, count, apart, WIDTH: tl.constexpr, ADDS: tl.constexpr):
-    """Writes to rows of x, or adds to them, the sums of `count` parts that lie `apart` rows from one another."""
+def _put_tile(x, row, parts, dense_row, exists, summands, WIDTH: tl.constexpr, ADDS: tl.constexpr):
+    """Writes to rows of x, or adds to them, sums of parts: (their number, rows from one to the next, copies, …)."""
+    count, apart, copies, further = summands
     at, taken = _offsets(row, WIDTH), _offsets(dense_row * (WIDTH // VECTOR), WIDTH)
     total = tl.zeros(at.shape, tl.float32)
     for part in range(0, count):
-        total += _load(parts + part * apart * WIDTH, taken, WIDTH)
+        for copy in range(0, copies):
+            total += _load(parts + (part * apart + copy * further) * WIDTH, taken, WIDTH)
     if ADDS:
         total += _load(x, at, WIDTH).to(tl.float32)
     _store(x, at, total.to(x.dtype.element_ty), exists, WIDTH)

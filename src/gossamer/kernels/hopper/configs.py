@@ -66,7 +66,7 @@ class SweepConfig:
     team: Team
     slots: int
     segments: int = 1
-    """Runs of keys that join in one softmax: one or two."""
+    """Runs of keys that join in one softmax, or runs of queries that add to one gradient: one or two."""
     depth: int = 1
     """Items whose own tiles may be there at once, where a kernel keeps them in shared memory."""
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from ..devices import multiprocessors
 from ..spans import apart
 from .configs import Team
 from .descriptors import tiles
@@ -73,6 +75,9 @@ class Run(NamedTuple):
     v: gl.tensor
     edges: Edges
 
+
+TURNS, SHORTEST_SHARE = 2, 8
+"""Items that a multiprocessor should get where what is swept over is split, and tiles that a share has at least."""
 
 WORK = (
     *("items", "blocks", "section", "section_reciprocal"),
@@ -318,6 +323,11 @@ def renewed(words):
     if gl.program_id(1) != 0:
         words = gl.inline_asm_elementwise("not.b32 $0, $1;", "=r,r", [words], dtype=gl.int32, is_pure=False, pack=1)
     return words
+
+
+def shares_of(items: int, swept: int, device: torch.device) -> int:
+    """Into how many shares `swept` tiles should be cut, so that few items with much to sweep over fill the GPU."""
+    return max(1, min(-(-TURNS * multiprocessors(device) // items), swept // SHORTEST_SHARE))
 
 
 def work_of(units: int, blocks: int, cached: int) -> tuple[int, ...]:

@@ -13,15 +13,14 @@ from torch import Tensor
 from triton import reinterpret
 from triton.experimental.gluon import language as gl
 
-from ..devices import multiprocessors
 from .bands import rows
 from .configs import ROWS, SHARED_MEMORY, SweepConfig, team_of, tile_width
 from .descriptors import tiles
 from .division import divisor
 from .launch import Launch, Operands, heads_cached, launch
-from .operands import SEGMENT_TENSORS, Diagonal, Results, SeenKeys, Segment, segments_of, tensors_of
+from .operands import SEGMENT_TENSORS, Asking, Diagonal, Results, SeenKeys, Segment, segments_of, tensors_of
 from .ring import AUX
-from .sweep import edges_of, query_work, runs_of, work_of
+from .sweep import edges_of, query_work, runs_of, shares_of, work_of
 from .sweep_backward_keys import keys_kernel
 from .sweep_backward_queries import queries_kernel
 
@@ -30,9 +29,6 @@ MOST_SLOTS = 6
 
 RESERVED = 1024
 """Bytes of shared memory for barriers and for what the compiler adds."""
-
-TURNS, SHORTEST_PART = 2, 8
-"""Items that a multiprocessor should get where the queries are split, and tiles that a part has at least."""
 
 
 def backward_queries(
@@ -64,18 +60,19 @@ def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: floa
 
 
 def backward_keys(
-    q: Tensor, keys: SeenKeys, grad_out: Tensor, aux: Tensor, dk: Tensor, dv: Tensor, *, scale: float
+    asking: Asking, keys: SeenKeys, dk: Tensor, dv: Tensor, *, scale: float, whole: Asking | None = None
 ) -> None:
-    """Writes the gradients of keys and values; key j is seen by queries first[j] ... last[j] - 1.
+    """Writes the gradients of keys and values; key j is seen by queries first[j] ... last[j] - 1, and all of `whole`.
 
     dk and dv are like key and value, or float32 [parts, *key.shape] and [parts, *value.shape], dense: then the queries
-    are cut into as many parts, and the gradients are the sums over them.
+    are cut into as many parts, the gradients are the sums over them, and nothing is seen as a whole.
     """
-    launch(_prepared_keys, (q, *keys[:SEGMENT_TENSORS], grad_out, aux, dk, dv), keys.diagonal, scale)
+    operands = *asking, *keys[:SEGMENT_TENSORS], *(whole or (None,) * len(asking)), dk, dv
+    launch(_prepared_keys, operands, keys.diagonal, scale)
 
 
 def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) -> Launch:
-    q, key, value, first, last, grad_out, aux, dk, dv = operands
+    q, grad_out, aux, key, value, first, last, q2, grad_out2, aux2, dk, dv = operands
     batch, key_heads, count, width = key.shape
     repeats = q.shape[1] // key_heads
     wide, value_wide = tile_width(width), tile_width(value.shape[-1])
@@ -91,15 +88,17 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
     else:
         totals = tiles(dk, ROWS, wide), tiles(dv, ROWS, value_wide), None, None
         own += team.consumers * (wide if wide == value_wide else wide + value_wide)
-    sources = ((key, wide), (value, value_wide), (q, wide), (grad_out, value_wide), (aux, AUX.value))
+    widths = wide, value_wide, AUX.value
+    asking = [None if x is None else tiles(x, ROWS, x_wide) for x, x_wide in zip((q, grad_out, aux, q2, grad_out2, aux2), 2 * widths, strict=True)]
     # Parts are for few keys: there, even loads matter more than what the cache holds.
     cached = units if in_parts else max(1, heads_cached(q, grad_out, aux) // repeats)
     arguments = (
-        *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
+        *(tiles(key, ROWS, wide), tiles(value, ROWS, value_wide), *asking),
         *(*totals, *edges_of(first, last, diagonal, q.shape[2])),
-        *(scale, *divisor(key_heads), repeats, count, *divisor(parts), matrices, *work_of(units, blocks, cached)),
+        *(scale, *divisor(key_heads), repeats, count, *divisor(parts), matrices, 0 if q2 is None else q2.shape[2]),
+        *work_of(units, blocks, cached),
     )
-    config = SweepConfig(team, _slots(own, wide + value_wide + AUX.value), depth=depth)
+    config = SweepConfig(team, _slots(own, sum(widths)), segments=1 if q2 is None else 2, depth=depth)
     return Launch(keys_kernel, units * blocks, arguments, (config,), team.consumers)
 
 
@@ -109,7 +108,7 @@ def splits(key: Tensor, value: Tensor, q: Tensor) -> int:
     team = team_of(tile_width(key.shape[3]), tile_width(value.shape[3]))
     items = batch * key_heads * _ceiling(keys, team.rows)
     swept = _ceiling(q.shape[2], ROWS) * (q.shape[1] // key_heads)
-    return max(1, min(_ceiling(TURNS * multiprocessors(key.device), items), swept // SHORTEST_PART))
+    return shares_of(items, swept, key.device)
 
 
 def _slots(own: int, ring: int) -> int:

@@ -4,6 +4,9 @@ A work item is a team's key tiles and all, or a part, of the queries that see th
 dK and dV are finished in registers. Scores are computed transposed, S^T = K Q^T and dP^T = V dO^T, so that P^T and
 dS^T are operands in registers as well. Log-sum-exp and delta vary along their columns: each query's auxiliary row
 (see `sweep_backward_queries`) holds both, and one further step of the matrix instruction subtracts them.
+
+A second run of queries may follow, of which every key sees all (see `whole_rows`): its tiles need no mask, for what is
+read past its end is zero in Q, in dO and in the auxiliary rows, and adds nothing.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ class Shape(NamedTuple):
     """Parts that the queries are cut into, each an item of its own."""
     matrices: gl.tensor
     """Key heads of all batches."""
+    whole: gl.tensor
+    """Queries of the second run."""
 
 
 class Totals(NamedTuple):
@@ -112,7 +117,8 @@ def _bring_queries(descriptors, ring, bars, at, i, config: gl.constexpr):
 @gluon.jit
 def _producer(brought, config: gl.constexpr):
     CONSUMERS: gl.constexpr = config.team.consumers
-    edges, own, descriptors, work, shape, ring, bars = brought
+    edges, own, descriptors, whole, work, shape, ring, bars = brought
+    SEGMENTS: gl.constexpr = config.segments
     done = 0
     for turn in range(turns_of(work)):
         place, part = _place(turn, work, shape, config)
@@ -123,6 +129,11 @@ def _producer(brought, config: gl.constexpr):
             for tile in range(first, last):
                 _bring_queries(descriptors, ring, bars, [place.batch, head, low + tile * TILE, 0], done, config)
                 done += 1
+        if SEGMENTS == 2:
+            for head in range(place.head, place.head + shape.repeats):
+                for tile in range(0, gl.cdiv(shape.whole, TILE)):
+                    _bring_queries(whole, ring, bars, [place.batch, head, tile * TILE, 0], done, config)
+                    done += 1
 
 
 @gluon.jit
@@ -147,7 +158,10 @@ def less(a, b, aux, picks, layout: gl.constexpr):
 def _add_queries(
     dk, dv, own, picks, here, scale, reach, ring, bars, start, stop, row, config: gl.constexpr,
 ):  # fmt: skip
-    """(dK unscaled, dV) plus what tiles start ... stop - 1 of the ring give; the first begins at query `row`."""
+    """(dK unscaled, dV) plus what tiles start ... stop - 1 of the ring give; the first begins at query `row`.
+
+    Where `reach` is None, all of them are seen.
+    """
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     dk_operand: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
     dv_operand: gl.constexpr = gl.DotOperandLayout(0, dv.type.layout, 2)
@@ -164,7 +178,9 @@ def _add_queries(
         s = less(k, q, aux, picks[0], scores)
         dp = less(v, grad_out, aux, picks[1], scores)
         s = warpgroup_mma_wait(2, deps=(s,))
-        p = seen(gl.exp2(s * scale), reach, row + n * TILE, 0.0)
+        p = gl.exp2(s * scale)
+        if reach is not None:
+            p = seen(p, reach, row + n * TILE, 0.0)
         dv = warpgroup_mma(gl.convert_layout(p.to(q.dtype), dv_operand), grad_out, dv, is_async=True)
         dp = warpgroup_mma_wait(1, deps=(dp,))
         ds = (p * dp).to(q.dtype)
@@ -201,6 +217,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     edges, own, picks, scale, totals, work, shape, ring, bars = given
     WIDTH: gl.constexpr = own[0].shape[4]
     VALUE_WIDTH: gl.constexpr = own[1].shape[4]
+    SEGMENTS: gl.constexpr = config.segments
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VALUE_WIDTH, 16])
@@ -225,6 +242,12 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
             )  # fmt: skip
             pass_over(bars, done + end - first, done + last - first, config)
             done += last - first
+        if SEGMENTS == 2:
+            whole = shape.repeats * gl.cdiv(shape.whole, TILE)
+            dk, dv = _add_queries(
+                dk, dv, own, picks, here, scale * LOG2E, None, ring, bars, done, done + whole, 0, config
+            )  # fmt: skip
+            done += whole
         mbarrier.arrive(own_empty(bars, here, config), count=1)
         item, part = _place(opaque(turn), work, shape, config)  # anew: it kept registers from the products else
         place = Place(item.batch, item.head, item.key_head, item.row + consumer * TILE)
@@ -234,11 +257,15 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
 
 
 @gluon.jit(
-    do_not_specialize=[*NUMBERS, "key_heads", "key_heads_reciprocal", "keys", "parts", "parts_reciprocal", "matrices"]
+    do_not_specialize=[
+        *NUMBERS,
+        *("key_heads", "key_heads_reciprocal", "keys", "parts", "parts_reciprocal", "matrices", "whole"),
+    ]
 )
 def keys_kernel(
-    k, v, q, grad_out, aux, dk, dv, width, value_width, begin, end, shift, breadth, columns, apart,
-    scale, key_heads, key_heads_reciprocal, repeats, keys, parts, parts_reciprocal, matrices,
+    k, v, q, grad_out, aux, q2, grad_out2, aux2, dk, dv, width, value_width,
+    begin, end, shift, breadth, columns, apart,
+    scale, key_heads, key_heads_reciprocal, repeats, keys, parts, parts_reciprocal, matrices, whole,
     items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
     config: gl.constexpr,
 ):  # fmt: skip
@@ -263,8 +290,9 @@ def keys_kernel(
         items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal
     )  # fmt: skip
     key_heads, parts = Divisor(key_heads, key_heads_reciprocal), Divisor(parts, parts_reciprocal)
-    shape = Shape(key_heads, repeats, keys, parts, matrices)
+    shape = Shape(key_heads, repeats, keys, parts, matrices, whole)
     edges = Edges(begin, end, shift, breadth, columns, apart)
     given = (edges, (k_tiles, v_tiles), picks, scale, totals, work, shape, ring, bars)
-    brought = (edges, (k, v, k_tiles, v_tiles), (q, grad_out, aux), work, shape, ring, bars)
+    own, runs = (k, v, k_tiles, v_tiles), ((q, grad_out, aux), (q2, grad_out2, aux2))
+    brought = (edges, own, runs[0], runs[1], work, shape, ring, bars)
     as_a_team(_consumer, given, _producer, brought, config)

@@ -1,0 +1,91 @@
+"""Few rows that were computed in shares: their parts become one, and go back to where the rows belong.
+
+A program takes one row of one head. Parts are [B, H, shares · rows, width], dense, every share with the wanted rows
+first; they are added in one order.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Launch, Operands, launch
+
+TOGETHER = tl.constexpr(16)
+"""Shares that are read at a time."""
+
+
+def write_joined(
+    parts: Tensor, part_lse: Tensor, sinks: Tensor | None, out: Tensor, lse: Tensor, queries: Tensor, *, shares: int
+) -> None:
+    """Writes the rows of `out` and `lse` at `queries`: one softmax over the keys of all shares, and the sinks [H].
+
+    `part_lse` is float32 [B, H, shares · rows], the natural log-sum-exp of each part; a row that sees nothing is zero.
+    """
+    launch(_prepared, (parts, part_lse, sinks, out, lse, queries), shares)
+
+
+def write_sums(parts: Tensor, x: Tensor, queries: Tensor, *, shares: int) -> None:
+    """Writes the sums of the parts, added in float32, to the rows of `x` [B, H, N, width] at `queries`, int64 [m]."""
+    launch(_prepared, (parts, None, None, x, None, queries), shares)
+
+
+def _prepared(operands: Operands, shares: int) -> Launch:
+    parts, _, _, x, lse, queries = operands
+    batch, heads, length, width = parts.shape
+    count = queries.shape[0]
+    strides = *x.stride()[:3], *((0, 0) if lse is None else lse.stride()[:2])
+    arguments = *operands, *strides, heads, count, length // shares, shares
+    return Launch(_join, batch * heads * count, arguments, (width, triton.next_power_of_2(width)), None)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("x_batch", "x_head", "x_row", "lse_batch", "lse_head"),
+        *("heads", "count", "rows", "shares"),
+    ]
+)
+def _join(
+    parts, part_lse, sinks, x, lse, queries, x_batch, x_head, x_row, lse_batch, lse_head, heads, count, rows, shares,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """One row: the sum of its parts, weighted by their log-sum-exps where there are any."""
+    number = tl.program_id(0)
+    matrix = number // count
+    row = number - matrix * count
+    batch, head = (matrix // heads).to(tl.int64), matrix % heads
+    query = tl.load(queries + row)
+    first = matrix.to(tl.int64) * rows * shares + row
+    columns = tl.arange(0, PADDED)
+    each = tl.arange(0, TOGETHER)
+    highest = float("-inf")
+    if part_lse is not None:
+        if sinks is not None:
+            sink = tl.load(sinks + head).to(tl.float32)
+            highest = sink
+        for begin in range(0, shares, TOGETHER):
+            there = begin + each < shares
+            found = tl.load(part_lse + first + (begin + each) * rows, mask=there, other=float("-inf"))
+            highest = tl.maximum(highest, tl.max(found, 0))
+        highest = tl.where(highest == float("-inf"), 0.0, highest)
+        total = 0.0
+        if sinks is not None:
+            total += tl.exp(sink - highest)
+    acc = tl.zeros([PADDED], tl.float32)
+    for begin in range(0, shares, TOGETHER):
+        there = begin + each < shares
+        place = first + (begin + each) * rows
+        mask = there[:, None] & (columns < WIDTH)[None, :]
+        values = tl.load(parts + place[:, None] * WIDTH + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        if part_lse is not None:
+            weights = tl.exp(tl.load(part_lse + place, mask=there, other=float("-inf")) - highest)
+            total += tl.sum(weights, 0)
+            values *= weights[:, None]
+        acc += tl.sum(values, 0)
+    if part_lse is not None:
+        acc = acc / tl.where(total > 0, total, 1.0)
+    target = x + batch * x_batch + head * x_head + query * x_row
+    tl.store(target + columns, acc.to(x.dtype.element_ty), mask=columns < WIDTH)
+    if part_lse is not None:
+        tl.store(lse + batch * lse_batch + head * lse_head + query, highest + tl.log(total))

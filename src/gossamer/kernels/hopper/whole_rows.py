@@ -1,0 +1,116 @@
+"""Queries that see every key, apart from all others: no mask, no table of theirs, and no gathered key.
+
+What other passes say of such queries is replaced, not joined: their softmax is all here. The backward hands the other
+passes a log-sum-exp of minus infinity, with which a query is absent, and the kernel that finishes the gradients of keys
+takes these queries as a second run that every key sees.
+
+They are few and the keys are many: a copy of them for each share of the keys gives every multiprocessor something to
+do, and the parts are joined by their log-sum-exps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...plan import Rows
+from ..captured import refuse_capture
+from ..spans import Span
+from . import rows, sweep_backward, sweep_forward
+from .configs import ROWS, team_of, tile_width
+from .operands import Asking, Inputs, Results, Segment
+from .ring import AUX
+from .sweep import shares_of
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The queries once for each share of the keys, every copy padded to whole tiles of a team."""
+
+    queries: Tensor
+    """int64 [count · rows], indices of the query axis."""
+    start: Tensor
+    """int32 [count · rows], what each sees: a share, or nothing where a whole tile is padding."""
+    stop: Tensor
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class WholeRows:
+    """Queries that see all of so many keys."""
+
+    queries: Tensor
+    """int64 [m], ascending indices of the query axis."""
+    keys: int
+    _shares: dict[tuple[int, int], Shares] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, found: tuple[Span, ...]) -> Self | None:
+        """The queries of the disjoint spans' rows, or None where one of them misses a key. Reads tables."""
+        asked = [span.term.queries for span in found if isinstance(span.term, Rows)]
+        if not asked:
+            return None
+        queries = np.unique(np.concatenate(asked))
+        seen = np.zeros(queries.max(initial=0) + 1, np.int64)
+        for span in found:
+            order = np.arange(span.query_count) if span.queries is None else span.queries.cpu().numpy()
+            inside = order < len(seen)
+            seen[order[inside]] += (span.stop - span.start).cpu().numpy()[inside]
+        keys = found[0].all_keys
+        if not len(queries) or (seen[queries] != keys).any():
+            return None
+        return cls(torch.from_numpy(queries).to(found[0].start.device), keys)
+
+    def forward(self, inputs: Inputs, sinks: Tensor | None, out: Tensor, lse: Tensor, *, scale: float) -> None:
+        """Writes the queries' rows of `out` and `lse`."""
+        shares = self._shares_for(inputs, out.shape[-1])
+        q = inputs.q.index_select(2, shares.queries)
+        parts, part_lse = out.new_empty(*q.shape[:-1], out.shape[-1]), lse.new_empty(q.shape[:-1])
+        sweep_forward.forward(q, _segments(inputs, shares), parts, part_lse, None, scale=scale)
+        rows.write_joined(parts, part_lse, sinks, out, lse, self.queries, shares=shares.count)
+
+    def absent(self, results: Results) -> Results:
+        """The same for the other passes, where these queries see nothing."""
+        return results._replace(lse=results.lse.index_fill(2, self.queries, -torch.inf))
+
+    def backward(self, inputs: Inputs, results: Results, dq: Tensor, *, scale: float) -> Asking:
+        """Writes the queries' rows of `dq`, and returns what the gradients of keys need of them."""
+        shares = self._shares_for(inputs, results.out.shape[-1])
+        q, copies = inputs.q.index_select(2, shares.queries), results.of(shares.queries)
+        parts, aux = torch.empty_like(q), q.new_empty(*q.shape[:-1], AUX.value, dtype=torch.bfloat16)
+        sweep_backward.backward_queries(q, _segments(inputs, shares), copies, parts, aux, scale=scale)
+        rows.write_sums(parts, dq, self.queries, shares=shares.count)
+        one = slice(len(self.queries))  # all copies say the same
+        return Asking(q[:, :, one], copies.grad_out[:, :, one], aux[:, :, one])
+
+    def _shares_for(self, inputs: Inputs, value_width: int) -> Shares:
+        """As many shares as keep the GPU busy; kept, for tables cannot be made while a graph is captured."""
+        q, k, _ = inputs
+        batch, heads, _, width = q.shape
+        team = team_of(tile_width(width), tile_width(value_width), heads // k.shape[1])
+        blocks = -(-len(self.queries) // team.rows)
+        items = batch * heads // team.heads_together * blocks
+        kind = shares_of(items, -(-self.keys // ROWS), q.device), blocks * team.rows
+        if kind not in self._shares:
+            self._shares[kind] = self._made(*kind)
+        return self._shares[kind]
+
+    def _made(self, count: int, length: int) -> Shares:
+        """Copies of `length` rows. Neither end of what they see ever falls from one to the next."""
+        device, wanted = self.queries.device, len(self.queries)
+        refuse_capture(device)
+        row = torch.arange(length, device=device)
+        share = ROWS * -(-self.keys // (count * ROWS))
+        first = (share * torch.arange(count, device=device)[:, None]).clamp(max=self.keys)
+        last = (first + share).clamp(max=self.keys)
+        start = torch.where(row < ROWS * -(-wanted // ROWS), first, last)
+        queries = self.queries[row.clamp(max=wanted - 1)].repeat(count)
+        return Shares(queries, start.flatten().int(), last.expand(-1, length).flatten().int(), count)
+
+
+def _segments(inputs: Inputs, shares: Shares) -> list[Segment]:
+    return [Segment(inputs.k, inputs.v, shares.start, shares.stop)]

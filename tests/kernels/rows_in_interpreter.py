@@ -35,9 +35,10 @@ class Case:
     def head_slice(self, device: str, *width: int) -> tuple[Tensor, Tensor]:
         """(some heads [B, H, N, …] of a larger tensor, all of its memory), which is canaries."""
         dtype = self.dtype if width else torch.float32
-        shape = (BATCH, LENGTH, HEADS, *width) if self.heads_inside else (BATCH, HEADS, LENGTH, *width)
+        inside = self.heads_inside and width
+        shape = (BATCH, LENGTH, HEADS, *width) if inside else (BATCH, HEADS, LENGTH, *width)
         room = torch.full(shape, CANARY, dtype=dtype, device=device)
-        return (room.transpose(1, 2) if self.heads_inside else room)[:, USED], room
+        return (room.transpose(1, 2) if inside else room)[:, USED], room
 
     def parts(self, device: str) -> Tensor:
         """What is not wanted is NaN."""

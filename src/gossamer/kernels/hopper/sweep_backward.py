@@ -62,7 +62,8 @@ def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: floa
 def backward_keys(
     asking: Asking, keys: SeenKeys, dk: Tensor, dv: Tensor, *, scale: float, whole: Asking | None = None
 ) -> None:
-    """Writes the gradients of keys and values; key j is seen by queries first[j] ... last[j] - 1, and all of `whole`.
+    """Writes the gradients of keys and values; key j is seen by queries first[j] ... last[j] - 1, and all of `whole`,
+    which are [B, G, n, …]: those of all heads of a key head together.
 
     dk and dv are like key and value, or float32 [parts, *key.shape] and [parts, *value.shape], dense: then the queries
     are cut into as many parts, the gradients are the sums over them, and nothing is seen as a whole.

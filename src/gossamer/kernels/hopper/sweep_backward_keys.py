@@ -5,8 +5,8 @@ dK and dV are finished in registers. Scores are computed transposed, S^T = K Q^T
 dS^T are operands in registers as well. Log-sum-exp and delta vary along their columns: each query's auxiliary row
 (see `sweep_backward_queries`) holds both, and one further step of the matrix instruction subtracts them.
 
-A second run of queries may follow, of which every key sees all (see `whole_rows`): its tiles need no mask, for what is
-read past its end is zero in Q, in dO and in the auxiliary rows, and adds nothing.
+A second run of queries may follow, which see every key (see `whole_rows`), those of all heads of a key head in one: its
+tiles need no mask, for what is read past its end is zero in Q, in dO and in the auxiliary rows, and adds nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Shape(NamedTuple):
     matrices: gl.tensor
     """Key heads of all batches."""
     whole: gl.tensor
-    """Queries of the second run."""
+    """Queries of the second run of a key head."""
 
 
 class Totals(NamedTuple):
@@ -130,10 +130,9 @@ def _producer(brought, config: gl.constexpr):
                 _bring_queries(descriptors, ring, bars, [place.batch, head, low + tile * TILE, 0], done, config)
                 done += 1
         if SEGMENTS == 2:
-            for head in range(place.head, place.head + shape.repeats):
-                for tile in range(0, gl.cdiv(shape.whole, TILE)):
-                    _bring_queries(whole, ring, bars, [place.batch, head, tile * TILE, 0], done, config)
-                    done += 1
+            for tile in range(0, gl.cdiv(shape.whole, TILE)):
+                _bring_queries(whole, ring, bars, [place.batch, place.key_head, tile * TILE, 0], done, config)
+                done += 1
 
 
 @gluon.jit
@@ -243,7 +242,8 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
             pass_over(bars, done + end - first, done + last - first, config)
             done += last - first
         if SEGMENTS == 2:
-            whole = shape.repeats * gl.cdiv(shape.whole, TILE)
+            here = consumer * config.depth + slot(opaque(turn), config.depth)  # anew, and the count: as below
+            whole = gl.cdiv(opaque(shape.whole), TILE)
             dk, dv = _add_queries(
                 dk, dv, own, picks, here, scale * LOG2E, None, ring, bars, done, done + whole, 0, config
             )  # fmt: skip

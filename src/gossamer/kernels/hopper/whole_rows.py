@@ -78,14 +78,18 @@ class WholeRows:
         return results._replace(lse=results.lse.index_fill(2, self.queries, -torch.inf))
 
     def backward(self, inputs: Inputs, results: Results, dq: Tensor, *, scale: float) -> Asking:
-        """Writes the queries' rows of `dq`, and returns what the gradients of keys need of them."""
+        """Writes the queries' rows of `dq`, and returns what the gradients of keys need of them: [B, G, repeats · m, …]."""
         shares = self._shares_for(inputs, results.out.shape[-1])
         q, copies = inputs.q.index_select(2, shares.queries), results.of(shares.queries)
         parts, aux = torch.empty_like(q), q.new_empty(*q.shape[:-1], AUX.value, dtype=torch.bfloat16)
         sweep_backward.backward_queries(q, _segments(inputs, shares), copies, parts, aux, scale=scale)
         rows.write_sums(parts, dq, self.queries, shares=shares.count)
-        one = slice(len(self.queries))  # all copies say the same
-        return Asking(q[:, :, one], copies.grad_out[:, :, one], aux[:, :, one])
+        return Asking(*(self._of_key_heads(x, inputs.k.shape[1]) for x in (q, copies.grad_out, aux)))
+
+    def _of_key_heads(self, x: Tensor, key_heads: int) -> Tensor:
+        """Of copies that all say the same the first; rows of heads that share a key head lie together."""
+        x = x[:, :, : len(self.queries)]
+        return x if x.shape[1] == key_heads else x.unflatten(1, (key_heads, -1)).flatten(2, 3)
 
     def _shares_for(self, inputs: Inputs, value_width: int) -> Shares:
         """As many shares as keep the GPU busy; kept, for tables cannot be made while a graph is captured."""

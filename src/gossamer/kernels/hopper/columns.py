@@ -22,6 +22,9 @@ whole vectors where it is told so."""
 TILE = 1024
 """Elements that a program gathers or sums, a vector for each of its threads."""
 
+TOGETHER = tl.constexpr(8)
+"""Summands that are on their way at a time."""
+
 CLEARED = tl.constexpr(8)
 """Tiles that a program clears: it waits for nothing but the list of what is outside."""
 
@@ -186,9 +189,9 @@ def _put_tile(x, row, parts, dense_row, exists, summands, WIDTH: tl.constexpr, A
     count, apart, copies, further = summands
     at, taken = _offsets(row, WIDTH), _offsets(dense_row * (WIDTH // VECTOR), WIDTH)
     total = tl.zeros(at.shape, tl.float32)
-    for part in range(0, count):
-        for copy in range(0, copies):
-            total += _load(parts + (part * apart + copy * further) * WIDTH, taken, WIDTH)
+    for each in tl.range(0, count * copies, loop_unroll_factor=TOGETHER):  # else each load waits for the last
+        part = each // copies
+        total += _load(parts + (part * apart + (each - part * copies) * further) * WIDTH, taken, WIDTH)
     if ADDS:
         total += _load(x, at, WIDTH).to(tl.float32)
     _store(x, at, total.to(x.dtype.element_ty), exists, WIDTH)

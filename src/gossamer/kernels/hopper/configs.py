@@ -69,6 +69,13 @@ class SweepConfig:
     """Runs of keys that join in one softmax, or runs of queries that add to one gradient: one or two."""
     depth: int = 1
     """Items whose own tiles may be there at once, where a kernel keeps them in shared memory."""
+    in_turn: bool = False
+    """Whether all consumers own the same tile, and each takes but its turns of what is brought in."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of one head that an item takes."""
+        return ROWS if self.in_turn else self.team.rows
 
     @property
     def own(self) -> int:

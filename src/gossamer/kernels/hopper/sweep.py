@@ -116,12 +116,12 @@ def barriers_of(config: gl.constexpr):
     """The barriers of a team, in one piece: what a warpgroup is handed, it keeps in registers."""
     OWN: gl.constexpr = config.own
     SLOTS: gl.constexpr = config.slots
-    CONSUMERS: gl.constexpr = config.team.consumers
+    USERS: gl.constexpr = 1 if config.in_turn else config.team.consumers
     made = gl.allocate_shared_memory(gl.int64, [2 * OWN + 2 * SLOTS, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2 * OWN + SLOTS):
         mbarrier.init(made.index(i), count=1)
     for i in gl.static_range(SLOTS):
-        mbarrier.init(made.index(2 * OWN + SLOTS + i), count=CONSUMERS)
+        mbarrier.init(made.index(2 * OWN + SLOTS + i), count=USERS)
     return made
 
 
@@ -283,6 +283,21 @@ def pass_over(bars, start, stop, config: gl.constexpr):
         i = start + n
         mbarrier.wait(full(bars, i, config), phase(i, config.slots))
         mbarrier.arrive(empty(bars, i, config), count=1)
+
+
+@gluon.jit
+def own_turns(start, stop, consumer: gl.constexpr, config: gl.constexpr):
+    """(tiles that the first of a consumer's turns comes after `start`, how many it has) of the ring's start ... stop.
+
+    The turns go on from item to item, so that a consumer never waits for a tile that is a lap ahead: the ring holds
+    more tiles than there are consumers.
+    """
+    CONSUMERS: gl.constexpr = config.team.consumers
+    if config.in_turn:
+        first = (consumer + (CONSUMERS - 1) * start) % CONSUMERS  # so that start + first is, in turns, its number
+        return first, gl.maximum(stop - start - first + CONSUMERS - 1, 0) // CONSUMERS
+    else:
+        return 0, stop - start
 
 
 @gluon.jit

@@ -78,10 +78,11 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
     repeats = q.shape[1] // key_heads
     wide, value_wide = tile_width(width), tile_width(value.shape[-1])
     in_parts = dk.dim() == 5
-    parts = dk.shape[0] if in_parts else 1
     team = team_of(wide, value_wide)
+    in_turn = in_parts and _in_turn(count)
+    parts = dk.shape[0] // (team.consumers if in_turn else 1) if in_parts else 1
     matrices = batch * key_heads
-    units, blocks = matrices * parts, _ceiling(count, team.rows)
+    units, blocks = matrices * parts, _ceiling(count, ROWS if in_turn else team.rows)
     depth = 2 if max(wide, value_wide) == ROWS else 1  # narrow tiles leave room for the next item's keys and values
     own = team.consumers * depth * (wide + value_wide) + 2 * AUX.value
     if in_parts:
@@ -99,7 +100,7 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
         *(scale, *divisor(key_heads), repeats, count, *divisor(parts), matrices, 0 if q2 is None else q2.shape[2]),
         *work_of(units, blocks, cached),
     )
-    config = SweepConfig(team, _slots(own, sum(widths)), segments=1 if q2 is None else 2, depth=depth)
+    config = SweepConfig(team, _slots(own, sum(widths)), segments=1 if q2 is None else 2, depth=depth, in_turn=in_turn)
     return Launch(keys_kernel, units * blocks, arguments, (config,), team.consumers)
 
 
@@ -107,9 +108,15 @@ def splits(key: Tensor, value: Tensor, q: Tensor) -> int:
     """Into how many parts `backward_keys` should cut the queries, so that few keys and many queries fill the GPU."""
     batch, key_heads, keys, _ = key.shape
     team = team_of(tile_width(key.shape[3]), tile_width(value.shape[3]))
-    items = batch * key_heads * _ceiling(keys, team.rows)
     swept = _ceiling(q.shape[2], ROWS) * (q.shape[1] // key_heads)
-    return shares_of(items, swept, key.device)
+    if _in_turn(keys):  # every consumer makes a part
+        return team.consumers * shares_of(batch * key_heads, swept // team.consumers, key.device)
+    return shares_of(batch * key_heads * _ceiling(keys, team.rows), swept, key.device)
+
+
+def _in_turn(keys: int) -> bool:
+    """Whether all of a team own the same keys: where there is but one tile of them."""
+    return keys <= ROWS
 
 
 def _slots(own: int, ring: int) -> int:

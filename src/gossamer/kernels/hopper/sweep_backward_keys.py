@@ -1,7 +1,8 @@
 """The gradients of keys and values over runs of queries: a team with 64 keys each shares every tile brought in.
 
 A work item is a team's key tiles and all, or a part, of the queries that see them, in every head of the key's group;
-dK and dV are finished in registers. Scores are computed transposed, S^T = K Q^T and dP^T = V dO^T, so that P^T and
+dK and dV are finished in registers. Of few keys, all of the team own the same tile and take the queries' tiles in turn,
+each with a part of the sums. Scores are computed transposed, S^T = K Q^T and dP^T = V dO^T, so that P^T and
 dS^T are operands in registers as well. Log-sum-exp and delta vary along their columns: each query's auxiliary row
 (see `sweep_backward_queries`) holds both, and one further step of the matrix instruction subtracts them.
 
@@ -36,6 +37,7 @@ from .sweep import (
     full,
     own_empty,
     own_full,
+    own_turns,
     pass_over,
     reach_of,
     seen,
@@ -72,7 +74,7 @@ class Totals(NamedTuple):
 @gluon.jit
 def _place(turn, work, shape, config: gl.constexpr):
     """(the first tile of an item, its part of the queries); early keys come first, which are seen the most."""
-    ROWS: gl.constexpr = config.team.rows
+    ROWS: gl.constexpr = config.rows
     unit, block = unit_and_block(turn, work)
     matrix = quotient(unit, shape.parts)
     part = unit - matrix * shape.parts.value
@@ -84,10 +86,17 @@ def _place(turn, work, shape, config: gl.constexpr):
 @gluon.jit
 def _part_of(edges, place, part, shape, config: gl.constexpr):
     """(a query, tiles first ... last - 1 counted from it): an item's share of the queries that see its keys."""
-    ROWS: gl.constexpr = config.team.rows
+    ROWS: gl.constexpr = config.rows
     low, high = span_of(edges, place.batch, place.row, ROWS, shape.keys)
     count = gl.cdiv(high - low, TILE)
     return low, quotient(count * part, shape.parts), quotient(count * (part + 1), shape.parts)
+
+
+@gluon.jit
+def _own_row(item, consumer: gl.constexpr, config: gl.constexpr):
+    """The first key of an item that a consumer owns."""
+    IN_TURN: gl.constexpr = config.in_turn
+    return item.row if IN_TURN else item.row + consumer * TILE
 
 
 @gluon.jit
@@ -98,7 +107,7 @@ def _bring_own(own, bars, place, turn, consumer: gl.constexpr, config: gl.conste
     ready = own_full(bars, here, config)
     mbarrier.wait(own_empty(bars, here, config), phase(turn, config.depth) ^ 1)
     mbarrier.expect(ready, k.block_type.nbytes + v.block_type.nbytes)
-    at = [place.batch, place.key_head, place.row + consumer * TILE, 0]
+    at = [place.batch, place.key_head, _own_row(place, consumer, config), 0]
     tma.async_copy_global_to_shared(k, at, ready, k_tiles.index(here))
     tma.async_copy_global_to_shared(v, at, ready, v_tiles.index(here))
 
@@ -155,16 +164,19 @@ def less(a, b, aux, picks, layout: gl.constexpr):
 
 @gluon.jit
 def _add_queries(
-    dk, dv, own, picks, here, scale, reach, ring, bars, start, stop, row, config: gl.constexpr,
+    dk, dv, own, picks, here, scale, reach, ring, bars, start, stop, row, consumer: gl.constexpr, config: gl.constexpr,
 ):  # fmt: skip
-    """(dK unscaled, dV) plus what tiles start ... stop - 1 of the ring give; the first begins at query `row`.
+    """(dK unscaled, dV) plus what tiles start ... stop - 1 of the ring give, or those of them whose turn it is.
 
-    Where `reach` is None, all of them are seen.
+    The first begins at query `row`. Where `reach` is None, all of them are seen.
     """
+    STEP: gl.constexpr = config.team.consumers if config.in_turn else 1
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     dk_operand: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
     dv_operand: gl.constexpr = gl.DotOperandLayout(0, dv.type.layout, 2)
-    for n in range(0, stop - start):
+    skipped, turns = own_turns(start, stop, consumer, config)
+    for turn in range(0, turns):
+        n = skipped + turn * STEP
         i = start + n
         hidden = opaque(here)  # else the compiler keeps the many addresses of K and V in registers
         k, v = tile_of(own[0], hidden, own[0].shape[0]), tile_of(own[1], hidden, own[1].shape[0])
@@ -217,6 +229,8 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     WIDTH: gl.constexpr = own[0].shape[4]
     VALUE_WIDTH: gl.constexpr = own[1].shape[4]
     SEGMENTS: gl.constexpr = config.segments
+    CONSUMERS: gl.constexpr = config.team.consumers
+    IN_TURN: gl.constexpr = config.in_turn
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VALUE_WIDTH, 16])
@@ -224,7 +238,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     for turn in range(turns_of(work)):
         item, part = _place(turn, work, shape, config)
         low, first, last = _part_of(edges, item, part, shape, config)
-        place = Place(item.batch, item.head, item.key_head, item.row + consumer * TILE)
+        place = Place(item.batch, item.head, item.key_head, _own_row(item, consumer, config))
         reach = reach_of(edges, place, shape.keys, scores)
         begin = gl.minimum(gl.maximum((reach.first_begin - low) // TILE, first), last)
         end = gl.where(place.row < shape.keys, gl.cdiv(reach.last_end - low, TILE), 0)
@@ -234,23 +248,27 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         dv = gl.zeros((TILE, VALUE_WIDTH), gl.float32, dv_layout)
         mbarrier.wait(own_full(bars, here, config), phase(turn, config.depth))
         for _ in range(shape.repeats):
-            pass_over(bars, done, done + begin - first, config)
+            if not IN_TURN:
+                pass_over(bars, done, done + begin - first, config)
             dk, dv = _add_queries(
                 dk, dv, own, picks, here, scale * LOG2E, reach, ring, bars,
-                done + begin - first, done + end - first, low + begin * TILE, config,
+                done + begin - first, done + end - first, low + begin * TILE, consumer, config,
             )  # fmt: skip
-            pass_over(bars, done + end - first, done + last - first, config)
+            if not IN_TURN:
+                pass_over(bars, done + end - first, done + last - first, config)
             done += last - first
         if SEGMENTS == 2:
             here = consumer * config.depth + slot(opaque(turn), config.depth)  # anew, and the count: as below
             whole = gl.cdiv(opaque(shape.whole), TILE)
             dk, dv = _add_queries(
-                dk, dv, own, picks, here, scale * LOG2E, None, ring, bars, done, done + whole, 0, config
+                dk, dv, own, picks, here, scale * LOG2E, None, ring, bars, done, done + whole, 0, consumer, config
             )  # fmt: skip
             done += whole
         mbarrier.arrive(own_empty(bars, here, config), count=1)
         item, part = _place(opaque(turn), work, shape, config)  # anew: it kept registers from the products else
-        place = Place(item.batch, item.head, item.key_head, item.row + consumer * TILE)
+        place = Place(item.batch, item.head, item.key_head, _own_row(item, consumer, config))
+        if IN_TURN:
+            part = part * CONSUMERS + consumer
         _store(totals[1], dv, place, part, shape, consumer)
         _store(totals[0], dk * scale, place, part, shape, consumer)
     settle()

@@ -69,7 +69,7 @@ class SeenKeys(NamedTuple):
 
 
 class Asking(NamedTuple):
-    """Queries [B, H, Q, D], their outputs' gradients [B, H, Q, Dv], and their auxiliary rows, bfloat16 [B, H, Q, 16]."""
+    """Queries [B, H, Q, D], their outputs' gradients [B, H, Q, Dv], their auxiliary rows, bfloat16 [B, H, Q, 16]."""
 
     q: Tensor
     grad_out: Tensor

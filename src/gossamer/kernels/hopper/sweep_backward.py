@@ -91,11 +91,12 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
         totals = tiles(dk, ROWS, wide), tiles(dv, ROWS, value_wide), None, None
         own += team.consumers * (wide if wide == value_wide else wide + value_wide)
     widths = wide, value_wide, AUX.value
-    asking = [None if x is None else tiles(x, ROWS, x_wide) for x, x_wide in zip((q, grad_out, aux, q2, grad_out2, aux2), 2 * widths, strict=True)]
+    asking = zip((q, grad_out, aux, q2, grad_out2, aux2), 2 * widths, strict=True)
     # Parts are for few keys: there, even loads matter more than what the cache holds.
     cached = units if in_parts else max(1, heads_cached(q, grad_out, aux) // repeats)
     arguments = (
-        *(tiles(key, ROWS, wide), tiles(value, ROWS, value_wide), *asking),
+        *(tiles(key, ROWS, wide), tiles(value, ROWS, value_wide)),
+        *(None if x is None else tiles(x, ROWS, x_wide) for x, x_wide in asking),
         *(*totals, *edges_of(first, last, diagonal, q.shape[2])),
         *(scale, *divisor(key_heads), repeats, count, *divisor(parts), matrices, 0 if q2 is None else q2.shape[2]),
         *work_of(units, blocks, cached),

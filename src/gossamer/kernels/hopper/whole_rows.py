@@ -78,7 +78,7 @@ class WholeRows:
         return results._replace(lse=results.lse.index_fill(2, self.queries, -torch.inf))
 
     def backward(self, inputs: Inputs, results: Results, dq: Tensor, *, scale: float) -> Asking:
-        """Writes the queries' rows of `dq`, and returns what the gradients of keys need of them: [B, G, repeats · m, …]."""
+        """Writes the queries' rows of `dq`; returns what the gradients of keys need of them, [B, G, repeats · m, …]."""
         shares = self._shares_for(inputs, results.out.shape[-1])
         q, copies = inputs.q.index_select(2, shares.queries), results.of(shares.queries)
         parts, aux = torch.empty_like(q), q.new_empty(*q.shape[:-1], AUX.value, dtype=torch.bfloat16)

@@ -14,7 +14,7 @@ from gossamer.kernels.devices import made_current
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.problem import Problem, Saved, Softmax
 from gossamer.kernels.spans import without_span
-from gossamer.patterns import Causal, Dilated, Pattern, PerHead, RandomBlocks, Sinks, Strided, Tokens, Window
+from gossamer.patterns import Causal, Dilated, Pattern, PerHead, RandomBlocks, Sinks, Strided, Tokens, Window, presets
 from gossamer.plan import plan
 from tests.checks import Problem as Drawn
 from tests.checks import Setting, draw, oracle, run
@@ -73,9 +73,23 @@ class Dense:
         k, v = (torch.cat([getattr(each, name) for each in segments], 2) for name in "kv")
         return k, v, torch.cat(masks, -1)
 
-    def sweep(self, q: Tensor, segments: list, out: Tensor, lse: Tensor, sinks: Tensor | None, *, scale: float) -> None:
-        self.ran.append(f"sweep {len(segments)}")
-        self._forward(q, *self._stack(segments), out, lse, sinks, scale)
+    def _turns(self, q: Tensor, segments: list, results: list[Tensor], in_turn: bool) -> Iterator[tuple[Tensor, ...]]:
+        """(keys, values, mask, results) of each of those who take turns, whose results lie tile by tile in turn."""
+        k, v, mask = self._stack(segments)
+        takers = results[0].shape[2] // q.shape[2]
+        assert takers == 1 or (in_turn and len(segments) == 1)
+        for taker in range(takers):
+            turn = torch.arange(k.shape[2]) % takers == taker
+            parts = [x.unflatten(2, (-1, takers, 64))[:, :, :, taker] if in_turn else x for x in results]
+            written = [torch.empty_like(x).flatten(2, 3) if in_turn else x for x in parts]
+            yield k, v, mask & turn, *written
+            for part, x in zip(parts, written, strict=True) if in_turn else ():
+                part.copy_(x.view_as(part))
+
+    def sweep(self, q, segments, out, lse, sinks, *, scale: float, in_turn: bool = False) -> None:
+        self.ran.append(f"sweep {len(segments)}{' in turn' if in_turn else ''}")
+        for k, v, mask, *written in self._turns(q, segments, [out, lse], in_turn):
+            self._forward(q, k, v, mask, *written, sinks, scale)
 
     def stream(self, inputs, out, lse, sinks, *, diagonal: Diagonal, scale: float) -> None:
         self.ran.append("stream")
@@ -93,11 +107,14 @@ class Dense:
         out.copy_(softmax_of(scores, mask, found) @ repeated(v, q))
         lse.copy_(found)
 
-    def sweep_queries(self, q, segments, results, dq, aux, *, scale: float) -> None:
-        self._queries(q, *self._stack(segments), results, dq, aux, scale)
+    def sweep_queries(self, q, segments, results, dq, aux, *, scale: float, in_turn: bool = False) -> None:
+        for k, v, mask, written in self._turns(q, segments, [dq], in_turn):
+            self._queries(q, k, v, mask, results, written, aux, scale)
 
     def stream_queries(self, inputs, results, dq, aux, *, diagonal: Diagonal, scale: float) -> None:
-        self._queries(*inputs, self._band(*inputs[:2], *diagonal), results, dq, aux, scale)
+        mask = self._band(*inputs[:2], *diagonal)
+        assert not (mask.any(-1) & (results.lse == -torch.inf)).any(), "a streaming kernel knows of no absent query"
+        self._queries(*inputs, mask, results, dq, aux, scale)
 
     def _queries(self, q, k, v, mask, results, dq, aux, scale) -> None:
         delta = (results.grad_out.double() * results.out.double()).sum(-1)
@@ -240,6 +257,17 @@ def test_a_key_head_that_two_groups_share_gets_both_their_gradients(dense: Dense
 def test_window_and_columns_join_in_one_pass(dense: Dense) -> None:
     check(JOINT, Setting(heads=2, queries=100, width=8))
     assert "sweep 2" in dense.ran
+
+
+@pytest.mark.parametrize(("tokens", "ran"), [((0, 70), "sweep 1 in turn"), (tuple(range(70)), "sweep 1")])
+def test_whole_rows_are_apart(dense: Dense, tokens: tuple[int, ...], ran: str) -> None:
+    check(presets.longformer(20, tokens), Setting(heads=2, queries=100, width=8, batch=2, sinks=True))
+    assert dense.ran == ["sweep 2", ran, "whole rows"]
+
+
+def test_whole_rows_beside_a_band_alone(dense: Dense) -> None:
+    check(Window(9) | Tokens((5, 30)).T, Setting(heads=2, queries=100, width=8))
+    assert dense.ran[0] == ("stream" if dense.streams else "sweep 1") and "whole rows" in dense.ran
 
 
 def test_a_plain_band_goes_to_the_streaming_kernels(dense: Dense) -> None:

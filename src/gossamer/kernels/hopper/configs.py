@@ -70,12 +70,17 @@ class SweepConfig:
     depth: int = 1
     """Items whose own tiles may be there at once, where a kernel keeps them in shared memory."""
     in_turn: bool = False
-    """Whether all consumers own the same tile, and each takes but its turns of what is brought in."""
+    """Whether all consumers own the same tile, and each takes its turns at what is brought in: a part of the sum."""
 
     @property
     def rows(self) -> int:
         """Rows of one head that an item takes."""
         return ROWS if self.in_turn else self.team.rows
+
+    @property
+    def step(self) -> int:
+        """From a tile that a consumer takes of the ring to the next."""
+        return self.team.consumers if self.in_turn else 1
 
     @property
     def own(self) -> int:

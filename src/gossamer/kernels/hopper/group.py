@@ -99,7 +99,7 @@ class Group:
         """Writes dq, and returns what the gradients of keys need to know of each query."""
         aux = q.new_empty(*q.shape[:-1], AUX.value, dtype=torch.bfloat16)
         diagonal = self._streamed(each.diagonals, results.out.shape[-1], stream_backward.fits)
-        if diagonal is not None:
+        if diagonal is not None and self.whole is None:  # the streaming kernel knows of no absent query
             stream_backward.backward_queries(self._inputs(q), results, dq, aux, diagonal=diagonal, scale=self.scale)
         else:
             sweep_backward.backward_queries(q, self._segments(each), results, dq, aux, scale=self.scale)
@@ -125,7 +125,7 @@ class Group:
     ) -> None:
         """Writes every key's gradients where they belong."""
         streamed = self._streamed((diagonal,), dv.shape[-1], stream_backward.fits)
-        if streamed is not None and whole is None:
+        if streamed is not None and self.whole is None:
             inputs, rest = self._inputs(asking.q), asking[1:]
             stream_backward.backward_keys(inputs, *rest, dk, dv, diagonal=streamed, scale=self.scale)
         else:

@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ..devices import multiprocessors
 from ..spans import apart
-from .configs import Team
+from .configs import SweepConfig
 from .descriptors import tiles
 from .division import Divisor, divisor, quotient
 from .launch import heads_cached
@@ -76,8 +76,9 @@ class Run(NamedTuple):
     edges: Edges
 
 
-TURNS, SHORTEST_SHARE = 2, 8
-"""Items that a multiprocessor should get where what is swept over is split, and tiles that a share has at least."""
+TURNS, SHORTEST_SHARE, BEGINNING = 4, 8, 4
+"""Where what is swept over is split: items that a multiprocessor gets at most, tiles that a share has at least, and
+the tiles that could be swept over in the time that an item takes to begin and to end."""
 
 WORK = (
     *("items", "blocks", "section", "section_reciprocal"),
@@ -199,10 +200,13 @@ def query_place(turn, work, shape, consumer: gl.constexpr, config: gl.constexpr)
     """A consumer's query tile of an item; late queries come first, which see the most where the past grows."""
     CONSUMERS: gl.constexpr = config.team.consumers
     HEADS: gl.constexpr = config.team.by_heads
+    IN_TURN: gl.constexpr = config.in_turn
     unit, block = unit_and_block(turn, work)
     block = work.blocks - 1 - block
     if HEADS:
         head, row = unit * CONSUMERS + consumer, block * TILE
+    elif IN_TURN:
+        head, row = unit, block * TILE
     else:
         head, row = unit, (block * CONSUMERS + consumer) * TILE
     batch = quotient(head, shape.heads)
@@ -213,8 +217,18 @@ def query_place(turn, work, shape, consumer: gl.constexpr, config: gl.constexpr)
 @gluon.jit
 def team_row_of(place, consumer: gl.constexpr, config: gl.constexpr):
     """The first row that the team of a consumer's tile works on."""
-    HEADS: gl.constexpr = config.team.by_heads
-    return place.row if HEADS else place.row - consumer * TILE
+    ALIKE: gl.constexpr = config.team.by_heads or config.in_turn
+    return place.row if ALIKE else place.row - consumer * TILE
+
+
+@gluon.jit
+def result_of(place, consumer: gl.constexpr, config: gl.constexpr):
+    """Where a consumer's results go: where they take turns, each has a tile of its own among the results."""
+    STEP: gl.constexpr = config.step
+    if STEP == 1:
+        return place
+    else:
+        return Place(place.batch, place.head, place.key_head, place.row * STEP + consumer * TILE)
 
 
 @gluon.jit
@@ -292,12 +306,12 @@ def own_turns(start, stop, consumer: gl.constexpr, config: gl.constexpr):
     The turns go on from item to item, so that a consumer never waits for a tile that is a lap ahead: the ring holds
     more tiles than there are consumers.
     """
-    CONSUMERS: gl.constexpr = config.team.consumers
-    if config.in_turn:
-        first = (consumer + (CONSUMERS - 1) * start) % CONSUMERS  # so that start + first is, in turns, its number
-        return first, gl.maximum(stop - start - first + CONSUMERS - 1, 0) // CONSUMERS
-    else:
+    STEP: gl.constexpr = config.step
+    if STEP == 1:
         return 0, stop - start
+    else:
+        first = (consumer + (STEP - 1) * start) % STEP  # so that start + first is, in turns, its number
+        return first, gl.maximum(stop - start - first + STEP - 1, 0) // STEP
 
 
 @gluon.jit
@@ -341,8 +355,13 @@ def renewed(words):
 
 
 def shares_of(items: int, swept: int, device: torch.device) -> int:
-    """Into how many shares `swept` tiles should be cut, so that few items with much to sweep over fill the GPU."""
-    return max(1, min(-(-TURNS * multiprocessors(device) // items), swept // SHORTEST_SHARE))
+    """Into how many shares `swept` tiles should be cut, so that few items with much to sweep over fill the GPU.
+
+    Programs take items one after the other: the last round is to be as full as the others.
+    """
+    programs = multiprocessors(device)
+    most = max(1, min(-(-TURNS * programs // items), swept // SHORTEST_SHARE))
+    return min(range(1, most + 1), key=lambda shares: -(-items * shares // programs) * (swept / shares + BEGINNING))
 
 
 def work_of(units: int, blocks: int, cached: int) -> tuple[int, ...]:
@@ -352,12 +371,12 @@ def work_of(units: int, blocks: int, cached: int) -> tuple[int, ...]:
     return units * blocks, blocks, *divisor(section), *divisor(last), *divisor(section * blocks)
 
 
-def query_work(team: Team, q: Tensor, segments: Sequence[Segment]) -> tuple[int, ...]:
+def query_work(config: SweepConfig, q: Tensor, segments: Sequence[Segment]) -> tuple[int, ...]:
     """What kernels take as their work where a team owns query tiles and sweeps over the segments."""
-    batch, heads, queries, _ = q.shape
+    team, (batch, heads, queries, _) = config.team, q.shape
     repeats = heads // segments[0].k.shape[1]
     cached = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats // team.heads_together
-    return work_of(batch * heads // team.heads_together, -(-queries // team.rows), cached)
+    return work_of(batch * heads // team.heads_together, -(-queries // config.rows), cached)
 
 
 def edges_of(start: Tensor, stop: Tensor, diagonal: Diagonal | None, columns: int) -> tuple[object, ...]:

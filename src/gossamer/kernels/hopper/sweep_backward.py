@@ -32,21 +32,33 @@ RESERVED = 1024
 
 
 def backward_queries(
-    q: Tensor, segments: Sequence[Segment], results: Results, dq: Tensor, aux: Tensor, *, scale: float
+    q: Tensor,
+    segments: Sequence[Segment],
+    results: Results,
+    dq: Tensor,
+    aux: Tensor,
+    *,
+    scale: float,
+    in_turn: bool = False,
 ) -> None:
-    """Writes dq and, for `backward_keys`, aux (bfloat16 [B, H, Q, 16], dense): one softmax over one or two segments."""
+    """Writes dq and, for `backward_keys`, aux (bfloat16 [B, H, Q, 16], dense): one softmax over one or two segments.
+
+    `in_turn` is as in the forward: parts of dq take the place of dq.
+    """
     given = results.out, results.grad_out, dq, aux, results.lse, results.grad_lse
-    launch(_prepared_queries, (q, *given, *tensors_of(segments)), segments[0].diagonal, scale)
+    launch(_prepared_queries, (q, *given, *tensors_of(segments)), segments[0].diagonal, scale, in_turn)
 
 
-def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: float) -> Launch:
+def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: float, in_turn: bool) -> Launch:
     q, out, grad_out, dq, aux, lse, grad_lse, *rest = operands
     segments = segments_of(rest, diagonal)
     _, heads, queries, width = q.shape
     repeats = heads // segments[0].k.shape[1]
     wide, value_wide = tile_width(width), tile_width(out.shape[-1])
-    team = team_of(wide, value_wide, repeats)
-    work = query_work(team, q, segments)
+    team = team_of(wide, value_wide, None if in_turn else repeats)
+    own = 2 * team.consumers * (wide + value_wide)
+    config = SweepConfig(team, _slots(own, wide + value_wide), segments=len(segments), in_turn=in_turn)
+    work = query_work(config, q, segments)
     sources = (q, wide), (grad_out, value_wide), (out, value_wide), (dq, wide)
     arguments = (
         *(tiles(x, ROWS, x_wide) for x, x_wide in sources),
@@ -54,8 +66,6 @@ def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: floa
         *(*rows(lse), *rows(grad_lse), scale, *divisor(heads), *divisor(repeats), queries),
         *work,
     )
-    own = 2 * team.consumers * (wide + value_wide)
-    config = SweepConfig(team, _slots(own, wide + value_wide), segments=len(segments))
     return Launch(queries_kernel, work[0], arguments, (config,), team.consumers)
 
 

@@ -170,7 +170,7 @@ def _add_queries(
 
     The first begins at query `row`. Where `reach` is None, all of them are seen.
     """
-    STEP: gl.constexpr = config.team.consumers if config.in_turn else 1
+    STEP: gl.constexpr = config.step
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     dk_operand: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
     dv_operand: gl.constexpr = gl.DotOperandLayout(0, dv.type.layout, 2)
@@ -229,7 +229,6 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     WIDTH: gl.constexpr = own[0].shape[4]
     VALUE_WIDTH: gl.constexpr = own[1].shape[4]
     SEGMENTS: gl.constexpr = config.segments
-    CONSUMERS: gl.constexpr = config.team.consumers
     IN_TURN: gl.constexpr = config.in_turn
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
@@ -268,7 +267,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         item, part = _place(opaque(turn), work, shape, config)  # anew: it kept registers from the products else
         place = Place(item.batch, item.head, item.key_head, _own_row(item, consumer, config))
         if IN_TURN:
-            part = part * CONSUMERS + consumer
+            part = part * config.step + consumer
         _store(totals[1], dv, place, part, shape, consumer)
         _store(totals[0], dk * scale, place, part, shape, consumer)
     settle()

@@ -34,10 +34,12 @@ from .sweep import (
     operand_of,
     own_empty,
     own_full,
+    own_turns,
     pass_over,
     query_place,
     reach_of,
     renewed,
+    result_of,
     seen,
     span_of,
     team_row_of,
@@ -81,7 +83,7 @@ def _bring_keys(segment, ring, bars, place, end, start, stop, config: gl.constex
 @gluon.jit
 def _producer(brought, config: gl.constexpr):
     CONSUMERS: gl.constexpr = config.team.consumers
-    ROWS: gl.constexpr = config.team.rows
+    ROWS: gl.constexpr = config.rows
     segments, own, work, shape, ring, bars = brought
     SEGMENTS: gl.constexpr = config.segments
     done = 0
@@ -97,15 +99,21 @@ def _producer(brought, config: gl.constexpr):
 
 
 @gluon.jit
-def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop, column, config: gl.constexpr):
-    """(dQ, unscaled, plus what tiles start ... stop - 1 of the ring give, q, dO); the first begins at key `column`.
+def _add_keys(
+    dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop, column,
+    consumer: gl.constexpr, config: gl.constexpr,
+):  # fmt: skip
+    """(dQ, unscaled, plus what tiles start ... stop - 1 of the ring give, or those of them whose turn it is, q, dO).
 
-    Q and dO come and go as words, see `renewed`.
+    The first begins at key `column`. Q and dO come and go as words, see `renewed`.
     """
+    STEP: gl.constexpr = config.step
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, dq.type.layout, 2)
     own: gl.constexpr = gl.DotOperandLayout(0, scores, 2)
-    for n in range(0, stop - start):
+    skipped, turns = own_turns(start, stop, consumer, config)
+    for turn in range(0, turns):
+        n = skipped + turn * STEP
         i = start + n
         mbarrier.wait(full(bars, i, config), phase(i, config.slots))
         k, v = tile_of(ring[0], i, config.slots), tile_of(ring[1], i, config.slots)
@@ -177,7 +185,8 @@ def _way(span, reach):
 @gluon.jit
 def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     CONSUMERS: gl.constexpr = config.team.consumers
-    ROWS: gl.constexpr = config.team.rows
+    ROWS: gl.constexpr = config.rows
+    IN_TURN: gl.constexpr = config.in_turn
     segments, own, lse_rows, grad_lse_rows, scale, results, work, shape, ring, bars = given
     dq_descriptor, dq_tiles, aux = results
     SEGMENTS: gl.constexpr = config.segments
@@ -210,7 +219,8 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
             delta -= row_values(grad_lse_rows, place, shape.queries, by_row)
         delta = gl.where(lse == float("-inf"), 0.0, delta)
         lse = gl.where(lse == float("-inf"), ABSENT, lse)
-        store_auxiliary(aux, lse / scale, delta, place, shape)
+        if consumer == 0 or not IN_TURN:
+            store_auxiliary(aux, lse / scale, delta, place, shape)
         lse, delta = gl.expand_dims(lse * LOG2E, 1), gl.expand_dims(delta, 1)
         then = query_place(gl.minimum(turn + 1, turns - 1), work, shape, consumer, config)
         next_lse = row_values(lse_rows, then, shape.queries, by_row)  # on its way while this item is worked on
@@ -221,19 +231,20 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
                 two = _interval(segments[1], team_row_of(place, consumer, config), place, shape.queries, ROWS, scores)
             span, reach = (one, two)[s]
             count, first, last = _way(span, reach)
-            pass_over(bars, done, done + first, config)
+            if not IN_TURN:
+                pass_over(bars, done, done + first, config)
             dq, q, grad_out = _add_keys(
                 dq, q, grad_out, lse, delta, scale * LOG2E, reach, ring, bars,
-                done + first, done + last, span[1] - (first + 1) * TILE, config,
+                done + first, done + last, span[1] - (first + 1) * TILE, consumer, config,
             )  # fmt: skip
-            pass_over(bars, done + last, done + count, config)
+            if not IN_TURN:
+                pass_over(bars, done + last, done + count, config)
             done += count
         tma.store_wait(0)
         tile_of(dq_tiles, consumer, CONSUMERS).store((dq * scale).to(dq_tiles.dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(
-            dq_descriptor, [place.batch, place.head, place.row, 0], dq_tiles.index(consumer)
-        )
+        to = result_of(place, consumer, config)
+        tma.async_copy_shared_to_global(dq_descriptor, [to.batch, to.head, to.row, 0], dq_tiles.index(consumer))
         place = then
     settle()
 

@@ -37,6 +37,12 @@ class Shares:
     """int32 [count · rows], what each sees: a share, or nothing where a whole tile is padding."""
     stop: Tensor
     count: int
+    takers: int
+    """Warpgroups that take turns at a share: so many parts it gives. 1 where none do."""
+
+    @property
+    def parts(self) -> int:
+        return self.count * self.takers
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,7 @@ class WholeRows:
     queries: Tensor
     """int64 [m], ascending indices of the query axis."""
     keys: int
-    _shares: dict[tuple[int, int], Shares] = field(default_factory=dict, repr=False)
+    _shares: dict[tuple[int, int, int], Shares] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, found: tuple[Span, ...]) -> Self | None:
@@ -68,10 +74,12 @@ class WholeRows:
     def forward(self, inputs: Inputs, sinks: Tensor | None, out: Tensor, lse: Tensor, *, scale: float) -> None:
         """Writes the queries' rows of `out` and `lse`."""
         shares = self._shares_for(inputs, out.shape[-1])
-        q = inputs.q.index_select(2, shares.queries)
-        parts, part_lse = out.new_empty(*q.shape[:-1], out.shape[-1]), lse.new_empty(q.shape[:-1])
-        sweep_forward.forward(q, _segments(inputs, shares), parts, part_lse, None, scale=scale)
-        rows.write_joined(parts, part_lse, sinks, out, lse, self.queries, shares=shares.count)
+        q, in_turn = inputs.q.index_select(2, shares.queries), shares.takers > 1
+        batch, heads, length, _ = q.shape
+        parts = out.new_empty(batch, heads, length * shares.takers, out.shape[-1])
+        part_lse = lse.new_empty(parts.shape[:-1])
+        sweep_forward.forward(q, _segments(inputs, shares), parts, part_lse, None, scale=scale, in_turn=in_turn)
+        rows.write_joined(parts, part_lse, sinks, out, lse, self.queries, shares=shares.parts)
 
     def absent(self, results: Results) -> Results:
         """The same for the other passes, where these queries see nothing."""
@@ -81,9 +89,12 @@ class WholeRows:
         """Writes the queries' rows of `dq`; returns what the gradients of keys need of them, [B, G, repeats · m, …]."""
         shares = self._shares_for(inputs, results.out.shape[-1])
         q, copies = inputs.q.index_select(2, shares.queries), results.of(shares.queries)
-        parts, aux = torch.empty_like(q), q.new_empty(*q.shape[:-1], AUX.value, dtype=torch.bfloat16)
-        sweep_backward.backward_queries(q, _segments(inputs, shares), copies, parts, aux, scale=scale)
-        rows.write_sums(parts, dq, self.queries, shares=shares.count)
+        batch, heads, length, width = q.shape
+        parts = q.new_empty(batch, heads, length * shares.takers, width)
+        aux = q.new_empty(batch, heads, length, AUX.value, dtype=torch.bfloat16)
+        given = q, _segments(inputs, shares), copies, parts, aux
+        sweep_backward.backward_queries(*given, scale=scale, in_turn=shares.takers > 1)
+        rows.write_sums(parts, dq, self.queries, shares=shares.parts)
         return Asking(*(self._of_key_heads(x, inputs.k.shape[1]) for x in (q, copies.grad_out, aux)))
 
     def _of_key_heads(self, x: Tensor, key_heads: int) -> Tensor:
@@ -96,14 +107,16 @@ class WholeRows:
         q, k, _ = inputs
         batch, heads, _, width = q.shape
         team = team_of(tile_width(width), tile_width(value_width), heads // k.shape[1])
-        blocks = -(-len(self.queries) // team.rows)
+        takers = team.consumers if len(self.queries) <= ROWS and not team.by_heads else 1
+        rows = ROWS if takers > 1 else team.rows
+        blocks = -(-len(self.queries) // rows)
         items = batch * heads // team.heads_together * blocks
-        kind = shares_of(items, -(-self.keys // ROWS), q.device), blocks * team.rows
+        kind = shares_of(items, -(-self.keys // ROWS) // takers, q.device), blocks * rows, takers
         if kind not in self._shares:
             self._shares[kind] = self._made(*kind)
         return self._shares[kind]
 
-    def _made(self, count: int, length: int) -> Shares:
+    def _made(self, count: int, length: int, takers: int) -> Shares:
         """Copies of `length` rows. Neither end of what they see ever falls from one to the next."""
         device, wanted = self.queries.device, len(self.queries)
         refuse_capture(device)
@@ -113,7 +126,7 @@ class WholeRows:
         last = (first + share).clamp(max=self.keys)
         start = torch.where(row < ROWS * -(-wanted // ROWS), first, last)
         queries = self.queries[row.clamp(max=wanted - 1)].repeat(count)
-        return Shares(queries, start.flatten().int(), last.expand(-1, length).flatten().int(), count)
+        return Shares(queries, start.flatten().int(), last.expand(-1, length).flatten().int(), count, takers)
 
 
 def _segments(inputs: Inputs, shares: Shares) -> list[Segment]:

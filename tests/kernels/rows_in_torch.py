@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.kernels.hopper.operands import Results
+
+
+def gathered(q: Tensor, results: Results | None, queries: Tensor) -> tuple[Tensor, Results | None]:
+    return q.index_select(2, queries), None if results is None else results.of(queries)
+
 
 def write_joined(
     parts: Tensor, part_lse: Tensor, sinks: Tensor | None, out: Tensor, lse: Tensor, queries: Tensor, *, shares: int

@@ -1,7 +1,6 @@
-"""Few rows that were computed in shares: their parts become one, and go back to where the rows belong.
+"""Few rows that are computed in shares: gathered once for each, and their parts joined where the rows belong.
 
-A program takes one row of one head. Parts are [B, H, shares · rows, width], dense, every share with the wanted rows
-first; they are added in one order.
+Parts are [B, H, shares · rows, width], dense, every share with the wanted rows first; they are added in one order.
 """
 
 from __future__ import annotations
@@ -11,9 +10,31 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import Launch, Operands, launch
+from .operands import Results
+from .vectors import copy, rows_of, strides_of, tile_of, tiles_of
 
 TOGETHER = tl.constexpr(16)
 """Shares that are read at a time."""
+
+
+def gathered(q: Tensor, results: Results | None, queries: Tensor) -> tuple[Tensor, Results | None]:
+    """The rows of q and of the results at `queries`, int64 [n], in their order: one launch for all, bound by memory."""
+    given = q, *(results or (None,) * len(Results._fields))
+    batch, heads, count = *q.shape[:2], queries.shape[0]
+    some = [None if x is None else x.new_empty(batch, heads, count, *x.shape[3:]) for x in given]
+    launch(_prepared_gather, (*given, *some, queries))
+    return some[0], None if results is None else Results(*some[1:])
+
+
+def _prepared_gather(operands: Operands) -> Launch:
+    q, out, lse, grad_out, grad_lse, *_, queries = operands
+    (batch, heads, _, width), count = q.shape, queries.shape[0]
+    value_width = width if out is None else out.shape[3]
+    rows = rows_of(width, value_width)
+    wide = [(0, 0, 0) if x is None else strides_of(x) for x in (q, out, grad_out)]
+    lines = [(0, 0) if x is None else x.stride()[:2] for x in (lse, grad_lse)]
+    arguments = *operands, *(step for strides in (*wide, *lines) for step in strides), heads, count
+    return Launch(_gather, batch * heads * tiles_of(count, rows), arguments, (width, value_width, rows), None)
 
 
 def write_joined(
@@ -42,6 +63,33 @@ def _prepared(operands: Operands, shares: int) -> Launch:
 
 @triton.jit(
     do_not_specialize=[
+        *("q_batch", "q_head", "q_row", "out_batch", "out_head", "out_row", "grad_batch", "grad_head", "grad_row"),
+        *("lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head", "heads", "count"),
+    ]
+)
+def _gather(
+    q, out, lse, grad_out, grad_lse, some_q, some_out, some_lse, some_grad_out, some_grad_lse, queries,
+    q_batch, q_head, q_row, out_batch, out_head, out_row, grad_batch, grad_head, grad_row,
+    lse_batch, lse_head, grad_lse_batch, grad_lse_head, heads, count,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """One tile of rows of every tensor that there is."""
+    batch, head, place, exists = tile_of(tl.program_id(0), heads, count, ROWS)
+    query = tl.load(queries + place)
+    row = (batch * heads + head) * count + place
+    copy(some_q, row, q, batch * q_batch + head * q_head + query * q_row, exists, WIDTH)
+    if out is not None:
+        copy(some_out, row, out, batch * out_batch + head * out_head + query * out_row, exists, VALUE_WIDTH)
+        at = batch * grad_batch + head * grad_head + query * grad_row
+        copy(some_grad_out, row, grad_out, at, exists, VALUE_WIDTH)
+        tl.store(some_lse + row, tl.load(lse + batch * lse_batch + head * lse_head + query), mask=exists)
+    if grad_lse is not None:
+        at = batch * grad_lse_batch + head * grad_lse_head + query
+        tl.store(some_grad_lse + row, tl.load(grad_lse + at), mask=exists)
+
+
+@triton.jit(
+    do_not_specialize=[
         *("x_batch", "x_head", "x_row", "lse_batch", "lse_head"),
         *("heads", "count", "rows", "shares"),
     ]
@@ -50,7 +98,7 @@ def _join(
     parts, part_lse, sinks, x, lse, queries, x_batch, x_head, x_row, lse_batch, lse_head, heads, count, rows, shares,
     WIDTH: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """One row: the sum of its parts, weighted by their log-sum-exps where there are any."""
+    """One row of one head: the sum of its parts, weighted by their log-sum-exps where there are any."""
     number = tl.program_id(0)
     matrix = number // count
     row = number - matrix * count

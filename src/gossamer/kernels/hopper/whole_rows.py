@@ -74,7 +74,7 @@ class WholeRows:
     def forward(self, inputs: Inputs, sinks: Tensor | None, out: Tensor, lse: Tensor, *, scale: float) -> None:
         """Writes the queries' rows of `out` and `lse`."""
         shares = self._shares_for(inputs, out.shape[-1])
-        q, in_turn = inputs.q.index_select(2, shares.queries), shares.takers > 1
+        (q, _), in_turn = rows.gathered(inputs.q, None, shares.queries), shares.takers > 1
         batch, heads, length, _ = q.shape
         parts = out.new_empty(batch, heads, length * shares.takers, out.shape[-1])
         part_lse = lse.new_empty(parts.shape[:-1])
@@ -88,7 +88,7 @@ class WholeRows:
     def backward(self, inputs: Inputs, results: Results, dq: Tensor, *, scale: float) -> Asking:
         """Writes the queries' rows of `dq`; returns what the gradients of keys need of them, [B, G, repeats · m, …]."""
         shares = self._shares_for(inputs, results.out.shape[-1])
-        q, copies = inputs.q.index_select(2, shares.queries), results.of(shares.queries)
+        q, copies = rows.gathered(inputs.q, results, shares.queries)
         batch, heads, length, width = q.shape
         parts = q.new_empty(batch, heads, length * shares.takers, width)
         aux = q.new_empty(batch, heads, length, AUX.value, dtype=torch.bfloat16)

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from gossamer.patterns import Causal, Window
+from gossamer.patterns import Causal, Window, presets
 from tests.checks import Setting, check_empty_rows, check_error, check_no_leak, check_support, draw
 from tests.planting import Fault, planted
 
@@ -22,6 +22,7 @@ LOCAL = Causal() & Window(100)
 STREAMED, SWEPT = Setting(**SETTING), Setting(**SETTING, key_heads=1)
 """Kernels that stream a band take no shared key heads; those that sweep over it do."""
 
+LONGFORMER = presets.longformer(100, (0, 200, 201))
 ENDS = ((0, 328), (50, 300), (100, 180))
 
 
@@ -43,6 +44,9 @@ CHECKS: dict[str, Callable[[], None]] = {
     "swept, empty rows": partial(check_empty_rows, ~Causal() & Window(70), SWEPT),
     "swept within ends": lambda: check_error(draw(LOCAL, replace(SWEPT, batch=3, within=ENDS))),
     "far memory": check_far_memory,
+    "longformer, error": lambda: check_error(draw(LONGFORMER, replace(STREAMED, sinks=True))),
+    "longformer, support": partial(check_support, LONGFORMER, STREAMED),
+    "longformer in shares": lambda: check_error(draw(LONGFORMER, replace(STREAMED, queries=2200, heads=1))),
 }
 
 FAULTS: dict[str, Fault] = {
@@ -123,6 +127,42 @@ FAULTS: dict[str, Fault] = {
         "edges.begin + (batch * edges.apart + row)",
         "edges.begin + row",
         "swept within ends",
+    ),
+    "other passes see the queries that see every key": Fault(
+        "hopper.whole_rows",
+        "index_fill(2, self.queries, -torch.inf)",
+        "index_fill(2, self.queries, 0.0)",
+        "longformer, error",
+    ),
+    "a warpgroup's turn comes one tile late": Fault(
+        "hopper.sweep",
+        "return first, gl.maximum(stop - start - first + STEP - 1, 0) // STEP",
+        "return first + 1, gl.maximum(stop - start - first + STEP - 2, 0) // STEP",
+        "longformer, support",
+    ),
+    "warpgroups that take turns write to one place": Fault(
+        "hopper.sweep",
+        "place.row * STEP + consumer * TILE",
+        "place.row * STEP + 0 * consumer",
+        "longformer in shares",
+    ),
+    "queries that see every key stand one row on": Fault(
+        "hopper.sweep_backward_keys",
+        "[place.batch, place.key_head, tile * TILE, 0]",
+        "[place.batch, place.key_head, tile * TILE + 1, 0]",
+        "longformer, support",
+    ),
+    "the sinks do not join the shares": Fault(
+        "hopper.rows",
+        "total += tl.exp(sink - highest)",
+        "total += 0 * sink",
+        "longformer, error",
+    ),
+    "the first copy of the columns ends one key late": Fault(
+        "hopper.doubled",
+        "stop=before.stop + before.key_count",
+        "stop=before.stop + before.key_count + 1",
+        "longformer, support",
     ),
     "an offset has 32 bits": Fault(
         "triton.tiles",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -354,6 +355,7 @@ def renewed(words):
     return words
 
 
+@lru_cache(maxsize=256)
 def shares_of(items: int, swept: int, device: torch.device) -> int:
     """Into how many shares `swept` tiles should be cut, so that few items with much to sweep over fill the GPU.
 

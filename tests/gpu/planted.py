@@ -134,10 +134,10 @@ FAULTS: dict[str, Fault] = {
         "index_fill(2, self.queries, 0.0)",
         "longformer, error",
     ),
-    "a warpgroup's turn comes one tile late": Fault(
-        "hopper.sweep",
-        "return first, gl.maximum(stop - start - first + STEP - 1, 0) // STEP",
-        "return first + 1, gl.maximum(stop - start - first + STEP - 2, 0) // STEP",
+    "a share ends one key early": Fault(
+        "hopper.whole_rows",
+        "last = (first + share).clamp(max=self.keys)",
+        "last = (first + share - 1).clamp(max=self.keys - 1)",
         "longformer, support",
     ),
     "warpgroups that take turns write to one place": Fault(

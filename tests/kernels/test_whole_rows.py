@@ -14,7 +14,9 @@ from gossamer.reference import visible
 
 pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's types")
 
+from gossamer.kernels.hopper.configs import team_of
 from gossamer.kernels.hopper.passes import joined
+from gossamer.kernels.hopper.sweep_forward import SLOTS
 from gossamer.kernels.hopper.whole_rows import WholeRows
 
 CPU = torch.device("cpu")
@@ -82,6 +84,11 @@ def test_longformer_is_one_pass_and_its_whole_rows() -> None:
     group, made = planned(presets.longformer(20, (0, 50)), 100, 100)
     (one,) = joined(group, made, CPU, apart=True).passes
     assert one.queries is None and len(one.spans) == 2 and one.diagonals[0] is not None
+
+
+@pytest.mark.parametrize("widths", SLOTS)
+def test_a_ring_holds_the_turns_before_and_after_a_tile(widths: tuple[int, int]) -> None:
+    assert SLOTS[widths] > 2 * team_of(*widths).consumers
 
 
 @pytest.mark.parametrize("keys", [1, 63, 64, 65, 424, 5000])

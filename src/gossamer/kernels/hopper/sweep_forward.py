@@ -149,7 +149,7 @@ def _attend(
 ):
     """(accumulator, maxima, sums held by threads, last tile) of one query tile along one way, or two.
 
-    Where consumers take turns, each takes one at least.
+    Where consumers take turns, each takes one tile at least; the ring holds the turns before, at and after a tile.
     The barrier `q_read` hears that q is in registers once that costs nothing: under the first scores.
     """
     k_tiles, v_tiles = ring

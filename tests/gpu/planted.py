@@ -160,8 +160,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "the first copy of the columns ends one key late": Fault(
         "hopper.doubled",
-        "stop=before.stop + before.key_count",
-        "stop=before.stop + before.key_count + 1",
+        "before.stop.cpu() + before.key_count",
+        "before.stop.cpu() + before.key_count + 1",
         "longformer, support",
     ),
     "an offset has 32 bits": Fault(

@@ -29,7 +29,7 @@ class DoubledSpan(Span):
 
 
 def doubled(found: tuple[Span, ...]) -> tuple[Span, ...]:
-    """The spans, of which two that one run of a doubled list can be are that. Reads tables; for a plan's first call."""
+    """The spans, of which two that can be one run of a doubled list are that. Reads tables: for a plan's first call."""
     rest = list(found)
     for after in found:
         for before in found:
@@ -54,8 +54,8 @@ def _follow(after: Span, before: Span) -> bool:
 
 
 def _joined(after: Span, before: Span) -> Span:
-    return DoubledSpan(
-        term=after.term, queries=None, keys=torch.cat([after.keys, after.keys]),
-        start=after.start, stop=before.stop + before.key_count, key_count=2 * after.key_count,
-        all_keys=after.all_keys, offset=after.offset, part=after,
+    keys, stop = after.keys.cpu().repeat(2), before.stop.cpu() + before.key_count
+    return DoubledSpan(  # its tables are there when this returns, on whatever stream they are read
+        term=after.term, queries=None, keys=keys.to(after.keys.device), start=after.start, stop=stop.to(after.stop.device),
+        key_count=2 * after.key_count, all_keys=after.all_keys, offset=after.offset, part=after,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...plan import Band, Blocks, HeadGroup, Plan, Rows
-from ..captured import kept
+from ..captured import kept, refuse_capture
 from ..live_spans import live
 from ..problem import Softmax
 from ..spans import Span, spans
@@ -79,6 +79,7 @@ def _passes(group: HeadGroup, plan: Plan, device: torch.device) -> tuple[Pass, .
 
 @lru_cache(maxsize=64)
 def _joined(group: HeadGroup, plan: Plan, device: torch.device, apart: bool) -> Joined:
+    refuse_capture(device)
     found = spans(group, plan, device)
     whole = None
     if apart and len(found) == len(group.terms) and any(span.queries is None and span.keys is None for span in found):

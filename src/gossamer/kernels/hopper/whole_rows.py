@@ -108,25 +108,29 @@ class WholeRows:
         batch, heads, _, width = q.shape
         team = team_of(tile_width(width), tile_width(value_width), heads // k.shape[1])
         takers = team.consumers if len(self.queries) <= ROWS and not team.by_heads else 1
-        rows = ROWS if takers > 1 else team.rows
-        blocks = -(-len(self.queries) // rows)
+        height = ROWS if takers > 1 else team.rows
+        blocks = -(-len(self.queries) // height)
         items = batch * heads // team.heads_together * blocks
-        kind = shares_of(items, -(-self.keys // ROWS) // takers, q.device), blocks * rows, takers
+        kind = shares_of(items, -(-self.keys // ROWS) // takers, q.device), blocks * height, takers
         if kind not in self._shares:
             self._shares[kind] = self._made(*kind)
         return self._shares[kind]
 
     def _made(self, count: int, length: int, takers: int) -> Shares:
-        """Copies of `length` rows. Neither end of what they see ever falls from one to the next."""
+        """Copies of `length` rows. Neither end of what they see ever falls from one to the next.
+
+        Made on the CPU, so that they are there when this returns, on whatever stream they are read.
+        """
         device, wanted = self.queries.device, len(self.queries)
         refuse_capture(device)
-        row = torch.arange(length, device=device)
+        row = torch.arange(length)
         share = ROWS * -(-self.keys // (count * ROWS))
-        first = (share * torch.arange(count, device=device)[:, None]).clamp(max=self.keys)
+        first = (share * torch.arange(count)[:, None]).clamp(max=self.keys)
         last = (first + share).clamp(max=self.keys)
         start = torch.where(row < ROWS * -(-wanted // ROWS), first, last)
-        queries = self.queries[row.clamp(max=wanted - 1)].repeat(count)
-        return Shares(queries, start.flatten().int(), last.expand(-1, length).flatten().int(), count, takers)
+        queries = self.queries.cpu()[row.clamp(max=wanted - 1)].repeat(count)
+        stop = last.expand(-1, length)
+        return Shares(queries.to(device), *(x.flatten().int().to(device) for x in (start, stop)), count, takers)
 
 
 def _segments(inputs: Inputs, shares: Shares) -> list[Segment]:

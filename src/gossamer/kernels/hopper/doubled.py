@@ -54,8 +54,9 @@ def _follow(after: Span, before: Span) -> bool:
 
 
 def _joined(after: Span, before: Span) -> Span:
-    keys, stop = after.keys.cpu().repeat(2), before.stop.cpu() + before.key_count
-    return DoubledSpan(  # its tables are there when this returns, on whatever stream they are read
-        term=after.term, queries=None, keys=keys.to(after.keys.device), start=after.start, stop=stop.to(after.stop.device),
+    """Its tables are there when this returns, on whatever stream they are read."""
+    device, keys, stop = after.keys.device, after.keys.cpu().repeat(2), before.stop.cpu() + before.key_count
+    return DoubledSpan(
+        term=after.term, queries=None, keys=keys.to(device), start=after.start, stop=stop.to(device),
         key_count=2 * after.key_count, all_keys=after.all_keys, offset=after.offset, part=after,
     )  # fmt: skip

@@ -129,9 +129,9 @@ FAULTS: dict[str, Fault] = {
         "swept within ends",
     ),
     "other passes see the queries that see every key": Fault(
-        "hopper.whole_rows",
-        "index_fill(2, self.queries, -torch.inf)",
-        "index_fill(2, self.queries, 0.0)",
+        "hopper.rows",
+        'tl.where(tl.load(absent + piece), float("-inf"), values)',
+        "tl.where(tl.load(absent + piece), values, values)",
         "longformer, error",
     ),
     "a share ends one key early": Fault(
@@ -162,7 +162,7 @@ FAULTS: dict[str, Fault] = {
         "hopper.doubled",
         "before.stop.cpu() + before.key_count",
         "before.stop.cpu() + before.key_count + 1",
-        "longformer, support",
+        "longformer, error",
     ),
     "an offset has 32 bits": Fault(
         "triton.tiles",

@@ -87,21 +87,25 @@ def check_sums(case: Case, device: str = "cpu") -> None:
     torch.testing.assert_close(found, room, rtol=2e-3, atol=2e-3)
 
 
-def check_gathered(case: Case, device: str = "cpu") -> None:
-    """The rows of all tensors come in the order asked for, and what is not there stays away."""
+def check_taken(case: Case, device: str = "cpu") -> None:
+    """The rows of all tensors come in the order asked for, and the others' log-sum-exp lacks those that are absent."""
     from gossamer.kernels.hopper import rows
     from gossamer.kernels.hopper.operands import Results
 
     queries = torch.tensor(case.queries * case.shares, device=device)
+    absent = torch.zeros(LENGTH, dtype=torch.bool, device=device)
+    absent[queries] = True
     q, out, grad_out = (case.head_slice(device, case.width)[0] for _ in range(3))
     lse, grad_lse = (case.head_slice(device)[0] for _ in range(2))
     for x in (q, out, grad_out, lse, grad_lse):
         x.copy_(torch.randn(x.shape))
-    for results in (None, Results(out, lse, grad_out, None), Results(out, lse, grad_out, grad_lse)):
-        found, some = rows.gathered(q, results, queries)
-        assert torch.equal(found, q[:, :, queries]) and found.is_contiguous() and (some is None) == (results is None)
-        for made, x in zip(some or (), results or (), strict=True):
+    found = rows.gathered(q, queries)
+    assert torch.equal(found, q[:, :, queries]) and found.is_contiguous()
+    for results in (Results(out, lse, grad_out, None), Results(out, lse, grad_out, grad_lse)):
+        found, some, others = rows.taken(q, results, queries, absent)
+        for made, x in zip((found, *some), (q, *results), strict=True):
             assert made is x is None or (torch.equal(made, x[:, :, queries]) and made.is_contiguous())
+        assert torch.equal(others, lse.masked_fill(absent, -torch.inf)) and others.is_contiguous()
 
 
 CASES = {
@@ -113,7 +117,7 @@ CASES = {
     "128 wide": Case(width=128, shares=17),
 }
 CHECKS = {
-    **{f"gathered: {name}": partial(check_gathered, case) for name, case in CASES.items()},
+    **{f"taken: {name}": partial(check_taken, case) for name, case in CASES.items()},
     **{f"joined: {name}": partial(check_joined, case) for name, case in CASES.items()},
     **{f"sums: {name}": partial(check_sums, case) for name, case in CASES.items() if not case.sinks},
 }

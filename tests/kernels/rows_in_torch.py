@@ -8,8 +8,12 @@ from torch import Tensor
 from gossamer.kernels.hopper.operands import Results
 
 
-def gathered(q: Tensor, results: Results | None, queries: Tensor) -> tuple[Tensor, Results | None]:
-    return q.index_select(2, queries), None if results is None else results.of(queries)
+def gathered(q: Tensor, queries: Tensor) -> Tensor:
+    return q.index_select(2, queries)
+
+
+def taken(q: Tensor, results: Results, queries: Tensor, absent: Tensor) -> tuple[Tensor, Results, Tensor]:
+    return q.index_select(2, queries), results.of(queries), results.lse.masked_fill(absent, -torch.inf)
 
 
 def write_joined(

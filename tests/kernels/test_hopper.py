@@ -176,6 +176,7 @@ def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         "columns.add_sums": columns_in_torch.add_sums,
         "whole_rows.shares_of": lambda items, swept, device: 3,
         "rows.gathered": rows_in_torch.gathered,
+        "rows.taken": rows_in_torch.taken,
         "rows.write_joined": rows_in_torch.write_joined,
         "rows.write_sums": rows_in_torch.write_sums,
     }

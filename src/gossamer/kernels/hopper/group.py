@@ -59,16 +59,16 @@ class Group:
 
     def backward(self, results: Results, dq: Tensor, dk: Tensor, dv: Tensor, *, fresh: bool) -> None:
         """Writes dq; writes dk and dv, or adds to them where they are not `fresh`."""
-        rest, all_results, whole = self.passes, results, None
+        rest, apart, whole = self.passes, None, None
         if self.whole is not None:
-            results = self.whole.absent(results)
+            apart, results = self.whole.taken_from(self._inputs(self.q), results)
         if self.blocks is not None:
             self.blocks.backward(self._inputs(self.q), results, Inputs(dq, dk, dv), fresh=fresh)
             fresh = False
         elif self._begins_whole():
             asking = self._queries_backward(rest[0], self.q, results, dq)
-            if self.whole is not None:
-                whole = self.whole.backward(self._inputs(self.q), all_results, dq, scale=self.scale)
+            if self.whole is not None and apart is not None:
+                whole = self.whole.backward(self._inputs(self.q), apart, dq, scale=self.scale)
             self._keys_backward(rest[0], asking, dk, dv, fresh=fresh, whole=whole)
             rest, fresh = rest[1:], False
         else:

@@ -83,7 +83,7 @@ def _joined(group: HeadGroup, plan: Plan, device: torch.device, apart: bool) -> 
     found = spans(group, plan, device)
     whole = None
     if apart and len(found) == len(group.terms) and any(span.queries is None and span.keys is None for span in found):
-        whole = WholeRows.of(found)
+        whole = WholeRows.of(found, plan.queries)
     if whole is not None:
         found = tuple(span for span in found if not isinstance(span.term, Rows))
     return Joined(_in_passes(doubled(found), plan), whole)

@@ -11,30 +11,41 @@ from torch import Tensor
 
 from .launch import Launch, Operands, launch
 from .operands import Results
-from .vectors import copy, rows_of, strides_of, tile_of, tiles_of
+from .vectors import TILE, copy, rows_of, strides_of, tile_of, tiles_of
 
 TOGETHER = tl.constexpr(16)
 """Shares that are read at a time."""
 
 
-def gathered(q: Tensor, results: Results | None, queries: Tensor) -> tuple[Tensor, Results | None]:
-    """The rows of q and of the results at `queries`, int64 [n], in their order: one launch for all, bound by memory."""
-    given = q, *(results or (None,) * len(Results._fields))
-    batch, heads, count = *q.shape[:2], queries.shape[0]
-    some = [None if x is None else x.new_empty(batch, heads, count, *x.shape[3:]) for x in given]
-    launch(_prepared_gather, (*given, *some, queries))
-    return some[0], None if results is None else Results(*some[1:])
+def gathered(q: Tensor, queries: Tensor) -> Tensor:
+    """The rows of q at `queries`, int64 [n], in their order."""
+    some = q.new_empty(*q.shape[:2], queries.shape[0], q.shape[3])
+    launch(_prepared_taking, (q, *(None,) * 4, some, *(None,) * 5, queries, None))
+    return some
 
 
-def _prepared_gather(operands: Operands) -> Launch:
-    q, out, lse, grad_out, grad_lse, *_, queries = operands
-    (batch, heads, _, width), count = q.shape, queries.shape[0]
+def taken(q: Tensor, results: Results, queries: Tensor, absent: Tensor) -> tuple[Tensor, Results, Tensor]:
+    """(rows of q at `queries`, the same of the results, a log-sum-exp that is minus infinity where `absent`).
+
+    `absent` is bool [Q]. One launch for all, bound by memory.
+    """
+    lse, shape = results.lse, (*q.shape[:2], queries.shape[0])
+    some = [None if x is None else x.new_empty(*shape, *x.shape[3:]) for x in (q, *results)]
+    others = lse.new_empty(lse.shape)
+    launch(_prepared_taking, (q, *results, *some, others, queries, absent))
+    return some[0], Results(*some[1:]), others
+
+
+def _prepared_taking(operands: Operands) -> Launch:
+    q, out, lse, grad_out, grad_lse, *_, queries, absent = operands
+    (batch, heads, length, width), count = q.shape, queries.shape[0]
     value_width = width if out is None else out.shape[3]
     rows = rows_of(width, value_width)
     wide = [(0, 0, 0) if x is None else strides_of(x) for x in (q, out, grad_out)]
     lines = [(0, 0) if x is None else x.stride()[:2] for x in (lse, grad_lse)]
-    arguments = *operands, *(step for strides in (*wide, *lines) for step in strides), heads, count
-    return Launch(_gather, batch * heads * tiles_of(count, rows), arguments, (width, value_width, rows), None)
+    arguments = *operands, *(step for strides in (*wide, *lines) for step in strides), batch, heads, count, length
+    blocks = tiles_of(count, rows) + (0 if absent is None else tiles_of(length, TILE))
+    return Launch(_take, batch * heads * blocks, arguments, (width, value_width, rows, TILE), None)
 
 
 def write_joined(
@@ -64,28 +75,36 @@ def _prepared(operands: Operands, shares: int) -> Launch:
 @triton.jit(
     do_not_specialize=[
         *("q_batch", "q_head", "q_row", "out_batch", "out_head", "out_row", "grad_batch", "grad_head", "grad_row"),
-        *("lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head", "heads", "count"),
+        *("lse_batch", "lse_head", "grad_lse_batch", "grad_lse_head", "batches", "heads", "count", "length"),
     ]
 )
-def _gather(
-    q, out, lse, grad_out, grad_lse, some_q, some_out, some_lse, some_grad_out, some_grad_lse, queries,
+def _take(
+    q, out, lse, grad_out, grad_lse, some_q, some_out, some_lse, some_grad_out, some_grad_lse, others, queries, absent,
     q_batch, q_head, q_row, out_batch, out_head, out_row, grad_batch, grad_head, grad_row,
-    lse_batch, lse_head, grad_lse_batch, grad_lse_head, heads, count,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    lse_batch, lse_head, grad_lse_batch, grad_lse_head, batches, heads, count, length,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of rows of every tensor that there is."""
-    batch, head, place, exists = tile_of(tl.program_id(0), heads, count, ROWS)
-    query = tl.load(queries + place)
-    row = (batch * heads + head) * count + place
-    copy(some_q, row, q, batch * q_batch + head * q_head + query * q_row, exists, WIDTH)
-    if out is not None:
-        copy(some_out, row, out, batch * out_batch + head * out_head + query * out_row, exists, VALUE_WIDTH)
-        at = batch * grad_batch + head * grad_head + query * grad_row
-        copy(some_grad_out, row, grad_out, at, exists, VALUE_WIDTH)
-        tl.store(some_lse + row, tl.load(lse + batch * lse_batch + head * lse_head + query), mask=exists)
-    if grad_lse is not None:
-        at = batch * grad_lse_batch + head * grad_lse_head + query
-        tl.store(some_grad_lse + row, tl.load(grad_lse + at), mask=exists)
+    """One tile of rows of every tensor that there is, or a piece of the others' log-sum-exp."""
+    number = tl.program_id(0)
+    tiles = batches * heads * tl.cdiv(count, ROWS)
+    if number < tiles:
+        batch, head, place, exists = tile_of(number, heads, count, ROWS)
+        query = tl.load(queries + place)
+        row = (batch * heads + head) * count + place
+        copy(some_q, row, q, batch * q_batch + head * q_head + query * q_row, exists, WIDTH)
+        if out is not None:
+            copy(some_out, row, out, batch * out_batch + head * out_head + query * out_row, exists, VALUE_WIDTH)
+            at = batch * grad_batch + head * grad_head + query * grad_row
+            copy(some_grad_out, row, grad_out, at, exists, VALUE_WIDTH)
+            tl.store(some_lse + row, tl.load(lse + batch * lse_batch + head * lse_head + query), mask=exists)
+        if grad_lse is not None:
+            at = batch * grad_lse_batch + head * grad_lse_head + query
+            tl.store(some_grad_lse + row, tl.load(grad_lse + at), mask=exists)
+    elif absent is not None:
+        its_batch, its_head, piece, inside = tile_of(number - tiles, heads, length, LINE)
+        values = tl.load(lse + its_batch * lse_batch + its_head * lse_head + piece)
+        values = tl.where(tl.load(absent + piece), float("-inf"), values)
+        tl.store(others + (its_batch * heads + its_head) * length + piece, values, mask=inside)
 
 
 @triton.jit(

@@ -179,9 +179,17 @@ def _item(turn):
 
 
 @gluon.jit
-def unit_and_block(turn, work):
-    """This program's item of a turn: a section's units lie side by side, each at the same block."""
-    return placed(_item(turn), work)
+def unit_and_block(turn, work, config: gl.constexpr):
+    """This program's item of a turn: a section's units lie side by side, each at the same block.
+
+    Where consumers take turns, memory is what they wait for: the last items come first, for what they sweep over is
+    what the launch before has swept over last, and may still be in the L2 cache.
+    """
+    IN_TURN: gl.constexpr = config.in_turn
+    item = _item(turn)
+    if IN_TURN:
+        item = work.items - 1 - item
+    return placed(item, work)
 
 
 @gluon.jit
@@ -202,7 +210,7 @@ def query_place(turn, work, shape, consumer: gl.constexpr, config: gl.constexpr)
     CONSUMERS: gl.constexpr = config.team.consumers
     HEADS: gl.constexpr = config.team.by_heads
     IN_TURN: gl.constexpr = config.in_turn
-    unit, block = unit_and_block(turn, work)
+    unit, block = unit_and_block(turn, work, config)
     block = work.blocks - 1 - block
     if HEADS:
         head, row = unit * CONSUMERS + consumer, block * TILE

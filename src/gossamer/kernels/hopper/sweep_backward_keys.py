@@ -75,7 +75,7 @@ class Totals(NamedTuple):
 def _place(turn, work, shape, config: gl.constexpr):
     """(the first tile of an item, its part of the queries); early keys come first, which are seen the most."""
     ROWS: gl.constexpr = config.rows
-    unit, block = unit_and_block(turn, work)
+    unit, block = unit_and_block(turn, work, config)
     matrix = quotient(unit, shape.parts)
     part = unit - matrix * shape.parts.value
     batch = quotient(matrix, shape.key_heads)

@@ -1,8 +1,8 @@
 """Queries that see every key, apart from all others: no mask, no table of theirs, and no gathered key.
 
-What other passes say of such queries is replaced, not joined: their softmax is all here. The backward hands the other
-passes a log-sum-exp of minus infinity, with which a query is absent, and the kernel that finishes the gradients of keys
-takes these queries as a second run that every key sees.
+What other passes say of such queries is replaced, not joined: their softmax is all here. In the backward the other
+passes get a log-sum-exp of minus infinity for them, with which a query is absent, and the kernel that finishes the
+gradients of keys takes them as a second run of queries, which every key sees.
 
 They are few and the keys are many: a copy of them for each share of the keys gives every multiprocessor something to
 do, and the parts are joined by their log-sum-exps.
@@ -11,7 +11,7 @@ do, and the parts are joined by their log-sum-exps.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -45,50 +45,62 @@ class Shares:
         return self.count * self.takers
 
 
+class Apart(NamedTuple):
+    """The queries of all shares, and what the forward gave for them and what came back."""
+
+    shares: Shares
+    q: Tensor
+    results: Results
+
+
 @dataclass(frozen=True, eq=False)
 class WholeRows:
     """Queries that see all of so many keys."""
 
     queries: Tensor
     """int64 [m], ascending indices of the query axis."""
+    absent: Tensor
+    """bool [Q], the same as a mask."""
     keys: int
     _shares: dict[tuple[int, int, int], Shares] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, found: tuple[Span, ...]) -> Self | None:
-        """The queries of the disjoint spans' rows, or None where one of them misses a key. Reads tables."""
+    def of(cls, found: tuple[Span, ...], length: int) -> Self | None:
+        """Of `length` queries those of the disjoint spans' rows; None where one of them misses a key. Reads tables."""
         asked = [span.term.queries for span in found if isinstance(span.term, Rows)]
         if not asked:
             return None
         queries = np.unique(np.concatenate(asked))
-        seen = np.zeros(queries.max(initial=0) + 1, np.int64)
+        seen = np.zeros(length, np.int64)
         for span in found:
-            order = np.arange(span.query_count) if span.queries is None else span.queries.cpu().numpy()
-            inside = order < len(seen)
-            seen[order[inside]] += (span.stop - span.start).cpu().numpy()[inside]
+            order = slice(None) if span.queries is None else span.queries.cpu().numpy()
+            seen[order] += (span.stop - span.start).cpu().numpy()
         keys = found[0].all_keys
         if not len(queries) or (seen[queries] != keys).any():
             return None
-        return cls(torch.from_numpy(queries).to(found[0].start.device), keys)
+        absent = np.zeros(length, bool)
+        absent[queries] = True
+        return cls(*(torch.from_numpy(x).to(found[0].start.device) for x in (queries, absent)), keys)
 
     def forward(self, inputs: Inputs, sinks: Tensor | None, out: Tensor, lse: Tensor, *, scale: float) -> None:
         """Writes the queries' rows of `out` and `lse`."""
         shares = self._shares_for(inputs, out.shape[-1])
-        (q, _), in_turn = rows.gathered(inputs.q, None, shares.queries), shares.takers > 1
+        q, in_turn = rows.gathered(inputs.q, shares.queries), shares.takers > 1
         batch, heads, length, _ = q.shape
         parts = out.new_empty(batch, heads, length * shares.takers, out.shape[-1])
         part_lse = lse.new_empty(parts.shape[:-1])
         sweep_forward.forward(q, _segments(inputs, shares), parts, part_lse, None, scale=scale, in_turn=in_turn)
         rows.write_joined(parts, part_lse, sinks, out, lse, self.queries, shares=shares.parts)
 
-    def absent(self, results: Results) -> Results:
-        """The same for the other passes, where these queries see nothing."""
-        return results._replace(lse=results.lse.index_fill(2, self.queries, -torch.inf))
-
-    def backward(self, inputs: Inputs, results: Results, dq: Tensor, *, scale: float) -> Asking:
-        """Writes the queries' rows of `dq`; returns what the gradients of keys need of them, [B, G, repeats · m, …]."""
+    def taken_from(self, inputs: Inputs, results: Results) -> tuple[Apart, Results]:
+        """(what the backward needs of these queries, the results as the other passes see them: without these)."""
         shares = self._shares_for(inputs, results.out.shape[-1])
-        q, copies = rows.gathered(inputs.q, results, shares.queries)
+        q, copies, lse = rows.taken(inputs.q, results, shares.queries, self.absent)
+        return Apart(shares, q, copies), results._replace(lse=lse)
+
+    def backward(self, inputs: Inputs, apart: Apart, dq: Tensor, *, scale: float) -> Asking:
+        """Writes the queries' rows of `dq`; returns what the gradients of keys need of them, [B, G, repeats · m, …]."""
+        shares, q, copies = apart
         batch, heads, length, width = q.shape
         parts = q.new_empty(batch, heads, length * shares.takers, width)
         aux = q.new_empty(batch, heads, length, AUX.value, dtype=torch.bfloat16)

@@ -14,7 +14,7 @@ from triton import reinterpret
 from triton.experimental.gluon import language as gl
 
 from .bands import rows
-from .configs import ROWS, SHARED_MEMORY, SweepConfig, team_of, tile_width
+from .configs import ROWS, SHARED_MEMORY, SweepConfig, rows_seen, team_of, tile_width
 from .descriptors import tiles
 from .division import divisor
 from .launch import Launch, Operands, heads_cached, launch
@@ -111,7 +111,8 @@ def _prepared_keys(operands: Operands, diagonal: Diagonal | None, scale: float) 
         *(scale, *divisor(key_heads), repeats, count, *divisor(parts), matrices, 0 if q2 is None else q2.shape[2]),
         *work_of(units, blocks, cached),
     )
-    config = SweepConfig(team, _slots(own, sum(widths)), segments=1 if q2 is None else 2, depth=depth, in_turn=in_turn)
+    second = {} if q2 is None else {"segments": 2, "second_rows": rows_seen(q2.shape[2])}
+    config = SweepConfig(team, _slots(own, sum(widths)), depth=depth, in_turn=in_turn, **second)
     return Launch(keys_kernel, units * blocks, arguments, (config,), team.consumers)
 
 

@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .division import Divisor, quotient
-from .ring import AUX, LOG2E, TILE, opaque, phase, settle, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, first_rows, opaque, phase, settle, slot, tile_of, times_transposed
 from .sweep import (
     NUMBERS,
     Edges,
@@ -171,7 +171,8 @@ def _add_queries(
     The first begins at query `row`. Where `reach` is None, all of them are seen.
     """
     STEP: gl.constexpr = config.step
-    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    ROWS: gl.constexpr = config.second_rows if reach is None else TILE
+    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     dk_operand: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
     dv_operand: gl.constexpr = gl.DotOperandLayout(0, dv.type.layout, 2)
     skipped, turns = own_turns(start, stop, consumer, config)
@@ -182,9 +183,9 @@ def _add_queries(
         k, v = tile_of(own[0], hidden, own[0].shape[0]), tile_of(own[1], hidden, own[1].shape[0])
         mbarrier.wait(full(bars, i, config), phase(i, config.slots))
         q, grad_out, aux = (
-            tile_of(ring[0], i, config.slots),
-            tile_of(ring[1], i, config.slots),
-            tile_of(ring[2], i, config.slots),
+            first_rows(tile_of(ring[0], i, config.slots), ROWS),
+            first_rows(tile_of(ring[1], i, config.slots), ROWS),
+            first_rows(tile_of(ring[2], i, config.slots), ROWS),
         )
         s = less(k, q, aux, picks[0], scores)
         dp = less(v, grad_out, aux, picks[1], scores)

@@ -71,7 +71,7 @@ class SweepConfig:
     segments: int = 1
     """Runs of keys that join in one softmax, or runs of queries that add to one gradient: one or two."""
     second_rows: int = ROWS
-    """Rows of the second run's tiles that are looked at: 16 where it is no longer."""
+    """Rows of the second run's tiles that a gradient looks at: 16 where it is no longer."""
     depth: int = 1
     """Items whose own tiles may be there at once, where a kernel keeps them in shared memory."""
     in_turn: bool = False

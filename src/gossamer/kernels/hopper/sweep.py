@@ -283,18 +283,19 @@ def reach_of(edges, place, count, layout: gl.constexpr):
 
 @gluon.jit
 def seen(p, reach, column, otherwise: gl.constexpr):
-    """p [64, 64] where its row sees its column, counted from `column`, else what it is otherwise.
+    """p [64, 64 or fewer] where its row sees its column, counted from `column`, else what it is otherwise.
 
     A thread holds columns 8 i + 2 (lane % 4) + {0, 1}: the bounds take the lane's part and masks compare constants.
     Most tiles that are seen partly are so at one side alone.
     """
     layout: gl.constexpr = p.type.layout
-    columns = gl.arange(0, TILE, gl.SliceLayout(0, layout))
+    COLUMNS: gl.constexpr = p.shape[1]
+    columns = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     lane = column + gl.expand_dims(columns & 6, 0)
     rest = gl.expand_dims(columns & ~6, 0)
     if column < reach.last_begin:
         p = gl.where(rest >= gl.expand_dims(reach.begin, 1) - lane, p, otherwise)
-    if column + TILE > reach.first_end:
+    if column + COLUMNS > reach.first_end:
         p = gl.where(rest < gl.expand_dims(reach.end, 1) - lane, p, otherwise)
     return p
 

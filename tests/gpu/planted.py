@@ -70,8 +70,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "a sweep masks no tile where rows end": Fault(
         "hopper.sweep",
-        "if column + TILE > reach.first_end:",
-        "if column + TILE > reach.first_end + 9999:",
+        "if column + COLUMNS > reach.first_end:",
+        "if column + COLUMNS > reach.first_end + 9999:",
         "swept, support",
     ),
     "a sweep's output is not rescaled for a new maximum": Fault(

@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from gossamer.patterns import Causal, GlobalBlocks, Window
+from gossamer.patterns import Causal, GlobalBlocks, Window, presets
 from tests.checks import Setting, check_empty_rows, check_error, check_no_leak, check_support, draw
 from tests.planting import Fault, planted
 
@@ -23,6 +23,7 @@ LOCAL = Causal() & Window(100)
 STREAMED, SWEPT = Setting(**SETTING), Setting(**SETTING, key_heads=1)
 """Kernels that stream a band take no shared key heads; those that sweep over it do."""
 
+LONGFORMER = presets.longformer(100, (0, 200, 201))
 ENDS = ((0, 328), (50, 300), (100, 180))
 
 
@@ -56,6 +57,9 @@ CHECKS: dict[str, Callable[[], None]] = {
     "swept within ends": lambda: check_error(draw(LOCAL, replace(SWEPT, batch=3, within=ENDS))),
     "long rows within ends": check_long_rows,
     "far memory": check_far_memory,
+    "longformer, error": lambda: check_error(draw(LONGFORMER, replace(STREAMED, sinks=True))),
+    "longformer, support": partial(check_support, LONGFORMER, STREAMED),
+    "longformer in shares": lambda: check_error(draw(LONGFORMER, replace(STREAMED, queries=2200, heads=1))),
 }
 
 FAULTS: dict[str, Fault] = {
@@ -79,8 +83,8 @@ FAULTS: dict[str, Fault] = {
     ),
     "a sweep masks no tile where rows end": Fault(
         "hopper.sweep",
-        "if column + TILE > reach.first_end:",
-        "if column + TILE > reach.first_end + 9999:",
+        "if column + COLUMNS > reach.first_end:",
+        "if column + COLUMNS > reach.first_end + 9999:",
         "swept, support",
     ),
     "a sweep's output is not rescaled for a new maximum": Fault(
@@ -154,6 +158,42 @@ FAULTS: dict[str, Fault] = {
         "host.starts[:, rows] + begin, end - begin",
         "host.starts[:, rows], host.counts[:, rows]",
         "long rows within ends",
+    ),
+    "other passes see the queries that see every key": Fault(
+        "hopper.rows",
+        'tl.where(tl.load(absent + piece), float("-inf"), values)',
+        "tl.where(tl.load(absent + piece), values, values)",
+        "longformer, error",
+    ),
+    "a share ends one key early": Fault(
+        "hopper.whole_rows",
+        "last = (first + share).clamp(max=self.keys)",
+        "last = (first + share - 1).clamp(max=self.keys - 1)",
+        "longformer, support",
+    ),
+    "warpgroups that take turns write to one place": Fault(
+        "hopper.sweep",
+        "place.row * STEP + consumer * TILE",
+        "place.row * STEP + 0 * consumer",
+        "longformer in shares",
+    ),
+    "queries that see every key stand one row on": Fault(
+        "hopper.sweep_backward_keys",
+        "[place.batch, place.key_head, tile * TILE, 0]",
+        "[place.batch, place.key_head, tile * TILE + 1, 0]",
+        "longformer, support",
+    ),
+    "the sinks do not join the shares": Fault(
+        "hopper.rows",
+        "total += tl.exp(sink - highest)",
+        "total += 0 * sink",
+        "longformer, error",
+    ),
+    "the first copy of the columns ends one key late": Fault(
+        "hopper.doubled",
+        "before.stop.cpu() + before.key_count",
+        "before.stop.cpu() + before.key_count + 1",
+        "longformer, error",
     ),
     "an offset has 32 bits": Fault(
         "triton.tiles",

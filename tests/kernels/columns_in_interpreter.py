@@ -33,6 +33,8 @@ class Case:
     dilation: int = 1
     """Keys that stand side by side in the order were that many apart among them: more than 1 leaves them unsorted."""
     parts: int = 3
+    copies: int = 1
+    """How often the order stands in each part."""
     width: int = 64
     value_width: int = 64
     heads_inside: bool = False
@@ -67,7 +69,8 @@ class Case:
 
     def drawn_parts(self, device: str) -> tuple[Tensor, Tensor]:
         order = self.order(device)
-        shape = self.parts, BATCH, USED.stop - USED.start, self.keys if order is None else len(order)
+        count = self.keys if order is None else len(order)
+        shape = self.parts, BATCH, USED.stop - USED.start, self.copies * count
         return tuple(self.drawn(*shape, width, device=device) for width in (self.width, self.value_width))
 
 
@@ -127,6 +130,8 @@ def _check_put(name: str, case: Case, device: str, *outside: Tensor | None) -> N
 CASES = {
     "sorted": Case(),
     "one part": Case(parts=1),
+    "every key twice": Case(copies=2),
+    "every key twice, 40 and 128 wide": Case(copies=2, parts=1, width=40, value_width=128, heads_inside=True),
     "heads inside positions": Case(heads_inside=True),
     "unsorted": Case(dilation=3),
     "all keys, unsorted": Case(step=1, dilation=4, heads_inside=True),

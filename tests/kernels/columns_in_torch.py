@@ -16,21 +16,23 @@ def write_sums(parts: Pair, dk: Tensor, dv: Tensor, keys: Tensor | None, outside
     for x, part in zip((dk, dv), parts, strict=True):
         if outside is not None:
             x[:, :, outside] = 0.0
-        x[:, :, _rows(keys)] = _sum(part).to(x.dtype)
+        x[:, :, _rows(keys)] = _sum(part, keys).to(x.dtype)
 
 
 def add_sums(parts: Pair, dk: Tensor, dv: Tensor, keys: Tensor | None) -> None:
     for x, part in zip((dk, dv), parts, strict=True):
-        x[:, :, _rows(keys)] = (x[:, :, _rows(keys)].float() + _sum(part)).to(x.dtype)
+        x[:, :, _rows(keys)] = (x[:, :, _rows(keys)].float() + _sum(part, keys)).to(x.dtype)
 
 
 def _rows(keys: Tensor | None) -> slice | Tensor:
     return slice(None) if keys is None else keys
 
 
-def _sum(parts: Tensor) -> Tensor:
-    """One part after the other."""
-    total = torch.zeros_like(parts[0])
+def _sum(parts: Tensor, keys: Tensor | None) -> Tensor:
+    """One part after the other, and in each one copy of the keys after the other."""
+    count = parts.shape[3] if keys is None else len(keys)
+    total = torch.zeros_like(parts[0, :, :, :count])
     for part in parts:
-        total += part
+        for copy in part.split(count, 2) if count else ():
+            total += copy
     return total

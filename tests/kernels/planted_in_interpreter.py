@@ -23,6 +23,7 @@ from tests.kernels import (
     decode_in_interpreter,
     hashed_in_interpreter,
     row_parts_in_interpreter,
+    rows_in_interpreter,
 )
 from tests.kernels.interpreter import repair_interpreter
 from tests.kernels.triton_in_interpreter import check_dropout_as_tiled
@@ -85,9 +86,12 @@ CHECKS: dict[str, Callable[[], None]] = {
     "hash by many columns": partial(check_hash, (150, 1), torch.float16),
     "gathered": columns_in_interpreter.CHECKS["gathered: sorted"],
     "written": columns_in_interpreter.CHECKS["written: sorted"],
+    "written twice": columns_in_interpreter.CHECKS["written: every key twice"],
     "added": columns_in_interpreter.CHECKS["added: sorted"],
     "merged": row_parts_in_interpreter.CHECKS["merged: within ends"],
     "summed": row_parts_in_interpreter.CHECKS["summed: within ends"],
+    "joined": rows_in_interpreter.CHECKS["joined: three rows"],
+    "sums of shares": rows_in_interpreter.CHECKS["sums: many shares"],
 }
 
 FAULTS: dict[str, Fault] = {
@@ -429,9 +433,33 @@ FAULTS: dict[str, Fault] = {
     ),
     "the first part of a sum is dropped": Fault(
         "hopper.columns",
-        "for part in range(0, count):",
-        "for part in range(1, count):",
+        "tl.range(0, count * copies,",
+        "tl.range(1, count * copies,",
         "written",
+    ),
+    "of a key that is listed twice one copy counts": Fault(
+        "hopper.columns",
+        "(each - part * copies) * further",
+        "0 * further",
+        "written twice",
+    ),
+    "rows in shares are joined as equals": Fault(
+        "hopper.rows",
+        "values *= weights[:, None]",
+        "values *= tl.where(weights > 0, 1.0, 0.0)[:, None]",
+        "joined",
+    ),
+    "rows in shares go back to the next query": Fault(
+        "hopper.rows",
+        "head * x_head + query * x_row",
+        "head * x_head + (query - 1) * x_row",
+        "joined",
+    ),
+    "the last shares of many are dropped": Fault(
+        "hopper.rows",
+        "    acc = tl.zeros([PADDED], tl.float32)\n    for begin in range(0, shares, TOGETHER):",
+        "    acc = tl.zeros([PADDED], tl.float32)\n    for begin in range(0, TOGETHER, TOGETHER):",
+        "sums of shares",
     ),
     "sums overwrite what they belong to": Fault(
         "hopper.columns",

@@ -14,11 +14,11 @@ from gossamer.kernels.devices import made_current
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.problem import Problem, Saved, Softmax
 from gossamer.kernels.spans import without_span
-from gossamer.patterns import Causal, Dilated, Pattern, PerHead, RandomBlocks, Sinks, Strided, Tokens, Window
+from gossamer.patterns import Causal, Dilated, Pattern, PerHead, RandomBlocks, Sinks, Strided, Tokens, Window, presets
 from gossamer.plan import plan
 from tests.checks import Problem as Drawn
 from tests.checks import Setting, draw, oracle, run
-from tests.kernels import columns_in_torch, run_tables_in_torch
+from tests.kernels import columns_in_torch, rows_in_torch, run_tables_in_torch
 from tests.patterns_list import HEADS, PATTERNS
 
 pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's types")
@@ -36,8 +36,9 @@ PARTLY = plan(RandomBlocks(64, 2, 0) & ~Window(5), 512, 512, 2)
 
 
 def softmax_of(scores: Tensor, mask: Tensor, lse: Tensor) -> Tensor:
-    finite = lse.double().masked_fill(lse == -torch.inf, 0.0)[..., None]
-    return torch.exp(scores.masked_fill(~mask, -torch.inf) - finite)
+    absent = (lse == -torch.inf)[..., None]
+    finite = lse.double()[..., None].masked_fill(absent, 0.0)
+    return torch.exp(scores.masked_fill(~mask | absent, -torch.inf) - finite)
 
 
 def columns(start: Tensor, stop: Tensor, count: int) -> Tensor:
@@ -51,12 +52,17 @@ def repeated(x: Tensor, q: Tensor) -> Tensor:
     return x.double().repeat_interleave(q.shape[1] // x.shape[1], 1)
 
 
+DIGITS = 256 ** torch.arange(4)
+"""Of these bfloat16 holds each digit as it is."""
+
+
 class Dense:
-    """The kernels' entry points over dense matrices in float64: `aux` carries the log-sum-exp and delta as they are."""
+    """The kernels' entry points over dense matrices in float64: `aux` says where log-sum-exp and delta are kept."""
 
     def __init__(self, streams: bool):
         self.streams = streams
-        self.aux: dict[int, tuple[Tensor, Tensor]] = {}
+        self.kept = torch.zeros(0, 2, dtype=torch.float64)
+        """(log-sum-exp, delta) of every query of every call."""
         self.ran: list[str] = []
 
     def fits(self, *_: int) -> bool:
@@ -67,9 +73,23 @@ class Dense:
         k, v = (torch.cat([getattr(each, name) for each in segments], 2) for name in "kv")
         return k, v, torch.cat(masks, -1)
 
-    def sweep(self, q: Tensor, segments: list, out: Tensor, lse: Tensor, sinks: Tensor | None, *, scale: float) -> None:
-        self.ran.append(f"sweep {len(segments)}")
-        self._forward(q, *self._stack(segments), out, lse, sinks, scale)
+    def _turns(self, q: Tensor, segments: list, results: list[Tensor], in_turn: bool) -> Iterator[tuple[Tensor, ...]]:
+        """(keys, values, mask, results) of each of those who take turns, whose results lie tile by tile in turn."""
+        k, v, mask = self._stack(segments)
+        takers = results[0].shape[2] // q.shape[2]
+        assert takers == 1 or (in_turn and len(segments) == 1)
+        for taker in range(takers):
+            turn = torch.arange(k.shape[2]) % takers == taker
+            parts = [x.unflatten(2, (-1, takers, 64))[:, :, :, taker] if in_turn else x for x in results]
+            written = [torch.empty_like(x).flatten(2, 3) if in_turn else x for x in parts]
+            yield k, v, mask & turn, *written
+            for part, x in zip(parts, written, strict=True) if in_turn else ():
+                part.copy_(x.view_as(part))
+
+    def sweep(self, q, segments, out, lse, sinks, *, scale: float, in_turn: bool = False) -> None:
+        self.ran.append(f"sweep {len(segments)}{' in turn' if in_turn else ''}")
+        for k, v, mask, *written in self._turns(q, segments, [out, lse], in_turn):
+            self._forward(q, k, v, mask, *written, sinks, scale)
 
     def stream(self, inputs, out, lse, sinks, *, diagonal: Diagonal, scale: float) -> None:
         self.ran.append("stream")
@@ -87,21 +107,35 @@ class Dense:
         out.copy_(softmax_of(scores, mask, found) @ repeated(v, q))
         lse.copy_(found)
 
-    def sweep_queries(self, q, segments, results, dq, aux, *, scale: float) -> None:
-        self._queries(q, *self._stack(segments), results, dq, aux, scale)
+    def sweep_queries(self, q, segments, results, dq, aux, *, scale: float, in_turn: bool = False) -> None:
+        for k, v, mask, written in self._turns(q, segments, [dq], in_turn):
+            self._queries(q, k, v, mask, results, written, aux, scale)
 
     def stream_queries(self, inputs, results, dq, aux, *, diagonal: Diagonal, scale: float) -> None:
-        self._queries(*inputs, self._band(*inputs[:2], *diagonal), results, dq, aux, scale)
+        mask = self._band(*inputs[:2], *diagonal)
+        assert not (mask.any(-1) & (results.lse == -torch.inf)).any(), "a streaming kernel knows of no absent query"
+        self._queries(*inputs, mask, results, dq, aux, scale)
 
     def _queries(self, q, k, v, mask, results, dq, aux, scale) -> None:
         delta = (results.grad_out.double() * results.out.double()).sum(-1)
         delta = delta if results.grad_lse is None else delta - results.grad_lse.double()
-        self.aux[aux.data_ptr()] = results.lse, delta
+        place = len(self.kept) + torch.arange(delta.numel()).view(*delta.shape, 1)
+        aux[..., : len(DIGITS)] = (place // DIGITS % 256).to(aux.dtype)
+        self.kept = torch.cat([self.kept, torch.stack([results.lse.double(), delta.double()], -1).flatten(0, 2)])
         dscores, _ = self._dscores(q, k, v, mask, results.grad_out, aux, scale)
         dq.copy_(dscores @ repeated(k, q))
 
-    def sweep_keys(self, q, keys, dout, aux, dk, dv, *, scale: float) -> None:
+    def sweep_keys(self, asking, keys, dk, dv, *, scale: float, whole=None) -> None:
+        q, dout, aux = asking
         self._keys(q, keys.k, keys.v, columns(keys.first, keys.last, q.shape[2]).mT, dout, aux, dk, dv, scale)
+        if whole is not None:
+            self.ran.append("whole rows")
+            q, dout, aux = whole
+            everything = torch.ones(q.shape[2], keys.k.shape[2], dtype=torch.bool)
+            more = torch.zeros_like(dk), torch.zeros_like(dv)
+            self._keys(q, keys.k, keys.v, everything, dout, aux, *more, scale)
+            dk += more[0]
+            dv += more[1]
 
     def stream_keys(self, inputs, dout, aux, dk, dv, *, diagonal: Diagonal, scale: float) -> None:
         self._keys(*inputs, self._band(*inputs[:2], *diagonal), dout, aux, dk, dv, scale)
@@ -117,7 +151,7 @@ class Dense:
                 total.copy_(found)
 
     def _dscores(self, q, k, v, mask, dout, aux, scale) -> tuple[Tensor, Tensor]:
-        lse, delta = self.aux[aux.data_ptr()]
+        lse, delta = self.kept[(aux[..., : len(DIGITS)].long() * DIGITS).sum(-1)].unbind(-1)
         p = softmax_of(q.double() @ repeated(k, q).mT * scale, mask, lse)
         return p * (dout.double() @ repeated(v, q).mT - delta[..., None]) * scale, p
 
@@ -140,6 +174,11 @@ def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         "columns.gathered": columns_in_torch.gathered,
         "columns.write_sums": columns_in_torch.write_sums,
         "columns.add_sums": columns_in_torch.add_sums,
+        "whole_rows.shares_of": lambda items, swept, device: 3,
+        "rows.gathered": rows_in_torch.gathered,
+        "rows.taken": rows_in_torch.taken,
+        "rows.write_joined": rows_in_torch.write_joined,
+        "rows.write_sums": rows_in_torch.write_sums,
     }
     for place, stand_in in places.items():
         monkeypatch.setattr(f"gossamer.kernels.{'' if place.startswith('live') else 'hopper.'}{place}", stand_in)
@@ -220,6 +259,17 @@ def test_a_key_head_that_two_groups_share_gets_both_their_gradients(dense: Dense
 def test_window_and_columns_join_in_one_pass(dense: Dense) -> None:
     check(JOINT, Setting(heads=2, queries=100, width=8))
     assert "sweep 2" in dense.ran
+
+
+@pytest.mark.parametrize(("tokens", "ran"), [((0, 70), "sweep 1 in turn"), (tuple(range(70)), "sweep 1")])
+def test_whole_rows_are_apart(dense: Dense, tokens: tuple[int, ...], ran: str) -> None:
+    check(presets.longformer(20, tokens), Setting(heads=2, queries=100, width=8, batch=2, sinks=True))
+    assert dense.ran == ["sweep 2", ran, "whole rows"]
+
+
+def test_whole_rows_beside_a_band_alone(dense: Dense) -> None:
+    check(Window(9) | Tokens((5, 30)).T, Setting(heads=2, queries=100, width=8))
+    assert dense.ran[0] == ("stream" if dense.streams else "sweep 1") and "whole rows" in dense.ran
 
 
 def test_a_plain_band_goes_to_the_streaming_kernels(dense: Dense) -> None:

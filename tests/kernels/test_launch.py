@@ -20,13 +20,13 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaLauncher, wrap_handle_tensordesc
 from triton.runtime.driver import driver
 
-from gossamer.kernels.hopper import columns, stream_backward, stream_forward, sweep_backward, sweep_forward
+from gossamer.kernels.hopper import columns, rows, stream_backward, stream_forward, sweep, sweep_backward, sweep_forward
 from gossamer.kernels.hopper import launch as launches
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.hopper.descriptors import tiles
 from gossamer.kernels.hopper.launch import Launch, Operands, Ready, Repeated, launch
 from gossamer.kernels.problem import Saved, Softmax
-from gossamer.patterns import Causal, Pattern, Strided, Window
+from gossamer.patterns import Causal, Pattern, Strided, Window, presets
 from gossamer.plan import plan
 from tests.kernels import sm90
 
@@ -79,7 +79,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(driver, "_active", found)
     monkeypatch.setattr(launches, "_KNOWN", {})
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    for module in (launches, sweep_backward):
+    for module in (launches, sweep):
         monkeypatch.setattr(module, "multiprocessors", lambda _: sm90.MULTIPROCESSORS)
     return found
 
@@ -95,9 +95,11 @@ RUNS = {"runs": (torch.zeros(1, 300, dtype=torch.int32), torch.full((1, 300), 9,
     ("pattern", "key_heads", "options", "told"),
     [
         (PLAIN, 2, False, {}), (PLAIN, 2, True, {}), (COLUMNS, 2, False, {}), (COLUMNS, 1, True, {}),
+        (presets.longformer(40), 2, False, {}), (presets.longformer(40), 1, True, {}),
         (COLUMNS, 2, False, ENDS), (Causal() | ~Causal(), 2, True, RUNS),
     ],
-    ids=["band", "band, every option", "columns", "columns, every option", "within ends", "runs"],
+    ids=["band", "band, every option", "columns", "columns, every option", "longformer", "longformer, every option",
+         "within ends", "runs"],
 )  # fmt: skip
 def test_the_driver_gets_what_triton_would_give_it(
     gpu: Driver, monkeypatch: pytest.MonkeyPatch, pattern: Pattern, key_heads: int, options: bool, told: dict
@@ -109,7 +111,7 @@ def test_the_driver_gets_what_triton_would_give_it(
         gpu.stream = 71
         launch(*given)
 
-    for module in (launches, columns, stream_forward, stream_backward, sweep_forward, sweep_backward):
+    for module in (launches, columns, rows, stream_forward, stream_backward, sweep_forward, sweep_backward):
         monkeypatch.setattr(module, "launch", twice)
     q, k, v = (torch.zeros(1, heads, 300, 64, dtype=torch.bfloat16) for heads in (2, key_heads, key_heads))
     sinks = torch.zeros(2) if options else None
@@ -204,8 +206,8 @@ def test_one_tensor_given_twice_is_two_operands(gpu: Driver) -> None:
 
 def test_what_is_kept_is_bounded(gpu: Driver, prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launches, "MOST_KNOWN", 4)
-    for rows in range(1, 20):
-        launch(prepare, operands(rows=rows))
+    for count in range(1, 20):
+        launch(prepare, operands(rows=count))
         assert len(launches._KNOWN) <= 4
 
 

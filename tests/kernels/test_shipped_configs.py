@@ -108,7 +108,9 @@ HOPPER = {
     "columns": Case(Causal() & Strided(10)),
     "band and columns": Case(Causal() & (Window(256) | Sinks(4)), sinks=True),
     "band and columns × 128": Case(Causal() & (Window(256) | Strided(16)), width=128),
-    "rows": Case(Window(64) | Tokens([0, 500]) | Tokens([0, 500]).T),
+    "rows": Case(Causal() & (Window(64) | Tokens([500]).T)),
+    "whole rows": Case(presets.longformer(512), sinks=True, lse_gradient=True),
+    "whole rows of grouped heads": Case(presets.longformer(128, tuple(range(70))), heads=2, dtype=FP16),
     "within ends": Case(Window(256) | Tokens([0, 500]) | Tokens([0, 500]).T, within=True, lse_gradient=True),
     "runs": Case(Causal() | ~Causal(), runs=True),
     "long rows within ends": Case(
@@ -118,6 +120,12 @@ HOPPER = {
 HOPPER_SLOW = {
     "within ends × 128": Case(Causal() & (Window(256) | Strided(16)), width=128, within=True, lse_gradient=True),
     "within ends, dilated": Case(Dilated(64, 4) & Documents([500, 524]), within=True),
+    "whole rows × 128": Case(presets.longformer(512), width=128),
+    "whole rows, three heads a key head": Case(presets.longformer(512), heads=3, lse_gradient=True),
+    "whole rows, float16 × 128, three heads a key head": Case(presets.longformer(512), heads=3, width=128, dtype=FP16),
+    "whole rows of narrow values": Case(presets.longformer(512), width=128, value_width=40),
+    "whole rows of wide values": Case(presets.longformer(512), value_width=128, heads=3, sinks=True),
+    "many columns": Case(presets.longformer(512, tuple(range(70))), width=128),
     "runs × 128": Case(Causal() | ~Causal(), width=128, runs=True, heads=4, dtype=FP16),
     "runs of narrow values": Case(Causal() | ~Causal(), width=128, value_width=64, runs=True),
     **{f"band {n}": Case(Causal() & Window(n)) for n in (40, 192, 320, 384, 448, 576, 640, 700)},

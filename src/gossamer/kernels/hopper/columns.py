@@ -11,16 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import Launch, Operands, launch
+from .vectors import VECTOR, clear, copy, loaded, offsets, rows_of, store, strides_of, tile_of, tiles_of
 
 Pair = tuple[Tensor, Tensor]
 """What belongs to the keys, and what belongs to the values."""
 
-VECTOR = tl.constexpr(8)
-"""Elements of 16 bytes in half precision. Rows of addressable tensors start at multiples of it, and the compiler moves
-whole vectors where it is told so."""
-
-TILE = 1024
-"""Elements that a program gathers or sums, a vector for each of its threads."""
+TOGETHER = tl.constexpr(8)
+"""Summands that are on their way at a time."""
 
 CLEARED = tl.constexpr(8)
 """Tiles that a program clears: it waits for nothing but the list of what is outside."""
@@ -37,16 +34,17 @@ def gathered(k: Tensor, v: Tensor, keys: Tensor) -> Pair:
 def _prepared_gather(operands: Operands) -> Launch:
     k, v, *_, keys = operands
     (batch, heads, _, width), value_width, count = k.shape, v.shape[3], keys.shape[0]
-    rows = _rows(width, value_width)
+    rows = rows_of(width, value_width)
     arguments = *operands, *strides_of(k), *strides_of(v), heads, count
-    return Launch(_gather, batch * heads * _tiles(count, rows), arguments, (width, value_width, rows), None)
+    return Launch(_gather, batch * heads * tiles_of(count, rows), arguments, (width, value_width, rows), None)
 
 
 def write_sums(parts: Pair, dk: Tensor, dv: Tensor, keys: Tensor | None, outside: Tensor | None) -> None:
     """Writes to the rows of dk and dv at `keys` the sums over parts, and zero to those that are `outside`.
 
-    Parts are float32 [parts, B, G, C, width] and dense, and are added one after the other. Keys are int64 [C] and
-    distinct, or all as they stand; `outside` is bool [K], or None where all keys are among them.
+    Parts are float32 [parts, B, G, copies · C, width] and dense, every copy of the keys after the last; all are added
+    one after the other. Keys are int64 [C] and distinct, or all as they stand; `outside` is bool [K], or None where all
+    keys are among them.
     """
     launch(_prepared_put, (*parts, dk, dv, keys, outside), False)
 
@@ -57,28 +55,15 @@ def add_sums(parts: Pair, dk: Tensor, dv: Tensor, keys: Tensor | None) -> None:
 
 
 def _prepared_put(operands: Operands, adds: bool) -> Launch:
-    part, _, dk, dv, _, outside = operands
-    number, batch, heads, columns, width = part.shape
+    part, _, dk, dv, keys, outside = operands
+    number, batch, heads, listed, width = part.shape
     count, value_width = dk.shape[2], dv.shape[3]
-    rows = _rows(width, value_width)
-    blocks = 2 * _tiles(columns, rows) + (0 if outside is None else _tiles(count, rows * CLEARED.value))
-    arguments = *operands, *strides_of(dk), *strides_of(dv), batch, heads, columns, count, number
+    columns = count if keys is None else keys.shape[0]
+    copies = listed // max(columns, 1)
+    rows = rows_of(width, value_width)
+    blocks = 2 * tiles_of(columns, rows) + (0 if outside is None else tiles_of(count, rows * CLEARED.value))
+    arguments = *operands, *strides_of(dk), *strides_of(dv), batch, heads, columns, copies, count, number
     return Launch(_put, batch * heads * blocks, arguments, (width, value_width, rows, adds), None)
-
-
-def _rows(width: int, value_width: int) -> int:
-    """Rows of a tile, whose width is padded to a power of two."""
-    return TILE >> (max(width, value_width) - 1).bit_length()
-
-
-def _tiles(count: int, rows: int) -> int:
-    return -(-count // rows)
-
-
-def strides_of(x: Tensor) -> tuple[int, int, int]:
-    """How far apart batch rows, heads and rows lie, in vectors."""
-    batch, head, row, _ = x.stride()
-    return batch // VECTOR.value, head // VECTOR.value, row // VECTOR.value
 
 
 @triton.jit(do_not_specialize=["k_batch", "k_head", "k_row", "v_batch", "v_head", "v_row", "heads", "count"])
@@ -87,103 +72,57 @@ def _gather(
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows of K and of V."""
-    batch, head, place, exists = _tile_of(tl.program_id(0), heads, count, ROWS)
+    batch, head, place, exists = tile_of(tl.program_id(0), heads, count, ROWS)
     key = tl.load(keys + place)
     row = (batch * heads + head) * count + place
-    _copy(some_k, row, k, batch * k_batch + head * k_head + key * k_row, exists, WIDTH)
-    _copy(some_v, row, v, batch * v_batch + head * v_head + key * v_row, exists, VALUE_WIDTH)
+    copy(some_k, row, k, batch * k_batch + head * k_head + key * k_row, exists, WIDTH)
+    copy(some_v, row, v, batch * v_batch + head * v_head + key * v_row, exists, VALUE_WIDTH)
 
 
 @triton.jit(
     do_not_specialize=[
         *("dk_batch", "dk_head", "dk_row", "dv_batch", "dv_head", "dv_row"),
-        *("batches", "heads", "columns", "count", "parts"),
+        *("batches", "heads", "columns", "copies", "count", "parts"),
     ]
 )
 def _put(
     dk_parts, dv_parts, dk, dv, keys, outside, dk_batch, dk_head, dk_row, dv_batch, dv_head, dv_row,
-    batches, heads, columns, count, parts,
+    batches, heads, columns, copies, count, parts,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr, ADDS: tl.constexpr,
 ):  # fmt: skip
     """A tile of sums for dK, or one for dV, or some tiles of both to clear: no two programs write one row."""
     number = tl.program_id(0)
     tiles = batches * heads * tl.cdiv(columns, ROWS)
     if number < 2 * tiles:
-        batch, head, place, exists = _tile_of(number % tiles, heads, columns, ROWS)
+        batch, head, place, exists = tile_of(number % tiles, heads, columns, ROWS)
         key = place.to(tl.int64)
         if keys is not None:
             key = tl.load(keys + place)
-        row = (batch * heads + head) * columns + place
-        apart = batches.to(tl.int64) * heads * columns
+        row = (batch * heads + head) * columns * copies + place
+        summands = parts, batches.to(tl.int64) * heads * columns * copies, copies, columns
         if number < tiles:
             target = batch * dk_batch + head * dk_head + key * dk_row
-            _put_tile(dk, target, dk_parts, row, exists, parts, apart, WIDTH, ADDS)
+            _put_tile(dk, target, dk_parts, row, exists, summands, WIDTH, ADDS)
         else:
             target = batch * dv_batch + head * dv_head + key * dv_row
-            _put_tile(dv, target, dv_parts, row, exists, parts, apart, VALUE_WIDTH, ADDS)
+            _put_tile(dv, target, dv_parts, row, exists, summands, VALUE_WIDTH, ADDS)
     elif outside is not None:
-        batch, head, each, inside = _tile_of(number - 2 * tiles, heads, count, ROWS * CLEARED)
+        batch, head, each, inside = tile_of(number - 2 * tiles, heads, count, ROWS * CLEARED)
         cleared = inside & tl.load(outside + each)
         each = each.to(tl.int64)
-        _clear(dk, batch * dk_batch + head * dk_head + each * dk_row, cleared, WIDTH)
-        _clear(dv, batch * dv_batch + head * dv_head + each * dv_row, cleared, VALUE_WIDTH)
+        clear(dk, batch * dk_batch + head * dk_head + each * dk_row, cleared, WIDTH)
+        clear(dv, batch * dv_batch + head * dv_head + each * dv_row, cleared, VALUE_WIDTH)
 
 
 @triton.jit
-def _tile_of(number, heads, count, ROWS: tl.constexpr):
-    """(batch, head, rows, which of them exist) of a tile; those that do not are the last row once more.
-
-    Tiles of all heads at the same rows come one after the other, for they may lie so in memory.
-    """
-    blocks = tl.cdiv(count, ROWS)
-    rows = number // heads % blocks * ROWS + tl.arange(0, ROWS)
-    batch, head = (number // heads // blocks).to(tl.int64), (number % heads).to(tl.int64)
-    return batch, head, tl.minimum(rows, count - 1), rows < count
-
-
-@triton.jit
-def _offsets(row, WIDTH: tl.constexpr):
-    """[rows, padded width] of rows that start at vector `row`."""
-    return row[:, None] * VECTOR + tl.arange(0, triton.next_power_of_2(WIDTH))[None, :]
-
-
-@triton.jit
-def _load(x, at, WIDTH: tl.constexpr):
-    """Rows, which all exist: where nothing is masked, the compiler asks for several before it waits for the first."""
-    if at.shape[1] == WIDTH:
-        return tl.load(x + at)
-    else:
-        return tl.load(x + at, mask=tl.arange(0, at.shape[1])[None, :] < WIDTH, other=0.0)
-
-
-@triton.jit
-def _store(x, at, values, exists, WIDTH: tl.constexpr):
-    mask = exists[:, None]
-    if at.shape[1] != WIDTH:
-        mask = mask & (tl.arange(0, at.shape[1])[None, :] < WIDTH)
-    tl.store(x + at, values, mask=mask)
-
-
-@triton.jit
-def _copy(dense, dense_row, x, row, exists, WIDTH: tl.constexpr):
-    """Copies the rows of x that start at vector `row` to rows of a dense tensor."""
-    values = _load(x, _offsets(row, WIDTH), WIDTH)
-    _store(dense, _offsets(dense_row * (WIDTH // VECTOR), WIDTH), values, exists, WIDTH)
-
-
-@triton.jit
-def _clear(x, row, exists, WIDTH: tl.constexpr):
-    at = _offsets(row, WIDTH)
-    _store(x, at, tl.zeros(at.shape, x.dtype.element_ty), exists, WIDTH)
-
-
-@triton.jit
-def _put_tile(x, row, parts, dense_row, exists, count, apart, WIDTH: tl.constexpr, ADDS: tl.constexpr):
-    """Writes to rows of x, or adds to them, the sums of `count` parts that lie `apart` rows from one another."""
-    at, taken = _offsets(row, WIDTH), _offsets(dense_row * (WIDTH // VECTOR), WIDTH)
+def _put_tile(x, row, parts, dense_row, exists, summands, WIDTH: tl.constexpr, ADDS: tl.constexpr):
+    """Writes to rows of x, or adds to them, sums of parts: (their number, rows from one to the next, copies, …)."""
+    count, apart, copies, further = summands
+    at, taken = offsets(row, WIDTH), offsets(dense_row * (WIDTH // VECTOR), WIDTH)
     total = tl.zeros(at.shape, tl.float32)
-    for part in range(0, count):
-        total += _load(parts + part * apart * WIDTH, taken, WIDTH)
+    for each in tl.range(0, count * copies, loop_unroll_factor=TOGETHER):  # else each load waits for the last
+        part = each // copies
+        total += loaded(parts + (part * apart + (each - part * copies) * further) * WIDTH, taken, WIDTH)
     if ADDS:
-        total += _load(x, at, WIDTH).to(tl.float32)
-    _store(x, at, total.to(x.dtype.element_ty), exists, WIDTH)
+        total += loaded(x, at, WIDTH).to(tl.float32)
+    store(x, at, total.to(x.dtype.element_ty), exists, WIDTH)

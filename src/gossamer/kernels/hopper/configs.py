@@ -12,6 +12,9 @@ SHARED_MEMORY = 227 * 1024
 CONSUMER_REGISTERS = {2: 240, 3: 160}
 """Registers of a thread by the number of consumer warpgroups; a producer's threads have the fewest there are."""
 
+FEW = 16
+"""Rows that a matrix instruction takes at least on the side that it sums over."""
+
 PRODUCER_REGISTERS = 24
 ENTRY_REGISTERS = {2: 168, 3: 128}
 """All warps enter with equal shares of a multiprocessor's registers; then each takes what is written above."""
@@ -66,9 +69,23 @@ class SweepConfig:
     team: Team
     slots: int
     segments: int = 1
-    """Runs of keys that join in one softmax: one or two."""
+    """Runs of keys that join in one softmax, or runs of queries that add to one gradient: one or two."""
+    second_rows: int = ROWS
+    """Rows of the second run's tiles that a gradient looks at: 16 where it is no longer."""
     depth: int = 1
     """Items whose own tiles may be there at once, where a kernel keeps them in shared memory."""
+    in_turn: bool = False
+    """Whether all consumers own the same tile, and each takes its turns at what is brought in: a part of the sum."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of one head that an item takes."""
+        return ROWS if self.in_turn else self.team.rows
+
+    @property
+    def step(self) -> int:
+        """From a tile that a consumer takes of the ring to the next."""
+        return self.team.consumers if self.in_turn else 1
 
     @property
     def own(self) -> int:
@@ -123,6 +140,11 @@ def blocks_team(size: int, width: int, value_width: int, repeats: int | None = N
         return Team(size // ROWS), 1
     team = team_of(width, value_width, repeats)
     return (team, 1) if team.by_heads else (Team(1), 2)  # a third would leave too few registers
+
+
+def rows_seen(count: int) -> int:
+    """Rows of a tile that have to be looked at where so many are all that there are."""
+    return FEW if count <= FEW else ROWS
 
 
 def halo_of(width: int) -> int:

@@ -14,8 +14,9 @@ from ..spans import Span
 from . import columns, stream_backward, stream_forward, sweep_backward, sweep_forward
 from .block_pass import BlockPass
 from .descriptors import addressable
-from .operands import Diagonal, Inputs, Results, SeenKeys, Segment
-from .passes import Pass, passes
+from .doubled import distinct
+from .operands import Asking, Diagonal, Inputs, Results, SeenKeys, Segment
+from .passes import Pass, joined, passes
 from .ring import AUX
 
 Fits = Callable[[int, int, int], bool]
@@ -29,9 +30,12 @@ class Group:
         self.k, self.v = addressable(run.of_keys(k)), addressable(run.of_keys(v))
         self.repeats, self.scale = run.repeats, softmax.scale
         self.blocks = BlockPass.of(run, plan, softmax, self.q)
-        self.passes = passes(run.group, plan, q.device) if softmax.blocks is None else ()
-        if softmax.is_live:
-            self.passes = tuple(each.seen(softmax) for each in self.passes)
+        self.passes, self.whole = (), None
+        if softmax.is_live and softmax.blocks is None:
+            self.passes = tuple(each.seen(softmax) for each in passes(run.group, plan, q.device))
+        elif softmax.blocks is None:
+            found = joined(run.group, plan, q.device, apart=run.fresh)
+            self.passes, self.whole = found.passes, found.whole
         self.gathered: dict[Span, tuple[Tensor, Tensor]] = {}
 
     def forward(self, sinks: Tensor | None, out: Tensor, lse: Tensor) -> None:
@@ -50,25 +54,31 @@ class Group:
             some_out, some_lse = out.new_empty(*q.shape[:-1], out.shape[-1]), lse.new_empty(q.shape[:-1])
             self._forward(each, q, some_out, some_lse, None)
             _merge(out, lse, some_out, some_lse, each.queries)
+        if self.whole is not None:
+            self.whole.forward(self._inputs(self.q), sinks, out, lse, scale=self.scale)
 
     def backward(self, results: Results, dq: Tensor, dk: Tensor, dv: Tensor, *, fresh: bool) -> None:
         """Writes dq; writes dk and dv, or adds to them where they are not `fresh`."""
-        rest = self.passes
+        rest, apart, whole = self.passes, None, None
+        if self.whole is not None:
+            apart, results = self.whole.taken_from(self._inputs(self.q), results)
         if self.blocks is not None:
             self.blocks.backward(self._inputs(self.q), results, Inputs(dq, dk, dv), fresh=fresh)
             fresh = False
         elif self._begins_whole():
-            aux = self._queries_backward(rest[0], self.q, results, dq)
-            self._keys_backward(rest[0], self.q, results.grad_out, aux, dk, dv, fresh=fresh)
+            asking = self._queries_backward(rest[0], self.q, results, dq)
+            if self.whole is not None and apart is not None:
+                whole = self.whole.backward(self._inputs(self.q), apart, dq, scale=self.scale)
+            self._keys_backward(rest[0], asking, dk, dv, fresh=fresh, whole=whole)
             rest, fresh = rest[1:], False
         else:
             dq.zero_()
         for each in rest:
             q = self.q if each.queries is None else self.q.index_select(2, each.queries)
             some, some_dq = results.of(each.queries), torch.empty_like(q)
-            aux = self._queries_backward(each, q, some, some_dq)
+            asking = self._queries_backward(each, q, some, some_dq)
             _add(dq, some_dq, each.queries)
-            self._keys_backward(each, q, some.grad_out, aux, dk, dv, fresh=fresh)
+            self._keys_backward(each, asking, dk, dv, fresh=fresh)
             fresh = False
         if fresh:  # no pass has written them
             dk.zero_()
@@ -85,49 +95,49 @@ class Group:
         else:
             sweep_forward.forward(q, self._segments(each), out, lse, sinks, scale=self.scale)
 
-    def _queries_backward(self, each: Pass, q: Tensor, results: Results, dq: Tensor) -> Tensor:
+    def _queries_backward(self, each: Pass, q: Tensor, results: Results, dq: Tensor) -> Asking:
         """Writes dq, and returns what the gradients of keys need to know of each query."""
         aux = q.new_empty(*q.shape[:-1], AUX.value, dtype=torch.bfloat16)
         diagonal = self._streamed(each.diagonals, results.out.shape[-1], stream_backward.fits)
-        if diagonal is not None:
+        if diagonal is not None and self.whole is None:  # the streaming kernel knows of no absent query
             stream_backward.backward_queries(self._inputs(q), results, dq, aux, diagonal=diagonal, scale=self.scale)
         else:
             sweep_backward.backward_queries(q, self._segments(each), results, dq, aux, scale=self.scale)
-        return aux
+        return Asking(q, results.grad_out, aux)
 
     def _keys_backward(
-        self, each: Pass, q: Tensor, grad_out: Tensor, aux: Tensor, dk: Tensor, dv: Tensor, *, fresh: bool
+        self, each: Pass, asking: Asking, dk: Tensor, dv: Tensor, *, fresh: bool, whole: Asking | None = None
     ) -> None:
-        """Writes dk and dv where they are fresh, else adds to them."""
+        """Writes dk and dv where they are fresh, else adds to them; the first span's keys are seen by the `whole`."""
         for span, diagonal in zip(each.spans, each.diagonals, strict=True):
             if span.keys is None and fresh:
-                self._all_keys_backward(span, diagonal, q, grad_out, aux, dk, dv)
+                self._all_keys_backward(span, diagonal, asking, dk, dv, whole)
             else:
-                parts = self._some_keys_backward(span, q, grad_out, aux)
+                parts = self._some_keys_backward(span, asking)
                 if fresh:
-                    columns.write_sums(parts, dk, dv, span.keys, span.outside)
+                    columns.write_sums(parts, dk, dv, distinct(span), span.outside)
                 else:
-                    columns.add_sums(parts, dk, dv, span.keys)
+                    columns.add_sums(parts, dk, dv, distinct(span))
             fresh = False
 
     def _all_keys_backward(
-        self, span: Span, diagonal: Diagonal | None, q: Tensor, grad_out: Tensor, aux: Tensor, dk: Tensor, dv: Tensor
+        self, span: Span, diagonal: Diagonal | None, asking: Asking, dk: Tensor, dv: Tensor, whole: Asking | None
     ) -> None:
         """Writes every key's gradients where they belong."""
         streamed = self._streamed((diagonal,), dv.shape[-1], stream_backward.fits)
-        given = grad_out, aux, dk, dv
-        if streamed is not None:
-            stream_backward.backward_keys(self._inputs(q), *given, diagonal=streamed, scale=self.scale)
+        if streamed is not None and self.whole is None:
+            inputs, rest = self._inputs(asking.q), asking[1:]
+            stream_backward.backward_keys(inputs, *rest, dk, dv, diagonal=streamed, scale=self.scale)
         else:
             keys = SeenKeys(self.k, self.v, *span.seen_by, diagonal and diagonal.turned)
-            sweep_backward.backward_keys(q, keys, *given, scale=self.scale)
+            sweep_backward.backward_keys(asking, keys, dk, dv, scale=self.scale, whole=whole)
 
-    def _some_keys_backward(self, span: Span, q: Tensor, grad_out: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
+    def _some_keys_backward(self, span: Span, asking: Asking) -> tuple[Tensor, Tensor]:
         """Gradients of the span's keys in their order, float32 [parts, …]: what each part of the queries gives."""
         k, v = self._keys_of(span)
-        parts = sweep_backward.splits(k, v, q)
+        parts = sweep_backward.splits(k, v, asking.q)
         dk, dv = (x.new_empty(parts, *x.shape, dtype=torch.float32) for x in (k, v))
-        sweep_backward.backward_keys(q, SeenKeys(k, v, *span.seen_by), grad_out, aux, dk, dv, scale=self.scale)
+        sweep_backward.backward_keys(asking, SeenKeys(k, v, *span.seen_by), dk, dv, scale=self.scale)
         return dk, dv
 
     def _inputs(self, q: Tensor) -> Inputs:

@@ -68,6 +68,14 @@ class SeenKeys(NamedTuple):
     diagonal: Diagonal | None = None
 
 
+class Asking(NamedTuple):
+    """Queries [B, H, Q, D], their outputs' gradients [B, H, Q, Dv], their auxiliary rows, bfloat16 [B, H, Q, 16]."""
+
+    q: Tensor
+    grad_out: Tensor
+    aux: Tensor
+
+
 class Results(NamedTuple):
     """What the forward gave and what came back to it, [B, heads, Q, …] each."""
 

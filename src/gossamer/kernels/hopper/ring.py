@@ -222,9 +222,19 @@ def tile_of(ring, i, slots: gl.constexpr):
 
 
 @gluon.jit
+def first_rows(tile, rows: gl.constexpr):
+    """The first rows of a tile in shared memory [64, width]."""
+    if rows == TILE:
+        return tile
+    else:
+        return tile.slice(0, rows)
+
+
+@gluon.jit
 def times_transposed(a, b, layout: gl.constexpr):
-    """a @ b^T, begun: a [64, D] in registers or shared memory, b [64, D] in shared memory."""
-    zeros = gl.zeros((TILE, TILE), gl.float32, layout)
+    """a @ b^T, begun: a [64, D] in registers or shared memory, b [64 or fewer, D] in shared memory."""
+    ROWS: gl.constexpr = b.shape[0]
+    zeros = gl.zeros((TILE, ROWS), gl.float32, layout)
     return warpgroup_mma(a, b.permute((1, 0)), zeros, use_acc=False, is_async=True)
 
 

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .columns import VECTOR, strides_of
 from .launch import Launch, Operands, launch
 from .long_rows import LongRows
+from .vectors import VECTOR, strides_of
 
 TILE = 1024
 """Numbers that a program writes, eight for each of its threads."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from ..devices import multiprocessors
 from ..spans import apart
-from .configs import Team
+from .configs import SweepConfig
 from .descriptors import tiles
 from .division import Divisor, divisor, quotient
 from .launch import heads_cached
@@ -74,6 +77,10 @@ class Run(NamedTuple):
     edges: Edges
 
 
+TURNS, SHORTEST_SHARE, BEGINNING = 4, 8, 4
+"""Where what is swept over is split: items that a multiprocessor gets at most, tiles that a share has at least, and
+the tiles that could be swept over in the time that an item takes to begin and to end."""
+
 WORK = (
     *("items", "blocks", "section", "section_reciprocal"),
     *("last", "last_reciprocal", "stretch", "stretch_reciprocal"),
@@ -111,12 +118,12 @@ def barriers_of(config: gl.constexpr):
     """The barriers of a team, in one piece: what a warpgroup is handed, it keeps in registers."""
     OWN: gl.constexpr = config.own
     SLOTS: gl.constexpr = config.slots
-    CONSUMERS: gl.constexpr = config.team.consumers
+    USERS: gl.constexpr = 1 if config.in_turn else config.team.consumers
     made = gl.allocate_shared_memory(gl.int64, [2 * OWN + 2 * SLOTS, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2 * OWN + SLOTS):
         mbarrier.init(made.index(i), count=1)
     for i in gl.static_range(SLOTS):
-        mbarrier.init(made.index(2 * OWN + SLOTS + i), count=CONSUMERS)
+        mbarrier.init(made.index(2 * OWN + SLOTS + i), count=USERS)
     return made
 
 
@@ -172,9 +179,17 @@ def _item(turn):
 
 
 @gluon.jit
-def unit_and_block(turn, work):
-    """This program's item of a turn: a section's units lie side by side, each at the same block."""
-    return placed(_item(turn), work)
+def unit_and_block(turn, work, config: gl.constexpr):
+    """This program's item of a turn: a section's units lie side by side, each at the same block.
+
+    Where consumers take turns, memory is what they wait for: the last items come first, for what they sweep over is
+    what the launch before has swept over last, and may still be in the L2 cache.
+    """
+    IN_TURN: gl.constexpr = config.in_turn
+    item = _item(turn)
+    if IN_TURN:
+        item = work.items - 1 - item
+    return placed(item, work)
 
 
 @gluon.jit
@@ -194,10 +209,13 @@ def query_place(turn, work, shape, consumer: gl.constexpr, config: gl.constexpr)
     """A consumer's query tile of an item; late queries come first, which see the most where the past grows."""
     CONSUMERS: gl.constexpr = config.team.consumers
     HEADS: gl.constexpr = config.team.by_heads
-    unit, block = unit_and_block(turn, work)
+    IN_TURN: gl.constexpr = config.in_turn
+    unit, block = unit_and_block(turn, work, config)
     block = work.blocks - 1 - block
     if HEADS:
         head, row = unit * CONSUMERS + consumer, block * TILE
+    elif IN_TURN:
+        head, row = unit, block * TILE
     else:
         head, row = unit, (block * CONSUMERS + consumer) * TILE
     batch = quotient(head, shape.heads)
@@ -208,8 +226,18 @@ def query_place(turn, work, shape, consumer: gl.constexpr, config: gl.constexpr)
 @gluon.jit
 def team_row_of(place, consumer: gl.constexpr, config: gl.constexpr):
     """The first row that the team of a consumer's tile works on."""
-    HEADS: gl.constexpr = config.team.by_heads
-    return place.row if HEADS else place.row - consumer * TILE
+    ALIKE: gl.constexpr = config.team.by_heads or config.in_turn
+    return place.row if ALIKE else place.row - consumer * TILE
+
+
+@gluon.jit
+def result_of(place, consumer: gl.constexpr, config: gl.constexpr):
+    """Where a consumer's results go: where they take turns, each has a tile of its own among the results."""
+    STEP: gl.constexpr = config.step
+    if STEP == 1:
+        return place
+    else:
+        return Place(place.batch, place.head, place.key_head, place.row * STEP + consumer * TILE)
 
 
 @gluon.jit
@@ -255,18 +283,19 @@ def reach_of(edges, place, count, layout: gl.constexpr):
 
 @gluon.jit
 def seen(p, reach, column, otherwise: gl.constexpr):
-    """p [64, 64] where its row sees its column, counted from `column`, else what it is otherwise.
+    """p [64, 64 or fewer] where its row sees its column, counted from `column`, else what it is otherwise.
 
     A thread holds columns 8 i + 2 (lane % 4) + {0, 1}: the bounds take the lane's part and masks compare constants.
     Most tiles that are seen partly are so at one side alone.
     """
     layout: gl.constexpr = p.type.layout
-    columns = gl.arange(0, TILE, gl.SliceLayout(0, layout))
+    COLUMNS: gl.constexpr = p.shape[1]
+    columns = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     lane = column + gl.expand_dims(columns & 6, 0)
     rest = gl.expand_dims(columns & ~6, 0)
     if column < reach.last_begin:
         p = gl.where(rest >= gl.expand_dims(reach.begin, 1) - lane, p, otherwise)
-    if column + TILE > reach.first_end:
+    if column + COLUMNS > reach.first_end:
         p = gl.where(rest < gl.expand_dims(reach.end, 1) - lane, p, otherwise)
     return p
 
@@ -278,6 +307,21 @@ def pass_over(bars, start, stop, config: gl.constexpr):
         i = start + n
         mbarrier.wait(full(bars, i, config), phase(i, config.slots))
         mbarrier.arrive(empty(bars, i, config), count=1)
+
+
+@gluon.jit
+def own_turns(start, stop, consumer: gl.constexpr, config: gl.constexpr):
+    """(tiles that the first of a consumer's turns comes after `start`, how many it has) of the ring's start ... stop.
+
+    The turns go on from item to item, so that a consumer never waits for a tile that is a lap ahead: the ring holds
+    more tiles than there are consumers.
+    """
+    STEP: gl.constexpr = config.step
+    if STEP == 1:
+        return 0, stop - start
+    else:
+        first = (consumer + (STEP - 1) * start) % STEP  # so that start + first is, in turns, its number
+        return first, gl.maximum(stop - start - first + STEP - 1, 0) // STEP
 
 
 @gluon.jit
@@ -320,6 +364,17 @@ def renewed(words):
     return words
 
 
+@lru_cache(maxsize=256)
+def shares_of(items: int, swept: int, device: torch.device) -> int:
+    """Into how many shares `swept` tiles should be cut, so that few items with much to sweep over fill the GPU.
+
+    Programs take items one after the other: the last round is to be as full as the others.
+    """
+    programs = multiprocessors(device)
+    most = max(1, min(-(-TURNS * programs // items), swept // SHORTEST_SHARE))
+    return min(range(1, most + 1), key=lambda shares: -(-items * shares // programs) * (swept / shares + BEGINNING))
+
+
 def work_of(units: int, blocks: int, cached: int) -> tuple[int, ...]:
     """What kernels take as their work; of so many units the L2 cache holds all that their items sweep over."""
     section = min(units, cached)
@@ -327,12 +382,12 @@ def work_of(units: int, blocks: int, cached: int) -> tuple[int, ...]:
     return units * blocks, blocks, *divisor(section), *divisor(last), *divisor(section * blocks)
 
 
-def query_work(team: Team, q: Tensor, segments: Sequence[Segment]) -> tuple[int, ...]:
+def query_work(config: SweepConfig, q: Tensor, segments: Sequence[Segment]) -> tuple[int, ...]:
     """What kernels take as their work where a team owns query tiles and sweeps over the segments."""
-    batch, heads, queries, _ = q.shape
+    team, (batch, heads, queries, _) = config.team, q.shape
     repeats = heads // segments[0].k.shape[1]
     cached = heads_cached(*(x for each in segments for x in (each.k, each.v))) * repeats // team.heads_together
-    return work_of(batch * heads // team.heads_together, -(-queries // team.rows), cached)
+    return work_of(batch * heads // team.heads_together, -(-queries // config.rows), cached)
 
 
 def edges_of(start: Tensor, stop: Tensor, diagonal: Diagonal | None, columns: int) -> tuple[object, ...]:

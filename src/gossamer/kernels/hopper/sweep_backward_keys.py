@@ -1,9 +1,13 @@
 """The gradients of keys and values over runs of queries: a team with 64 keys each shares every tile brought in.
 
 A work item is a team's key tiles and all, or a part, of the queries that see them, in every head of the key's group;
-dK and dV are finished in registers. Scores are computed transposed, S^T = K Q^T and dP^T = V dO^T, so that P^T and
+dK and dV are finished in registers. Of few keys, all of the team own the same tile and take the queries' tiles in turn,
+each with a part of the sums. Scores are computed transposed, S^T = K Q^T and dP^T = V dO^T, so that P^T and
 dS^T are operands in registers as well. Log-sum-exp and delta vary along their columns: each query's auxiliary row
 (see `sweep_backward_queries`) holds both, and one further step of the matrix instruction subtracts them.
+
+A second run of queries may follow, which see every key (see `whole_rows`), those of all heads of a key head in one: its
+tiles need no mask, for what is read past its end is zero in Q, in dO and in the auxiliary rows, and adds nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .division import Divisor, quotient
-from .ring import AUX, LOG2E, TILE, opaque, phase, settle, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, first_rows, opaque, phase, settle, slot, tile_of, times_transposed
 from .sweep import (
     NUMBERS,
     Edges,
@@ -33,6 +37,7 @@ from .sweep import (
     full,
     own_empty,
     own_full,
+    own_turns,
     pass_over,
     reach_of,
     seen,
@@ -54,6 +59,8 @@ class Shape(NamedTuple):
     """Parts that the queries are cut into, each an item of its own."""
     matrices: gl.tensor
     """Key heads of all batches."""
+    whole: gl.tensor
+    """Queries of the second run of a key head."""
 
 
 class Totals(NamedTuple):
@@ -67,8 +74,8 @@ class Totals(NamedTuple):
 @gluon.jit
 def _place(turn, work, shape, config: gl.constexpr):
     """(the first tile of an item, its part of the queries); early keys come first, which are seen the most."""
-    ROWS: gl.constexpr = config.team.rows
-    unit, block = unit_and_block(turn, work)
+    ROWS: gl.constexpr = config.rows
+    unit, block = unit_and_block(turn, work, config)
     matrix = quotient(unit, shape.parts)
     part = unit - matrix * shape.parts.value
     batch = quotient(matrix, shape.key_heads)
@@ -79,10 +86,17 @@ def _place(turn, work, shape, config: gl.constexpr):
 @gluon.jit
 def _part_of(edges, place, part, shape, config: gl.constexpr):
     """(a query, tiles first ... last - 1 counted from it): an item's share of the queries that see its keys."""
-    ROWS: gl.constexpr = config.team.rows
+    ROWS: gl.constexpr = config.rows
     low, high = span_of(edges, place.batch, place.row, ROWS, shape.keys)
     count = gl.cdiv(high - low, TILE)
     return low, quotient(count * part, shape.parts), quotient(count * (part + 1), shape.parts)
+
+
+@gluon.jit
+def _own_row(item, consumer: gl.constexpr, config: gl.constexpr):
+    """The first key of an item that a consumer owns."""
+    IN_TURN: gl.constexpr = config.in_turn
+    return item.row if IN_TURN else item.row + consumer * TILE
 
 
 @gluon.jit
@@ -93,7 +107,7 @@ def _bring_own(own, bars, place, turn, consumer: gl.constexpr, config: gl.conste
     ready = own_full(bars, here, config)
     mbarrier.wait(own_empty(bars, here, config), phase(turn, config.depth) ^ 1)
     mbarrier.expect(ready, k.block_type.nbytes + v.block_type.nbytes)
-    at = [place.batch, place.key_head, place.row + consumer * TILE, 0]
+    at = [place.batch, place.key_head, _own_row(place, consumer, config), 0]
     tma.async_copy_global_to_shared(k, at, ready, k_tiles.index(here))
     tma.async_copy_global_to_shared(v, at, ready, v_tiles.index(here))
 
@@ -112,7 +126,8 @@ def _bring_queries(descriptors, ring, bars, at, i, config: gl.constexpr):
 @gluon.jit
 def _producer(brought, config: gl.constexpr):
     CONSUMERS: gl.constexpr = config.team.consumers
-    edges, own, descriptors, work, shape, ring, bars = brought
+    edges, own, descriptors, whole, work, shape, ring, bars = brought
+    SEGMENTS: gl.constexpr = config.segments
     done = 0
     for turn in range(turns_of(work)):
         place, part = _place(turn, work, shape, config)
@@ -122,6 +137,10 @@ def _producer(brought, config: gl.constexpr):
         for head in range(place.head, place.head + shape.repeats):
             for tile in range(first, last):
                 _bring_queries(descriptors, ring, bars, [place.batch, head, low + tile * TILE, 0], done, config)
+                done += 1
+        if SEGMENTS == 2:
+            for tile in range(0, gl.cdiv(shape.whole, TILE)):
+                _bring_queries(whole, ring, bars, [place.batch, place.key_head, tile * TILE, 0], done, config)
                 done += 1
 
 
@@ -145,26 +164,35 @@ def less(a, b, aux, picks, layout: gl.constexpr):
 
 @gluon.jit
 def _add_queries(
-    dk, dv, own, picks, here, scale, reach, ring, bars, start, stop, row, config: gl.constexpr,
+    dk, dv, own, picks, here, scale, reach, ring, bars, start, stop, row, consumer: gl.constexpr, config: gl.constexpr,
 ):  # fmt: skip
-    """(dK unscaled, dV) plus what tiles start ... stop - 1 of the ring give; the first begins at query `row`."""
-    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    """(dK unscaled, dV) plus what tiles start ... stop - 1 of the ring give, or those of them whose turn it is.
+
+    The first begins at query `row`. Where `reach` is None, all of them are seen.
+    """
+    STEP: gl.constexpr = config.step
+    ROWS: gl.constexpr = config.second_rows if reach is None else TILE
+    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     dk_operand: gl.constexpr = gl.DotOperandLayout(0, dk.type.layout, 2)
     dv_operand: gl.constexpr = gl.DotOperandLayout(0, dv.type.layout, 2)
-    for n in range(0, stop - start):
+    skipped, turns = own_turns(start, stop, consumer, config)
+    for turn in range(0, turns):
+        n = skipped + turn * STEP
         i = start + n
         hidden = opaque(here)  # else the compiler keeps the many addresses of K and V in registers
         k, v = tile_of(own[0], hidden, own[0].shape[0]), tile_of(own[1], hidden, own[1].shape[0])
         mbarrier.wait(full(bars, i, config), phase(i, config.slots))
         q, grad_out, aux = (
-            tile_of(ring[0], i, config.slots),
-            tile_of(ring[1], i, config.slots),
-            tile_of(ring[2], i, config.slots),
+            first_rows(tile_of(ring[0], i, config.slots), ROWS),
+            first_rows(tile_of(ring[1], i, config.slots), ROWS),
+            first_rows(tile_of(ring[2], i, config.slots), ROWS),
         )
         s = less(k, q, aux, picks[0], scores)
         dp = less(v, grad_out, aux, picks[1], scores)
         s = warpgroup_mma_wait(2, deps=(s,))
-        p = seen(gl.exp2(s * scale), reach, row + n * TILE, 0.0)
+        p = gl.exp2(s * scale)
+        if reach is not None:
+            p = seen(p, reach, row + n * TILE, 0.0)
         dv = warpgroup_mma(gl.convert_layout(p.to(q.dtype), dv_operand), grad_out, dv, is_async=True)
         dp = warpgroup_mma_wait(1, deps=(dp,))
         ds = (p * dp).to(q.dtype)
@@ -201,6 +229,8 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     edges, own, picks, scale, totals, work, shape, ring, bars = given
     WIDTH: gl.constexpr = own[0].shape[4]
     VALUE_WIDTH: gl.constexpr = own[1].shape[4]
+    SEGMENTS: gl.constexpr = config.segments
+    IN_TURN: gl.constexpr = config.in_turn
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     dv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VALUE_WIDTH, 16])
@@ -208,7 +238,7 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     for turn in range(turns_of(work)):
         item, part = _place(turn, work, shape, config)
         low, first, last = _part_of(edges, item, part, shape, config)
-        place = Place(item.batch, item.head, item.key_head, item.row + consumer * TILE)
+        place = Place(item.batch, item.head, item.key_head, _own_row(item, consumer, config))
         reach = reach_of(edges, place, shape.keys, scores)
         begin = gl.minimum(gl.maximum((reach.first_begin - low) // TILE, first), last)
         end = gl.where(place.row < shape.keys, gl.cdiv(reach.last_end - low, TILE), 0)
@@ -218,27 +248,42 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         dv = gl.zeros((TILE, VALUE_WIDTH), gl.float32, dv_layout)
         mbarrier.wait(own_full(bars, here, config), phase(turn, config.depth))
         for _ in range(shape.repeats):
-            pass_over(bars, done, done + begin - first, config)
+            if not IN_TURN:
+                pass_over(bars, done, done + begin - first, config)
             dk, dv = _add_queries(
                 dk, dv, own, picks, here, scale * LOG2E, reach, ring, bars,
-                done + begin - first, done + end - first, low + begin * TILE, config,
+                done + begin - first, done + end - first, low + begin * TILE, consumer, config,
             )  # fmt: skip
-            pass_over(bars, done + end - first, done + last - first, config)
+            if not IN_TURN:
+                pass_over(bars, done + end - first, done + last - first, config)
             done += last - first
+        if SEGMENTS == 2:
+            here = consumer * config.depth + slot(opaque(turn), config.depth)  # anew, and the count: as below
+            whole = gl.cdiv(opaque(shape.whole), TILE)
+            dk, dv = _add_queries(
+                dk, dv, own, picks, here, scale * LOG2E, None, ring, bars, done, done + whole, 0, consumer, config
+            )  # fmt: skip
+            done += whole
         mbarrier.arrive(own_empty(bars, here, config), count=1)
         item, part = _place(opaque(turn), work, shape, config)  # anew: it kept registers from the products else
-        place = Place(item.batch, item.head, item.key_head, item.row + consumer * TILE)
+        place = Place(item.batch, item.head, item.key_head, _own_row(item, consumer, config))
+        if IN_TURN:
+            part = part * config.step + consumer
         _store(totals[1], dv, place, part, shape, consumer)
         _store(totals[0], dk * scale, place, part, shape, consumer)
     settle()
 
 
 @gluon.jit(
-    do_not_specialize=[*NUMBERS, "key_heads", "key_heads_reciprocal", "keys", "parts", "parts_reciprocal", "matrices"]
+    do_not_specialize=[
+        *NUMBERS,
+        *("key_heads", "key_heads_reciprocal", "keys", "parts", "parts_reciprocal", "matrices", "whole"),
+    ]
 )
 def keys_kernel(
-    k, v, q, grad_out, aux, dk, dv, width, value_width, begin, end, shift, breadth, columns, apart,
-    scale, key_heads, key_heads_reciprocal, repeats, keys, parts, parts_reciprocal, matrices,
+    k, v, q, grad_out, aux, q2, grad_out2, aux2, dk, dv, width, value_width,
+    begin, end, shift, breadth, columns, apart,
+    scale, key_heads, key_heads_reciprocal, repeats, keys, parts, parts_reciprocal, matrices, whole,
     items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal,
     config: gl.constexpr,
 ):  # fmt: skip
@@ -263,8 +308,9 @@ def keys_kernel(
         items, blocks, section, section_reciprocal, last, last_reciprocal, stretch, stretch_reciprocal
     )  # fmt: skip
     key_heads, parts = Divisor(key_heads, key_heads_reciprocal), Divisor(parts, parts_reciprocal)
-    shape = Shape(key_heads, repeats, keys, parts, matrices)
+    shape = Shape(key_heads, repeats, keys, parts, matrices, whole)
     edges = Edges(begin, end, shift, breadth, columns, apart)
     given = (edges, (k_tiles, v_tiles), picks, scale, totals, work, shape, ring, bars)
-    brought = (edges, (k, v, k_tiles, v_tiles), (q, grad_out, aux), work, shape, ring, bars)
+    own, runs = (k, v, k_tiles, v_tiles), ((q, grad_out, aux), (q2, grad_out2, aux2))
+    brought = (edges, own, runs[0], runs[1], work, shape, ring, bars)
     as_a_team(_consumer, given, _producer, brought, config)

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .bands import Rows
 from .division import Divisor
-from .ring import AUX, LOG2E, TILE, in_three, opaque, phase, settle, slot, tile_of, times_transposed
+from .ring import AUX, LOG2E, TILE, first_rows, in_three, opaque, phase, settle, slot, tile_of, times_transposed
 from .sweep import (
     HEADS,
     NUMBERS,
@@ -34,10 +34,12 @@ from .sweep import (
     operand_of,
     own_empty,
     own_full,
+    own_turns,
     pass_over,
     query_place,
     reach_of,
     renewed,
+    result_of,
     seen,
     span_of,
     team_row_of,
@@ -48,6 +50,16 @@ from .sweep import (
 
 ABSENT = gl.constexpr(2.0**100)
 """Stands for the log-sum-exp of a query that sees nothing: its probabilities become 0, and nothing becomes NaN."""
+
+
+@gluon.jit
+def _span(segment, team_row, place, queries, s: gl.constexpr, config: gl.constexpr):
+    """What a team sees of segment s: of few keys all as one tile, so that they are the tile's first."""
+    ROWS: gl.constexpr = config.rows
+    if s == 1 and config.second_rows < TILE:
+        return gl.to_tensor(0), gl.to_tensor(TILE)
+    else:
+        return span_of(segment.edges, place.batch, team_row, ROWS, queries)
 
 
 @gluon.jit
@@ -81,7 +93,6 @@ def _bring_keys(segment, ring, bars, place, end, start, stop, config: gl.constex
 @gluon.jit
 def _producer(brought, config: gl.constexpr):
     CONSUMERS: gl.constexpr = config.team.consumers
-    ROWS: gl.constexpr = config.team.rows
     segments, own, work, shape, ring, bars = brought
     SEGMENTS: gl.constexpr = config.segments
     done = 0
@@ -90,25 +101,34 @@ def _producer(brought, config: gl.constexpr):
         for c in gl.static_range(CONSUMERS):
             _bring_own(own, bars, query_place(turn, work, shape, c, config), turn, c, config)
         for s in gl.static_range(SEGMENTS):
-            low, high = span_of(segments[s].edges, place.batch, place.row, ROWS, shape.queries)
+            low, high = _span(segments[s], place.row, place, shape.queries, s, config)
             count = gl.cdiv(high - low, TILE)
             _bring_keys(segments[s], ring, bars, place, high, done, done + count, config)
             done += count
 
 
 @gluon.jit
-def _add_keys(dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop, column, config: gl.constexpr):
-    """(dQ, unscaled, plus what tiles start ... stop - 1 of the ring give, q, dO); the first begins at key `column`.
+def _add_keys(
+    dq, q, grad_out, lse, delta, scale, reach, ring, bars, start, stop, column,
+    consumer: gl.constexpr, keys: gl.constexpr, config: gl.constexpr,
+):  # fmt: skip
+    """(dQ, unscaled, plus what tiles start ... stop - 1 of the ring give, or those of them whose turn it is, q, dO).
 
-    Q and dO come and go as words, see `renewed`.
+    The first begins at key `column`, and `keys` keys of a tile are looked at. Q and dO come and go as words, see
+    `renewed`.
     """
-    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    STEP: gl.constexpr = config.step
+    scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, keys, 16])
+    lse, delta = gl.convert_layout(lse, scores), gl.convert_layout(delta, scores)
     operand: gl.constexpr = gl.DotOperandLayout(0, dq.type.layout, 2)
     own: gl.constexpr = gl.DotOperandLayout(0, scores, 2)
-    for n in range(0, stop - start):
+    skipped, turns = own_turns(start, stop, consumer, config)
+    for turn in range(0, turns):
+        n = skipped + turn * STEP
         i = start + n
         mbarrier.wait(full(bars, i, config), phase(i, config.slots))
-        k, v = tile_of(ring[0], i, config.slots), tile_of(ring[1], i, config.slots)
+        k = first_rows(tile_of(ring[0], i, config.slots), keys)
+        v = first_rows(tile_of(ring[1], i, config.slots), keys)
         q, grad_out = renewed(q), renewed(grad_out)
         s = times_transposed(operand_of(q, k.dtype, own), k, scores)
         dp = times_transposed(operand_of(grad_out, v.dtype, own), v, scores)
@@ -160,10 +180,11 @@ def row_values(values, place, queries, layout: gl.constexpr):
 
 
 @gluon.jit
-def _interval(segment, team_row, place, queries, ROWS: gl.constexpr, layout: gl.constexpr):
-    """(what the team sees, what these rows see) of a segment, on its way from memory."""
-    span = span_of(segment.edges, place.batch, team_row, ROWS, queries)
-    return span, reach_of(segment.edges, place, queries, layout)
+def _interval(segment, team_row, place, queries, s: gl.constexpr, config: gl.constexpr):
+    """(what the team sees, what these rows see) of segment s, on its way from memory."""
+    KEYS: gl.constexpr = TILE if s == 0 else config.second_rows
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
+    return _span(segment, team_row, place, queries, s, config), reach_of(segment.edges, place, queries, layout)
 
 
 @gluon.jit
@@ -177,7 +198,7 @@ def _way(span, reach):
 @gluon.jit
 def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     CONSUMERS: gl.constexpr = config.team.consumers
-    ROWS: gl.constexpr = config.team.rows
+    IN_TURN: gl.constexpr = config.in_turn
     segments, own, lse_rows, grad_lse_rows, scale, results, work, shape, ring, bars = given
     dq_descriptor, dq_tiles, aux = results
     SEGMENTS: gl.constexpr = config.segments
@@ -196,10 +217,10 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     for turn in range(turns):
         team_row = team_row_of(place, consumer, config)
         lse = next_lse
-        one = _interval(segments[0], team_row, place, shape.queries, ROWS, scores)
+        one = _interval(segments[0], team_row, place, shape.queries, 0, config)
         two = one
         if EARLY:
-            two = _interval(segments[1], team_row, place, shape.queries, ROWS, scores)
+            two = _interval(segments[1], team_row, place, shape.queries, 1, config)
         mbarrier.wait(own_full(bars, consumer, config), turn & 1)
         grad_out = tile_of(grad_tiles, consumer, CONSUMERS).load(operand)
         out = tile_of(out_tiles, consumer, CONSUMERS).load(operand)
@@ -210,7 +231,8 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
             delta -= row_values(grad_lse_rows, place, shape.queries, by_row)
         delta = gl.where(lse == float("-inf"), 0.0, delta)
         lse = gl.where(lse == float("-inf"), ABSENT, lse)
-        store_auxiliary(aux, lse / scale, delta, place, shape)
+        if consumer == 0 or not IN_TURN:
+            store_auxiliary(aux, lse / scale, delta, place, shape)
         lse, delta = gl.expand_dims(lse * LOG2E, 1), gl.expand_dims(delta, 1)
         then = query_place(gl.minimum(turn + 1, turns - 1), work, shape, consumer, config)
         next_lse = row_values(lse_rows, then, shape.queries, by_row)  # on its way while this item is worked on
@@ -218,22 +240,24 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
         for s in gl.static_range(SEGMENTS):
             if s == 1 and not EARLY:
                 place = query_place(opaque(turn), work, shape, consumer, config)
-                two = _interval(segments[1], team_row_of(place, consumer, config), place, shape.queries, ROWS, scores)
+                two = _interval(segments[1], team_row_of(place, consumer, config), place, shape.queries, 1, config)
             span, reach = (one, two)[s]
             count, first, last = _way(span, reach)
-            pass_over(bars, done, done + first, config)
+            if not IN_TURN:
+                pass_over(bars, done, done + first, config)
             dq, q, grad_out = _add_keys(
                 dq, q, grad_out, lse, delta, scale * LOG2E, reach, ring, bars,
-                done + first, done + last, span[1] - (first + 1) * TILE, config,
+                done + first, done + last, span[1] - (first + 1) * TILE,
+                consumer, (TILE, config.second_rows)[s], config,
             )  # fmt: skip
-            pass_over(bars, done + last, done + count, config)
+            if not IN_TURN:
+                pass_over(bars, done + last, done + count, config)
             done += count
         tma.store_wait(0)
         tile_of(dq_tiles, consumer, CONSUMERS).store((dq * scale).to(dq_tiles.dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(
-            dq_descriptor, [place.batch, place.head, place.row, 0], dq_tiles.index(consumer)
-        )
+        to = result_of(place, consumer, config)
+        tma.async_copy_shared_to_global(dq_descriptor, [to.batch, to.head, to.row, 0], dq_tiles.index(consumer))
         place = then
     settle()
 

@@ -46,10 +46,12 @@ from .sweep import (
     full,
     own_empty,
     own_full,
+    own_turns,
     pass_over,
     query_place,
     query_work,
     reach_of,
+    result_of,
     runs_of,
     seen,
     span_of,
@@ -74,14 +76,14 @@ class Way(NamedTuple):
 @gluon.jit
 def _team_tiles(run, batch, row, shape, fewest: gl.constexpr, config: gl.constexpr):
     """(end, tiles): a team sees no key from `end` on, and what it sees lies in so many tiles before that."""
-    TEAM_ROWS: gl.constexpr = config.team.rows
+    TEAM_ROWS: gl.constexpr = config.rows
     begin, end = span_of(run.edges, batch, row, TEAM_ROWS, shape.queries)
     return end, gl.maximum(gl.cdiv(end - begin, TILE), fewest)
 
 
 @gluon.jit
 def _way(run, team_row, place, base, shape, fewest: gl.constexpr, layout: gl.constexpr, config: gl.constexpr):
-    """(the way through a segment whose tiles begin at `base` of the ring, where they end); `fewest` is 0 or 1 tile."""
+    """(the way through a segment whose tiles begin at `base` of the ring, where they end); `fewest` tiles at least."""
     end, count = _team_tiles(run, place.batch, team_row, shape, fewest, config)
     reach = reach_of(run.edges, place, shape.queries, layout)
     first = gl.minimum((end - reach.last_end) // TILE, count - fewest)
@@ -131,7 +133,7 @@ def _await_next(i, turn, two, wanted, bars, config: gl.constexpr):
 
     At `turn`, the way turns to its second segment.
     """
-    i += 1
+    i += config.step
     if config.segments == 2:
         turns = wanted & (i == turn)
         if turns:
@@ -142,9 +144,12 @@ def _await_next(i, turn, two, wanted, bars, config: gl.constexpr):
 
 
 @gluon.jit
-def _attend(q, q_read, ring, bars, one, two, highest, scale, layout: gl.constexpr, config: gl.constexpr):
+def _attend(
+    q, q_read, ring, bars, one, two, highest, scale, layout: gl.constexpr, c: gl.constexpr, config: gl.constexpr
+):
     """(accumulator, maxima, sums held by threads, last tile) of one query tile along one way, or two.
 
+    Where consumers take turns, each takes one tile at least; the ring holds the turns before, at and after a tile.
     The barrier `q_read` hears that q is in registers once that costs nothing: under the first scores.
     """
     k_tiles, v_tiles = ring
@@ -153,12 +158,13 @@ def _attend(q, q_read, ring, bars, one, two, highest, scale, layout: gl.constexp
     joint: gl.constexpr = config.segments == 2
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
-    turn, steps = one.last, one.last - one.first
+    skipped, steps = own_turns(one.first, one.last, c, config)
+    turn = one.last
     if joint:
         # The two tiles before the turn are held until the first one after it is there: the ring has to hold all three.
         turn = gl.maximum(one.last, two.first - (SLOTS - 3))
         steps = turn - one.first + two.last - two.first
-    before = one.first
+    before = one.first + skipped
     mbarrier.wait(full(bars, before, config), phase(before, SLOTS))
     scores = _scores(q, k_tiles, before, layout, config)
     mbarrier.arrive(q_read, count=1)
@@ -193,7 +199,7 @@ def _attend(q, q_read, ring, bars, one, two, highest, scale, layout: gl.constexp
 
 
 @gluon.jit
-def _write(out_desc, out, lse, place, acc, highest, sums, shape, layout: gl.constexpr):
+def _write(out_desc, out, lse, place, acc, highest, sums, rows_written, layout: gl.constexpr):
     """Divides by the sums and stores a tile of `out` and `lse`; what lies beyond the tensors is left alone."""
     acc = _scaled(acc, gl.where(sums > 0, 1 / sums, 0))
     tma.store_wait(0)
@@ -202,13 +208,14 @@ def _write(out_desc, out, lse, place, acc, highest, sums, shape, layout: gl.cons
     tma.async_copy_shared_to_global(out_desc, [place.batch, place.head, place.row, 0], out)
     pointer = lse.pointer + place.batch.to(gl.int64) * lse.batch + place.head.to(gl.int64) * lse.head
     rows = place.row + gl.arange(0, TILE, gl.SliceLayout(1, layout))
-    gl.store(pointer + rows, (highest + gl.log2(sums)) * LN2, mask=rows < shape.queries)
+    gl.store(pointer + rows, (highest + gl.log2(sums)) * LN2, mask=rows < rows_written)
 
 
 @gluon.jit
 def _consumer(given, config: gl.constexpr, c: gl.constexpr):
     """One query tile of every item."""
     runs, own, out_desc, lse, sinks, ring, bars, work, shape, scale = given
+    IN_TURN: gl.constexpr = config.in_turn
     q_tiles, out_tiles = own
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     joint: gl.constexpr = config.segments == 2
@@ -216,7 +223,7 @@ def _consumer(given, config: gl.constexpr, c: gl.constexpr):
     for turn in range(turns_of(work)):
         place = query_place(turn, work, shape, c, config)
         team_row = team_row_of(place, c, config)
-        one, after = _way(runs[0], team_row, place, base, shape, 1, layout, config)
+        one, after = _way(runs[0], team_row, place, base, shape, config.step, layout, config)
         two = one
         if joint:
             two, after = _way(runs[1], team_row, place, after, shape, 0, layout, config)
@@ -226,14 +233,17 @@ def _consumer(given, config: gl.constexpr, c: gl.constexpr):
             highest = gl.maximum(highest, sink)
         mbarrier.wait(own_full(bars, c, config), turn & 1)
         q = q_tiles.index(c).reshape((TILE, q_tiles.shape[4])).load(gl.DotOperandLayout(0, layout, 2))
-        pass_over(bars, base, one.first, config)
+        if not IN_TURN:
+            pass_over(bars, base, one.first, config)
         q_read = own_empty(bars, c, config)
-        acc, highest, sums, i = _attend(q, q_read, ring, bars, one, two, highest, scale, layout, config)
-        pass_over(bars, i + 1, after, config)
+        acc, highest, sums, i = _attend(q, q_read, ring, bars, one, two, highest, scale, layout, c, config)
+        if not IN_TURN:
+            pass_over(bars, i + 1, after, config)
         sums = gl.convert_layout(gl.sum(sums, 1), gl.SliceLayout(1, layout))
         if sinks is not None:
             sums += gl.exp2(sink - highest)
-        _write(out_desc, out_tiles.index(c), lse, place, acc, highest, sums, shape, layout)
+        to = result_of(place, c, config)
+        _write(out_desc, out_tiles.index(c), lse, to, acc, highest, sums, shape.queries * config.step, layout)
         base = after
     settle()
 
@@ -268,7 +278,7 @@ def _producer(brought, config: gl.constexpr):
             tma.async_copy_global_to_shared(q_desc, [place.batch, place.head, place.row, 0], ready, q_tiles.index(c))
         place = query_place(turn, work, shape, 0, config)
         for s in gl.static_range(SEGMENTS):
-            end, count = _team_tiles(runs[s], place.batch, place.row, shape, 1 - s, config)
+            end, count = _team_tiles(runs[s], place.batch, place.row, shape, (1 - s) * config.step, config)
             _bring_keys(runs[s], ring, bars, place, end, done, done + count, config)
             done += count
 
@@ -299,23 +309,34 @@ def _kernel(
 
 
 def forward(
-    q: Tensor, segments: Sequence[Segment], out: Tensor, lse: Tensor, sinks: Tensor | None, *, scale: float
+    q: Tensor,
+    segments: Sequence[Segment],
+    out: Tensor,
+    lse: Tensor,
+    sinks: Tensor | None,
+    *,
+    scale: float,
+    in_turn: bool = False,
 ) -> None:
     """Writes `out` and the natural `lse` of queries that see runs of one or two segments, in one softmax.
 
     The scale is positive; start and stop never fall from a query to the next.
+
+    `in_turn` is for tiles of 64 queries that see one run each, of one segment. A team's warpgroups take turns at the
+    keys, and `out` and `lse` are longer than the queries by their number: a tile of queries has a part of each in turn.
     """
-    launch(_prepared, (q, out, lse, sinks, *tensors_of(segments)), segments[0].diagonal, scale)
+    launch(_prepared, (q, out, lse, sinks, *tensors_of(segments)), segments[0].diagonal, scale, in_turn)
 
 
-def _prepared(operands: Operands, diagonal: Diagonal | None, scale: float) -> Launch:
+def _prepared(operands: Operands, diagonal: Diagonal | None, scale: float, in_turn: bool) -> Launch:
     q, out, lse, sinks, *rest = operands
     segments = segments_of(rest, diagonal)
     heads, queries = q.shape[1:3]
     repeats = heads // segments[0].k.shape[1]
     widths = tile_width(q.shape[3]), tile_width(out.shape[3])
-    config = SweepConfig(team_of(*widths, repeats), SLOTS[widths], len(segments))
-    work = query_work(config.team, q, segments)
+    team = team_of(*widths, None if in_turn else repeats)
+    config = SweepConfig(team, SLOTS[widths], len(segments), in_turn=in_turn)
+    work = query_work(config, q, segments)
     arguments = (
         *(tiles(q, ROWS, widths[0]), tiles(out, ROWS, widths[1])),
         *(*runs_of(segments, ROWS, *widths), sinks),

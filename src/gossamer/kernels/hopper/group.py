@@ -67,8 +67,8 @@ class Group:
             fresh = False
         elif self._begins_whole():
             asking = self._queries_backward(rest[0], self.q, results, dq)
-            if self.whole is not None and apart is not None:
-                whole = self.whole.backward(self._inputs(self.q), apart, dq, scale=self.scale)
+            if apart is not None:
+                whole = apart.backward(self._inputs(self.q), dq, scale=self.scale)
             self._keys_backward(rest[0], asking, dk, dv, fresh=fresh, whole=whole)
             rest, fresh = rest[1:], False
         else:

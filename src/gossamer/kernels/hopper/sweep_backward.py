@@ -57,7 +57,9 @@ def _prepared_queries(operands: Operands, diagonal: Diagonal | None, scale: floa
     wide, value_wide = tile_width(width), tile_width(out.shape[-1])
     team = team_of(wide, value_wide, None if in_turn else repeats)
     own = 2 * team.consumers * (wide + value_wide)
-    second = {"segments": 2, "second_rows": rows_seen(segments[1].k.shape[2])} if len(segments) > 1 else {}
+    second = {"segments": len(segments)}
+    if len(segments) == 2 and diagonal is not None:  # beside a table, no registers are left for another kind of tile
+        second["second_rows"] = rows_seen(segments[1].k.shape[2])
     config = SweepConfig(team, _slots(own, wide + value_wide), in_turn=in_turn, **second)
     work = query_work(config, q, segments)
     sources = (q, wide), (grad_out, value_wide), (out, value_wide), (dq, wide)

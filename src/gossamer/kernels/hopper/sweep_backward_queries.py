@@ -202,11 +202,12 @@ def _consumer(given, config: gl.constexpr, consumer: gl.constexpr):
     segments, own, lse_rows, grad_lse_rows, scale, results, work, shape, ring, bars = given
     dq_descriptor, dq_tiles, aux = results
     SEGMENTS: gl.constexpr = config.segments
-    EARLY: gl.constexpr = (
-        SEGMENTS == 2 and segments[0].edges.begin is None
-    )  # two tables at once take too many registers
     q_tiles, grad_tiles, out_tiles = own
     WIDTH: gl.constexpr = q_tiles.shape[4]
+    SCARCE: gl.constexpr = config.team.by_heads and WIDTH > TILE
+    EARLY: gl.constexpr = (
+        SEGMENTS == 2 and segments[0].edges.begin is None and not SCARCE
+    )  # two tables at once take too many registers
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, scores, 2)

@@ -11,7 +11,7 @@ do, and the parts are joined by their log-sum-exps.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -42,15 +42,38 @@ class Shares:
 
     @property
     def parts(self) -> int:
+        """Parts that become one."""
         return self.count * self.takers
 
+    def segments(self, inputs: Inputs) -> list[Segment]:
+        """All keys as they stand, and what each of the queries sees of them."""
+        return [Segment(inputs.k, inputs.v, self.start, self.stop)]
 
-class Apart(NamedTuple):
-    """The queries of all shares, and what the forward gave for them and what came back."""
 
+@dataclass(frozen=True)
+class Apart:
+    """The queries of all shares, what the forward gave for them, and what came back."""
+
+    queries: Tensor
+    """int64 [m], each once."""
     shares: Shares
     q: Tensor
     results: Results
+
+    def backward(self, inputs: Inputs, dq: Tensor, *, scale: float) -> Asking:
+        """Writes the queries' rows of `dq`; returns what the gradients of keys need of them, [B, G, repeats · m, …]."""
+        shares, q, (batch, heads, length, width) = self.shares, self.q, self.q.shape
+        parts = q.new_empty(batch, heads, length * shares.takers, width)
+        aux = q.new_empty(batch, heads, length, AUX.value, dtype=torch.bfloat16)
+        given = q, shares.segments(inputs), self.results, parts, aux
+        sweep_backward.backward_queries(*given, scale=scale, in_turn=shares.takers > 1)
+        rows.write_sums(parts, dq, self.queries, shares=shares.parts)
+        return Asking(*(self._of_key_heads(x, inputs.k.shape[1]) for x in (q, self.results.grad_out, aux)))
+
+    def _of_key_heads(self, x: Tensor, key_heads: int) -> Tensor:
+        """Of copies that all say the same the first; rows of heads that share a key head lie together."""
+        x = x[:, :, : len(self.queries)]
+        return x if x.shape[1] == key_heads else x.unflatten(1, (key_heads, -1)).flatten(2, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,30 +112,14 @@ class WholeRows:
         batch, heads, length, _ = q.shape
         parts = out.new_empty(batch, heads, length * shares.takers, out.shape[-1])
         part_lse = lse.new_empty(parts.shape[:-1])
-        sweep_forward.forward(q, _segments(inputs, shares), parts, part_lse, None, scale=scale, in_turn=in_turn)
+        sweep_forward.forward(q, shares.segments(inputs), parts, part_lse, None, scale=scale, in_turn=in_turn)
         rows.write_joined(parts, part_lse, sinks, out, lse, self.queries, shares=shares.parts)
 
     def taken_from(self, inputs: Inputs, results: Results) -> tuple[Apart, Results]:
         """(what the backward needs of these queries, the results as the other passes see them: without these)."""
         shares = self._shares_for(inputs, results.out.shape[-1])
         q, copies, lse = rows.taken(inputs.q, results, shares.queries, self.absent)
-        return Apart(shares, q, copies), results._replace(lse=lse)
-
-    def backward(self, inputs: Inputs, apart: Apart, dq: Tensor, *, scale: float) -> Asking:
-        """Writes the queries' rows of `dq`; returns what the gradients of keys need of them, [B, G, repeats · m, …]."""
-        shares, q, copies = apart
-        batch, heads, length, width = q.shape
-        parts = q.new_empty(batch, heads, length * shares.takers, width)
-        aux = q.new_empty(batch, heads, length, AUX.value, dtype=torch.bfloat16)
-        given = q, _segments(inputs, shares), copies, parts, aux
-        sweep_backward.backward_queries(*given, scale=scale, in_turn=shares.takers > 1)
-        rows.write_sums(parts, dq, self.queries, shares=shares.parts)
-        return Asking(*(self._of_key_heads(x, inputs.k.shape[1]) for x in (q, copies.grad_out, aux)))
-
-    def _of_key_heads(self, x: Tensor, key_heads: int) -> Tensor:
-        """Of copies that all say the same the first; rows of heads that share a key head lie together."""
-        x = x[:, :, : len(self.queries)]
-        return x if x.shape[1] == key_heads else x.unflatten(1, (key_heads, -1)).flatten(2, 3)
+        return Apart(self.queries, shares, q, copies), results._replace(lse=lse)
 
     def _shares_for(self, inputs: Inputs, value_width: int) -> Shares:
         """As many shares as keep the GPU busy; kept, for tables cannot be made while a graph is captured."""
@@ -143,7 +150,3 @@ class WholeRows:
         queries = self.queries.cpu()[row.clamp(max=wanted - 1)].repeat(count)
         stop = last.expand(-1, length)
         return Shares(queries.to(device), *(x.flatten().int().to(device) for x in (start, stop)), count, takers)
-
-
-def _segments(inputs: Inputs, shares: Shares) -> list[Segment]:
-    return [Segment(inputs.k, inputs.v, shares.start, shares.stop)]

@@ -57,28 +57,24 @@ def flex(layout: Tensor) -> AttentionFunction:
     return peers.flex_attention(BlockMask.from_kv_blocks(nothing, lists, counts, lists, BLOCK_SIZE=BLOCK))
 
 
-def fa4(layout: Tensor, deterministic: bool = False) -> AttentionFunction:
+def fa4(layout: Tensor) -> AttentionFunction:
     """FlashAttention-4's block-sparse path over the same blocks; its lists for both passes are made before.
 
-    Its backward adds up the gradients of queries in whatever order they come, or, `deterministic`, in a fixed one.
+    Its backward adds up gradients of queries in whatever order they come: with blocks it has no other on Hopper.
     """
     attention = import_module("flash_attn.cute").flash_attn_func
-    sparsity = import_module("flash_attn.cute.block_sparsity")
+    tensors = import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
 
-    def told(layout: Tensor, **order: object) -> object:
+    def told(layout: Tensor) -> object:
         counts, lists = listed(layout)
         nothing = torch.zeros_like(counts)
-        return sparsity.BlockSparseTensorsTorch(nothing, lists, counts, lists, block_size=(BLOCK, BLOCK), **order)
+        return tensors(nothing, lists, counts, lists, block_size=(BLOCK, BLOCK))
 
     forward, backward = told(layout), told(layout.mT)
-    if deterministic:
-        one, full = sparsity.compute_dq_write_order(*forward[:4], *backward[:4], spt=False)
-        backward = told(layout.mT, dq_write_order=one, dq_write_order_full=full, spt=False)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        blocks = {"block_sparse_tensors": forward, "block_sparse_tensors_bwd": backward}
-        found = attention(q, k, v, deterministic=deterministic, **blocks)
+        found = attention(q, k, v, block_sparse_tensors=forward, block_sparse_tensors_bwd=backward)
         return (found[0] if isinstance(found, tuple) else found).transpose(1, 2)
 
     return run
@@ -104,7 +100,6 @@ CONTENDERS: dict[str, Make] = {
     "cudnn": cudnn,
     "flex": flex,
     "fa4": fa4,
-    "fa4, deterministic": partial(fa4, deterministic=True),
     "gossamer": ours,
     "gossamer, layout at run time": ours_at_run_time,
 }
@@ -114,8 +109,7 @@ def block_cases(setting: Setting) -> tuple[Case, ...]:
     """Forward, and forward with backward."""
     device, dtype = setting.device, setting.dtype
     only_gpu = peers.only_cuda_half(device, dtype)
-    no_fa4 = peers.flash_attention_4_missing(device, dtype)
-    missing = {"cudnn": only_gpu, "flex": only_gpu, "fa4": no_fa4, "fa4, deterministic": no_fa4}
+    missing = {"cudnn": only_gpu, "flex": only_gpu, "fa4": peers.flash_attention_4_missing(device, dtype)}
     judge = cache(partial(Judge, setting))
 
     def contender(name: str, gradients: bool) -> Contender:
@@ -129,14 +123,9 @@ def block_cases(setting: Setting) -> tuple[Case, ...]:
 
     titles = (("blocks forward", False), ("blocks forward + backward", True))
     return tuple(
-        Case(title, setting.config.lengths, tuple(contender(name, gradients) for name in entered(gradients)))
+        Case(title, setting.config.lengths, tuple(contender(name, gradients) for name in CONTENDERS))
         for title, gradients in titles
     )
-
-
-def entered(gradients: bool) -> list[str]:
-    """Who takes part; a forward has one order."""
-    return [name for name in CONTENDERS if gradients or name != "fa4, deterministic"]
 
 
 def step_of(setting: Setting, make: Make, length: int, gradients: bool) -> Step:

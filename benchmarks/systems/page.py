@@ -12,7 +12,7 @@ from .promises import Runs
 WORDS = {
     "blocks": f"Random blocks of {BLOCK}, {SHARE:.0%} of all, others for each head; not causal. `cudnn` is dense. "
     "Lists of blocks were made before, but for a `layout at run time`, whose tables are made at each call. `fa4` adds "
-    "up gradients of queries in whatever order they come unless it is `deterministic`; `gossamer` always is.",
+    "up gradients of queries in whatever order they come; `gossamer` gives the same bits each time.",
     "longformer": "`LongformerSelfAttention` of transformers and the projection behind it, and our "
     "`LongformerAttention`: two-sided window of 512, one global token. Which one it is was found once before, as a "
     "model finds it for all its layers; theirs looks in each layer. Then the pattern alone, without projections, at "

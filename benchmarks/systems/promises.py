@@ -48,8 +48,6 @@ def block_promises(results: Results, case: str) -> Iterator[Promise]:
         ("flex",): (1.0, "FlexAttention"),
         ("fa4",): (1.0, "FlashAttention-4"),
     }
-    if case.endswith("backward"):
-        limits["fa4, deterministic",] = 1.0, "FlashAttention-4 that repeats itself to the bit, as ours does"
     for rivals, (limit, whom) in limits.items():
         ratio = faster(results, case, length, rivals)
         text = f"{case}, {length:,} tokens: at least {limit:g}x as fast as {whom}"

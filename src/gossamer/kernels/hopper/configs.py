@@ -83,6 +83,11 @@ class SweepConfig:
         return ROWS if self.in_turn else self.team.rows
 
     @property
+    def takers(self) -> int:
+        """Consumers who take each tile of the ring."""
+        return 1 if self.in_turn else self.team.consumers
+
+    @property
     def step(self) -> int:
         """From a tile that a consumer takes of the ring to the next."""
         return self.team.consumers if self.in_turn else 1
@@ -107,6 +112,11 @@ class BlocksConfig:
     """Places of a stream for tiles that one consumer owns through an item."""
     copies: bool = False
     """Whether the rows are copies, whose numbers do not say whether they belong to their sequence."""
+
+    @property
+    def takers(self) -> int:
+        """Consumers who take what a ring brings."""
+        return self.team.consumers
 
     @property
     def parts(self) -> int:

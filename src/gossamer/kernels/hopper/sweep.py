@@ -118,12 +118,12 @@ def barriers_of(config: gl.constexpr):
     """The barriers of a team, in one piece: what a warpgroup is handed, it keeps in registers."""
     OWN: gl.constexpr = config.own
     SLOTS: gl.constexpr = config.slots
-    USERS: gl.constexpr = 1 if config.in_turn else config.team.consumers
+    TAKERS: gl.constexpr = config.takers
     made = gl.allocate_shared_memory(gl.int64, [2 * OWN + 2 * SLOTS, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2 * OWN + SLOTS):
         mbarrier.init(made.index(i), count=1)
     for i in gl.static_range(SLOTS):
-        mbarrier.init(made.index(2 * OWN + SLOTS + i), count=USERS)
+        mbarrier.init(made.index(2 * OWN + SLOTS + i), count=TAKERS)
     return made
 
 

@@ -243,13 +243,10 @@ def _queries_consumer(dq_desc, given, buffers, signals, band, scale, config: gl.
         q = q_s.index(own).reshape((TILE, WIDTH)).load(OPERAND)
         do = do_s.index(own).reshape((TILE, WIDTH)).load(OPERAND)
         o = o_s.index(own).reshape((TILE, WIDTH)).load(OPERAND)
+        mbarrier.arrive(q_empty.index(own), count=1)
         delta = gl.convert_layout(gl.sum(do.to(gl.float32) * o.to(gl.float32), 1), gl.SliceLayout(1, SCORES))
         if grad_lse_rows.pointer is not None:
             delta -= gl.load(rows_at(grad_lse_rows, at) + query, mask=query < band.queries, other=0.0)
-        _store_aux(rows_at(aux_rows, at), query, band.queries, lse / scale, delta)
-        # Here, where every load has come: neither a barrier nor an arrival waits for those that are on their way, but
-        # what was stored was made of O, which is loaded last.
-        mbarrier.arrive(q_empty.index(own), count=1)
         move_to(full, empty, seen, i - HALO, i + 1, config.slots)
         seen = i + 1
         next_lse = _lse_at(lse_rows, then, rows, band, t + 2 < count)  # on its way while this tile is worked on
@@ -263,6 +260,7 @@ def _queries_consumer(dq_desc, given, buffers, signals, band, scale, config: gl.
             dq = _broken_queries(q, do, k_s, v_s, i, at.tile, band, masks, statistics, config)
             release(empty, gl.maximum(i - HALO, 0), i - HALO + 1, config.slots)
         release(empty, gl.maximum(i - HALO + 1, 0), gl.minimum(then.ring - HALO, seen), config.slots)
+        _store_aux(rows_at(aux_rows, at), query, band.queries, lse / scale, delta)
         tma.store_wait(0)
         dq_s.index(own).reshape((TILE, WIDTH)).store((dq * scale).to(dq_s.dtype))
         fence_async_shared()

@@ -129,8 +129,8 @@ def _rescale(acc, sums, highest, new_highest):
 
 
 @gluon.jit
-def _whole(q, read, k_s, v_s, empty, i, masks, scale, config: gl.constexpr):
-    """(row maxima, sums held by threads, accumulator) of a query tile whose keys all exist; `read` hears that q is."""
+def _whole(q, k_s, v_s, empty, i, masks, scale, config: gl.constexpr):
+    """(row maxima, sums held by threads, accumulator) of a query tile all of whose keys exist."""
     VALUE: gl.constexpr = config.value_width
     HALO: gl.constexpr = config.halo
     PAIRS: gl.constexpr = (HALO - 1) // 2
@@ -145,7 +145,6 @@ def _whole(q, read, k_s, v_s, empty, i, masks, scale, config: gl.constexpr):
     if AHEAD > 0:
         s0 = _scores(q, k_s, i - 2 * PAIRS, config)
         s1 = _scores(q, k_s, i - 2 * PAIRS + 1, config)
-    mbarrier.arrive(read, count=1)
     if SINGLE:
         diagonal, tail, single = warpgroup_mma_wait(AHEAD, deps=(diagonal, tail, single))
     else:
@@ -200,7 +199,7 @@ def _whole(q, read, k_s, v_s, empty, i, masks, scale, config: gl.constexpr):
 
 
 @gluon.jit
-def _broken(q, read, k_s, v_s, i, tile, band, masks, scale, config: gl.constexpr):
+def _broken(q, k_s, v_s, i, tile, band, masks, scale, config: gl.constexpr):
     """The same for a query tile some of whose keys lie before the first or after the last."""
     VALUE: gl.constexpr = config.value_width
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -222,7 +221,6 @@ def _broken(q, read, k_s, v_s, i, tile, band, masks, scale, config: gl.constexpr
         sums += thread_sum(p)
         acc = _add_values(p, v_s, i - u, acc, True, config)
         acc = warpgroup_mma_wait(0, deps=(acc,))
-    mbarrier.arrive(read, count=1)
     return highest, sums, acc
 
 
@@ -256,6 +254,7 @@ def _consumer(o_desc, lse, written, sinks, buffers, signals, band, scale, config
         mbarrier.wait(q_full.index(own), (t >> 1) & 1)
         q = q_s.index(slot(t, config.query_buffers)).reshape((TILE, WIDTH))
         q = q.load(gl.DotOperandLayout(0, scores_layout, 2))
+        mbarrier.arrive(q_empty.index(own), count=1)
         move_to(full, empty, seen, i - HALO, i + 1, config.slots)
         seen = i + 1
         row, column = triangle(rows, columns, t)
@@ -264,9 +263,9 @@ def _consumer(o_desc, lse, written, sinks, buffers, signals, band, scale, config
         masks = (row, column, rest, lower)
         start = (at.tile - HALO) * TILE + band.shift
         if (start >= 0) & (gl.minimum((at.tile + 1) * TILE, band.queries) + band.shift <= band.keys):
-            highest, sums, acc = _whole(q, q_empty.index(own), k_s, v_s, empty, i, masks, scale, config)
+            highest, sums, acc = _whole(q, k_s, v_s, empty, i, masks, scale, config)
         else:
-            highest, sums, acc = _broken(q, q_empty.index(own), k_s, v_s, i, at.tile, band, masks, scale, config)
+            highest, sums, acc = _broken(q, k_s, v_s, i, at.tile, band, masks, scale, config)
             release(empty, gl.maximum(i - HALO, 0), i - HALO + 1, config.slots)
         then = after(at, band, 2)
         release(empty, gl.maximum(i - HALO + 1, 0), gl.minimum(then.ring - HALO, seen), config.slots)

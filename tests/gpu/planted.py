@@ -160,7 +160,7 @@ FAULTS: dict[str, Fault] = {
         "long rows within ends",
     ),
     "other passes see the queries that see every key": Fault(
-        "hopper.rows",
+        "hopper.row_shares",
         'tl.where(tl.load(absent + piece), float("-inf"), values)',
         "tl.where(tl.load(absent + piece), values, values)",
         "longformer, error",
@@ -184,7 +184,7 @@ FAULTS: dict[str, Fault] = {
         "longformer, support",
     ),
     "the sinks do not join the shares": Fault(
-        "hopper.rows",
+        "hopper.row_shares",
         "total += tl.exp(sink - highest)",
         "total += 0 * sink",
         "longformer, error",

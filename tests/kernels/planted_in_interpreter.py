@@ -23,7 +23,7 @@ from tests.kernels import (
     decode_in_interpreter,
     hashed_in_interpreter,
     row_parts_in_interpreter,
-    rows_in_interpreter,
+    row_shares_in_interpreter,
 )
 from tests.kernels.interpreter import repair_interpreter
 from tests.kernels.triton_in_interpreter import check_dropout_as_tiled
@@ -90,8 +90,8 @@ CHECKS: dict[str, Callable[[], None]] = {
     "added": columns_in_interpreter.CHECKS["added: sorted"],
     "merged": row_parts_in_interpreter.CHECKS["merged: within ends"],
     "summed": row_parts_in_interpreter.CHECKS["summed: within ends"],
-    "joined": rows_in_interpreter.CHECKS["joined: three rows"],
-    "sums of shares": rows_in_interpreter.CHECKS["sums: many shares"],
+    "joined": row_shares_in_interpreter.CHECKS["joined: three rows"],
+    "sums of shares": row_shares_in_interpreter.CHECKS["sums: many shares"],
 }
 
 FAULTS: dict[str, Fault] = {
@@ -444,19 +444,19 @@ FAULTS: dict[str, Fault] = {
         "written twice",
     ),
     "rows in shares are joined as equals": Fault(
-        "hopper.rows",
+        "hopper.row_shares",
         "values *= weights[:, None]",
         "values *= tl.where(weights > 0, 1.0, 0.0)[:, None]",
         "joined",
     ),
     "rows in shares go back to the next query": Fault(
-        "hopper.rows",
+        "hopper.row_shares",
         "head * x_head + query * x_row",
         "head * x_head + (query - 1) * x_row",
         "joined",
     ),
     "the last shares of many are dropped": Fault(
-        "hopper.rows",
+        "hopper.row_shares",
         "    acc = tl.zeros([PADDED], tl.float32)\n    for begin in range(0, shares, TOGETHER):",
         "    acc = tl.zeros([PADDED], tl.float32)\n    for begin in range(0, TOGETHER, TOGETHER):",
         "sums of shares",

@@ -18,7 +18,7 @@ from gossamer.patterns import Causal, Dilated, Pattern, PerHead, RandomBlocks, S
 from gossamer.plan import plan
 from tests.checks import Problem as Drawn
 from tests.checks import Setting, draw, oracle, run
-from tests.kernels import columns_in_torch, rows_in_torch, run_tables_in_torch
+from tests.kernels import columns_in_torch, row_shares_in_torch, run_tables_in_torch
 from tests.patterns_list import HEADS, PATTERNS
 
 pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's types")
@@ -175,10 +175,10 @@ def dense(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         "columns.write_sums": columns_in_torch.write_sums,
         "columns.add_sums": columns_in_torch.add_sums,
         "whole_rows.shares_of": lambda items, swept, device: 3,
-        "rows.gathered": rows_in_torch.gathered,
-        "rows.taken": rows_in_torch.taken,
-        "rows.write_joined": rows_in_torch.write_joined,
-        "rows.write_sums": rows_in_torch.write_sums,
+        "row_shares.gathered": row_shares_in_torch.gathered,
+        "row_shares.taken": row_shares_in_torch.taken,
+        "row_shares.write_joined": row_shares_in_torch.write_joined,
+        "row_shares.write_sums": row_shares_in_torch.write_sums,
     }
     for place, stand_in in places.items():
         monkeypatch.setattr(f"gossamer.kernels.{'' if place.startswith('live') else 'hopper.'}{place}", stand_in)

@@ -20,7 +20,15 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaLauncher, wrap_handle_tensordesc
 from triton.runtime.driver import driver
 
-from gossamer.kernels.hopper import columns, rows, stream_backward, stream_forward, sweep, sweep_backward, sweep_forward
+from gossamer.kernels.hopper import (
+    columns,
+    row_shares,
+    stream_backward,
+    stream_forward,
+    sweep,
+    sweep_backward,
+    sweep_forward,
+)
 from gossamer.kernels.hopper import launch as launches
 from gossamer.kernels.hopper.backend import HOPPER
 from gossamer.kernels.hopper.descriptors import tiles
@@ -111,7 +119,7 @@ def test_the_driver_gets_what_triton_would_give_it(
         gpu.stream = 71
         launch(*given)
 
-    for module in (launches, columns, rows, stream_forward, stream_backward, sweep_forward, sweep_backward):
+    for module in (launches, columns, row_shares, stream_forward, stream_backward, sweep_forward, sweep_backward):
         monkeypatch.setattr(module, "launch", twice)
     q, k, v = (torch.zeros(1, heads, 300, 64, dtype=torch.bfloat16) for heads in (2, key_heads, key_heads))
     sinks = torch.zeros(2) if options else None

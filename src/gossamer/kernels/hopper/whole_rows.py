@@ -20,7 +20,7 @@ from torch import Tensor
 from ...plan import Rows
 from ..captured import refuse_capture
 from ..spans import Span
-from . import rows, sweep_backward, sweep_forward
+from . import row_shares, sweep_backward, sweep_forward
 from .configs import ROWS, team_of, tile_width
 from .operands import Asking, Inputs, Results, Segment
 from .ring import AUX
@@ -67,7 +67,7 @@ class Apart:
         aux = q.new_empty(batch, heads, length, AUX.value, dtype=torch.bfloat16)
         given = q, shares.segments(inputs), self.results, parts, aux
         sweep_backward.backward_queries(*given, scale=scale, in_turn=shares.takers > 1)
-        rows.write_sums(parts, dq, self.queries, shares=shares.parts)
+        row_shares.write_sums(parts, dq, self.queries, shares=shares.parts)
         return Asking(*(self._of_key_heads(x, inputs.k.shape[1]) for x in (q, self.results.grad_out, aux)))
 
     def _of_key_heads(self, x: Tensor, key_heads: int) -> Tensor:
@@ -108,17 +108,17 @@ class WholeRows:
     def forward(self, inputs: Inputs, sinks: Tensor | None, out: Tensor, lse: Tensor, *, scale: float) -> None:
         """Writes the queries' rows of `out` and `lse`."""
         shares = self._shares_for(inputs, out.shape[-1])
-        q, in_turn = rows.gathered(inputs.q, shares.queries), shares.takers > 1
+        q, in_turn = row_shares.gathered(inputs.q, shares.queries), shares.takers > 1
         batch, heads, length, _ = q.shape
         parts = out.new_empty(batch, heads, length * shares.takers, out.shape[-1])
         part_lse = lse.new_empty(parts.shape[:-1])
         sweep_forward.forward(q, shares.segments(inputs), parts, part_lse, None, scale=scale, in_turn=in_turn)
-        rows.write_joined(parts, part_lse, sinks, out, lse, self.queries, shares=shares.parts)
+        row_shares.write_joined(parts, part_lse, sinks, out, lse, self.queries, shares=shares.parts)
 
     def taken_from(self, inputs: Inputs, results: Results) -> tuple[Apart, Results]:
         """(what the backward needs of these queries, the results as the other passes see them: without these)."""
         shares = self._shares_for(inputs, results.out.shape[-1])
-        q, copies, lse = rows.taken(inputs.q, results, shares.queries, self.absent)
+        q, copies, lse = row_shares.taken(inputs.q, results, shares.queries, self.absent)
         return Apart(self.queries, shares, q, copies), results._replace(lse=lse)
 
     def _shares_for(self, inputs: Inputs, value_width: int) -> Shares:

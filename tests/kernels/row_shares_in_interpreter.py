@@ -1,4 +1,4 @@
-"""Runs the kernel of `kernels/hopper/rows.py` beside PyTorch, and prints what fails as JSON.
+"""Runs the kernel of `kernels/hopper/row_shares.py` beside PyTorch, and prints what fails as JSON.
 
 As a program it runs it on the CPU, in Triton's interpreter; the tests on a GPU take the same checks.
 """
@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tests.kernels import rows_in_torch
+from tests.kernels import row_shares_in_torch
 from tests.kernels.interpreter import failure, repair_interpreter
 
 CANARY = 17.0
@@ -57,18 +57,18 @@ class Case:
 
 def check_joined(case: Case, device: str = "cpu") -> None:
     """One softmax over all shares, written to the wanted rows alone."""
-    from gossamer.kernels.hopper import rows
+    from gossamer.kernels.hopper import row_shares
 
     queries = torch.tensor(case.queries, device=device)
     parts, part_lse = case.parts(device), case.part_lse(device)
     parts.masked_fill_((part_lse == -torch.inf)[..., None] & parts.isfinite(), 0.0)
     sinks = torch.randn(USED.stop - USED.start).to(device) if case.sinks else None
     (out, out_room), (lse, lse_room) = case.head_slice(device, case.width), case.head_slice(device)
-    rows.write_joined(parts, part_lse, sinks, out, lse, queries, shares=case.shares)
+    row_shares.write_joined(parts, part_lse, sinks, out, lse, queries, shares=case.shares)
     found = out_room.clone(), lse_room.clone()
     for room in (out_room, lse_room):
         room.fill_(CANARY)
-    rows_in_torch.write_joined(parts, part_lse, sinks, out, lse, queries, shares=case.shares)
+    row_shares_in_torch.write_joined(parts, part_lse, sinks, out, lse, queries, shares=case.shares)
     assert (lse == -torch.inf).any() != case.sinks
     for made, right in zip(found, (out_room, lse_room), strict=True):
         torch.testing.assert_close(made, right, rtol=2e-3 if made.dtype == torch.float16 else 1e-5, atol=1e-3)
@@ -76,20 +76,20 @@ def check_joined(case: Case, device: str = "cpu") -> None:
 
 def check_sums(case: Case, device: str = "cpu") -> None:
     """The sum of all shares, written to the wanted rows alone."""
-    from gossamer.kernels.hopper import rows
+    from gossamer.kernels.hopper import row_shares
 
     queries, parts = torch.tensor(case.queries, device=device), case.parts(device)
     x, room = case.head_slice(device, case.width)
-    rows.write_sums(parts, x, queries, shares=case.shares)
+    row_shares.write_sums(parts, x, queries, shares=case.shares)
     found = room.clone()
     room.fill_(CANARY)
-    rows_in_torch.write_sums(parts, x, queries, shares=case.shares)
+    row_shares_in_torch.write_sums(parts, x, queries, shares=case.shares)
     torch.testing.assert_close(found, room, rtol=2e-3, atol=2e-3)
 
 
 def check_taken(case: Case, device: str = "cpu") -> None:
     """The rows of all tensors come in the order asked for, and the others' log-sum-exp lacks those that are absent."""
-    from gossamer.kernels.hopper import rows
+    from gossamer.kernels.hopper import row_shares
     from gossamer.kernels.hopper.operands import Results
 
     queries = torch.tensor(case.queries * case.shares, device=device)
@@ -99,10 +99,10 @@ def check_taken(case: Case, device: str = "cpu") -> None:
     lse, grad_lse = (case.head_slice(device)[0] for _ in range(2))
     for x in (q, out, grad_out, lse, grad_lse):
         x.copy_(torch.randn(x.shape))
-    found = rows.gathered(q, queries)
+    found = row_shares.gathered(q, queries)
     assert torch.equal(found, q[:, :, queries]) and found.is_contiguous()
     for results in (Results(out, lse, grad_out, None), Results(out, lse, grad_out, grad_lse)):
-        found, some, others = rows.taken(q, results, queries, absent)
+        found, some, others = row_shares.taken(q, results, queries, absent)
         for made, x in zip((found, *some), (q, *results), strict=True):
             assert made is x is None or (torch.equal(made, x[:, :, queries]) and made.is_contiguous())
         assert torch.equal(others, lse.masked_fill(absent, -torch.inf)) and others.is_contiguous()

@@ -1,4 +1,4 @@
-"""What `kernels/hopper/rows.py` does, in PyTorch: the tests' reference, and its stand-in where no kernel can run."""
+"""What `kernels/hopper/row_shares.py` does, in PyTorch: the tests' reference, and its stand-in without a GPU."""
 
 from __future__ import annotations
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.kernels.interpreter import interpreted
-from tests.kernels.rows_in_interpreter import CHECKS
+from tests.kernels.row_shares_in_interpreter import CHECKS
 
 pytest.importorskip("triton")
 
 
 @pytest.fixture(scope="module")
 def failures() -> dict[str, str]:
-    found, _ = interpreted("rows_in_interpreter")  # log(0) is what a row that sees nothing has
+    found, _ = interpreted("row_shares_in_interpreter")  # log(0) is what a row that sees nothing has
     return found
 
 

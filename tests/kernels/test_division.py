@@ -58,20 +58,23 @@ def chosen(condition: bool, a: int, b: int) -> int:
     return a if condition else b
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize(("units", "blocks", "cached"), [(48, 5, 6), (13, 3, 6), (7, 4, 9), (5, 1, 1), (1, 40, 3)])
 def test_items_are_the_blocks_of_all_units(
-    units: int, blocks: int, cached: int, monkeypatch: pytest.MonkeyPatch
+    units: int, blocks: int, cached: int, in_turn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each once; a section's units come before the next section's, of which the last may be smaller."""
+    """Each once; a section's units come before the next section's, of which the last may be smaller; or all reversed."""
     items, count, *rest = work_of(units, blocks, cached)
     work = Work(items, count, *(Divisor(*rest[at : at + 2]) for at in (0, 2, 4)))
     monkeypatch.setattr(sweep, "quotient", divided)
     monkeypatch.setattr(sweep, "gl", SimpleNamespace(where=chosen))
     monkeypatch.setattr(sweep, "_item", lambda turn: turn)
     monkeypatch.setattr(sweep, "placed", sweep.placed.fn)
-    seen = [sweep.unit_and_block.fn(item, work) for item in range(items)]
+    config = SimpleNamespace(in_turn=in_turn)
+    seen = [sweep.unit_and_block.fn(item, work, config) for item in range(items)]
     assert Counter(seen) == Counter((unit, block) for unit in range(units) for block in range(blocks))
-    assert all(unit // cached == item // (cached * blocks) for item, (unit, _) in enumerate(seen))
+    in_order = seen[::-1] if in_turn else seen
+    assert all(unit // cached == item // (cached * blocks) for item, (unit, _) in enumerate(in_order))
 
 
 @pytest.mark.parametrize("programs", [1, 7, 132])

@@ -63,7 +63,7 @@ def chosen(condition: bool, a: int, b: int) -> int:
 def test_items_are_the_blocks_of_all_units(
     units: int, blocks: int, cached: int, in_turn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each once; a section's units come before the next section's, of which the last may be smaller; or all reversed."""
+    """Each once; a section's units come before the next one's, of which the last may be smaller; or all reversed."""
     items, count, *rest = work_of(units, blocks, cached)
     work = Work(items, count, *(Divisor(*rest[at : at + 2]) for at in (0, 2, 4)))
     monkeypatch.setattr(sweep, "quotient", divided)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..inputs import autocast, check_attention, check_within
 from ..ops.attend import attend_backward_eagerly, attend_eagerly
+from ..ops.boundary import own_dtypes
 from ..patterns.base import Pattern
 from ..patterns.parse import checked_text
 from .global_tokens import GlobalTokens
@@ -110,8 +111,9 @@ class _Joined(torch.autograd.Function):
         dscores = torch.empty_like(kept)  # [B, Hm, N]
         torch.mul(weights, dkept - dots[:, :, None], out=dscores.view_as(weights))  # in float32, and then rounded
         dq = split(merged(dq).baddbmm_(dscores.mT, few_k, alpha=scale), heads)
-        dk = _added(dk, flat, together(dscores @ merged(q), heads), scale)
-        dv = _added(dv, flat, together(kept @ grad, heads))
+        with own_dtypes(q.device):
+            dk = _added(dk, flat, together(dscores @ merged(q), heads), scale)
+            dv = _added(dv, flat, together(kept @ grad, heads))
         drows = grad.flatten(0, 1).index_select(0, places).unflatten(1, (heads, -1))
         return dq, dk, dv, drows, *(None for _ in range(8))
 

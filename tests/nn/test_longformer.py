@@ -333,6 +333,13 @@ def test_global_tokens_of_another_batch_are_refused():
         attention(SHAPES["plain"])(torch.zeros(3, 36, WIDTH, dtype=torch.float64), chosen=chosen)
 
 
+def test_global_tokens_on_another_device_are_refused():
+    chosen = GlobalTokens.of(mask_of(CHOSEN["the first"], None))
+    layer = LongformerAttention(WIDTH, HEADS, window=6).to("meta")
+    with pytest.raises(ValueError, match=r"chosen is on cpu, but x is on meta; give GlobalTokens\.of\(mask\.to"):
+        layer(torch.zeros(3, LENGTH, WIDTH, device="meta"), chosen=chosen)
+
+
 @pytest.mark.gpu
 @both_ways
 @shapes

@@ -69,7 +69,7 @@ class GlobalTokens:
         index, flat = both[0], both[1].flatten()
         # A tensor of its own: compilers refuse a function that is given one twice.
         places = flat.view(-1) if slots is None else flat[slots]
-        return cls(index, counts.to(mask.device), slots, places, flat, mask)
+        return cls(index, counts.to(mask.device), slots, places, flat, mask.clone())
 
     @property
     def length(self) -> int:

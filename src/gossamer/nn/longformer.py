@@ -89,6 +89,11 @@ class LongformerAttention(nn.Module):
                 f"LongformerAttention: chosen is of {len(chosen.counts)} rows of {chosen.length} tokens, but x is "
                 f"{list(x.shape)}; give the global tokens of this very batch"
             )
+        if chosen is not None and chosen.index.device != x.device:
+            raise ValueError(
+                f"LongformerAttention: chosen is on {chosen.index.device}, but x is on {x.device}; "
+                f"give GlobalTokens.of(mask.to(x.device))"
+            )
         q, k, v = (split(project(x), self.heads) for project in (self.query, self.key, self.value))
         if chosen is None or not chosen.most:
             return self.output(merged(attend(q, k, v, self.pattern, dropout=self._dropped, within=within)))

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gossamer.nn import few_tokens
 from gossamer.nn.few_tokens import Seen, attend_with_few
 from gossamer.nn.global_tokens import GlobalTokens
 from gossamer.nn.heads import merged
@@ -103,3 +104,23 @@ def test_dropout_has_the_gradient_of_what_it_drew():
 def test_ends_of_another_batch_are_refused():
     with pytest.raises(ValueError, match=r"within is torch\.int32 of shape \(3, 2\)"):
         joined(drawn(), PATTERNS["causal"], within=torch.zeros(3, 2, dtype=torch.int32))
+
+
+@patterns
+def test_heads_that_lie_outside_of_positions_have_the_same_gradients(pattern):
+    inputs = [x.detach().contiguous().requires_grad_() for x in drawn()]
+    check(joined(inputs, pattern), densely(inputs, pattern), inputs)
+
+
+@patterns
+def test_kernels_meet_no_infinite_sum(pattern, monkeypatch):
+    """A GPU's kernel writes it as the sum of three numbers, of which an infinite one makes the others NaN."""
+    sums, backward = [], few_tokens.attend_backward_eagerly
+
+    def watched(*inputs):
+        sums.append(inputs[6])
+        return backward(*inputs)
+
+    monkeypatch.setattr(few_tokens, "attend_backward_eagerly", watched)
+    joined(drawn(1000.0), pattern).sum().backward()
+    assert sums[0].isfinite().all()

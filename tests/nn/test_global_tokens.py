@@ -85,6 +85,13 @@ def test_flat_entries_are_the_index_in_the_whole_batch(mask):
     assert torch.equal(chosen.mask, mask == 1)
 
 
+def test_a_mask_may_be_written_to_afterwards():
+    mask = torch.tensor(MASKS["mixed"]) == 1
+    chosen, right = GlobalTokens.of(mask), mask.clone()
+    mask.fill_(True)
+    assert torch.equal(chosen.mask, right)
+
+
 def test_slices_are_where_heads_lie():
     found = GlobalTokens.of(torch.tensor(MASKS["mixed"]) == 1).slices(2, 3, torch.float64)
     assert found.dtype == torch.float64

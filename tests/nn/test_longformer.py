@@ -172,7 +172,7 @@ def test_every_weight_has_a_gradient():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1e-12])
-@pytest.mark.parametrize("name", ["query_global", "key_global", "value_global"])
+@pytest.mark.parametrize("name", ["query", "key", "value", "query_global", "key_global", "value_global"])
 def test_a_projection_that_is_more_than_its_weights_is_called(name, dropout):
     layer = attention(SHAPES["plain"], dropout=dropout)
     setattr(layer, name, torch.nn.Sequential(getattr(layer, name), torch.nn.GELU()))
@@ -275,6 +275,31 @@ def test_half_precision_trains(dtype):
 
 
 @both_ways
+@pytest.mark.parametrize("dropout", [0.0, 1e-12])
+def test_what_was_made_without_gradients_serves_those_that_have_some(dropout):
+    layer, chosen = attention(SHAPES["plain"], dropout=dropout), GlobalTokens.of(mask_of(CHOSEN["many"], None))
+    x = torch.randn(3, LENGTH, WIDTH, dtype=torch.float64)
+    with torch.inference_mode():
+        right = layer(x, chosen=chosen)
+    found = layer(x, chosen=chosen)
+    torch.testing.assert_close(found, right)
+    found.sum().backward()
+
+
+@both_ways
+@pytest.mark.parametrize("dropout", [0.0, 1e-12])
+def test_a_backward_under_autocast_is_no_other(dropout):
+    layer, chosen = attention(SHAPES["plain"], dropout=dropout).float(), GlobalTokens.of(mask_of(CHOSEN["many"], None))
+    x = torch.randn(3, LENGTH, WIDTH, requires_grad=True)
+    out = layer(x, chosen=chosen).square().sum()
+    (right,) = torch.autograd.grad(out, x, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = torch.autograd.grad(out, x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, right, rtol=0.05, atol=0.05)
+
+
+@both_ways
 def test_the_same_input_gives_the_same_bits():
     layer, chosen = attention(SHAPES["per head"]).float(), GlobalTokens.of(mask_of(CHOSEN["many"], None))
     x = torch.randn(3, LENGTH, WIDTH, requires_grad=True)
@@ -306,6 +331,13 @@ def test_global_tokens_of_another_batch_are_refused():
     chosen = GlobalTokens.of(mask_of(CHOSEN["the first"], None))
     with pytest.raises(ValueError, match=r"chosen is of 3 rows of 37 tokens, but x is \[3, 36, 24\]"):
         attention(SHAPES["plain"])(torch.zeros(3, 36, WIDTH, dtype=torch.float64), chosen=chosen)
+
+
+def test_global_tokens_on_another_device_are_refused():
+    chosen = GlobalTokens.of(mask_of(CHOSEN["the first"], None))
+    layer = LongformerAttention(WIDTH, HEADS, window=6).to("meta")
+    with pytest.raises(ValueError, match=r"chosen is on cpu, but x is on meta; give GlobalTokens\.of\(mask\.to"):
+        layer(torch.zeros(3, LENGTH, WIDTH, device="meta"), chosen=chosen)
 
 
 @pytest.mark.gpu

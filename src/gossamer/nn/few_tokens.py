@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..inputs import autocast, check_attention, check_within
 from ..ops.attend import attend_backward_eagerly, attend_eagerly
+from ..ops.boundary import own_dtypes
 from ..patterns.base import Pattern
 from ..patterns.parse import checked_text
 from .global_tokens import GlobalTokens
@@ -24,6 +25,9 @@ from .products import wide_product
 
 ALONE = 1e30
 """The log-sum-exp of a query that takes nothing of few keys: beside it every score has the weight 0."""
+
+NOTHING = -1e3
+"""The logarithm of a share that is 0 in any precision: where the sum would be infinite, a kernel would make NaN."""
 
 
 class Seen(NamedTuple):
@@ -84,7 +88,7 @@ class _Joined(torch.autograd.Function):
         kept = (weights if keep is None else weights * keep).to(v.dtype).flatten(1, 2)
         out = merged(own.mul_(share[..., None])).baddbmm_(kept.mT, few_v)
         out.flatten(0, 1).unflatten(1, (heads, -1)).index_copy_(0, places, rows)
-        total = lse - share.log()
+        total = lse - share.log().clamp(min=NOTHING)
         ctx.settings = settings
         ctx.save_for_backward(
             q, k, v, out, total, seed, within, few_k, few_v, weights, keep, kept, slices, flat, places
@@ -107,8 +111,9 @@ class _Joined(torch.autograd.Function):
         dscores = torch.empty_like(kept)  # [B, Hm, N]
         torch.mul(weights, dkept - dots[:, :, None], out=dscores.view_as(weights))  # in float32, and then rounded
         dq = split(merged(dq).baddbmm_(dscores.mT, few_k, alpha=scale), heads)
-        dk = _added(dk, flat, together(dscores @ merged(q), heads), scale)
-        dv = _added(dv, flat, together(kept @ grad, heads))
+        with own_dtypes(q.device):
+            dk = _added(dk, flat, together(dscores @ merged(q), heads), scale)
+            dv = _added(dv, flat, together(kept @ grad, heads))
         drows = grad.flatten(0, 1).index_select(0, places).unflatten(1, (heads, -1))
         return dq, dk, dv, drows, *(None for _ in range(8))
 
@@ -120,7 +125,6 @@ def _rows(x: Float[Tensor, "B H N D"], flat: Tensor) -> Float[Tensor, "B m E"]:
 def _added(
     x: Float[Tensor, "B H N D"], flat: Tensor, rows: Float[Tensor, "B m H D"], factor: float = 1.0
 ) -> Float[Tensor, "B H N D"]:
-    """`x`, which is changed, with rows added in these places; no two are one."""
-    whole = x.transpose(1, 2)
-    whole.flatten(0, 1).index_add_(0, flat, rows.flatten(0, 1), alpha=factor)
-    return whole.transpose(1, 2)
+    """`x`, which may be changed, with rows added in these places; no two are one."""
+    whole = x.transpose(1, 2).flatten(0, 1)  # a copy where heads are not inside of the positions
+    return whole.index_add_(0, flat, rows.flatten(0, 1), alpha=factor).unflatten(0, (x.shape[0], -1)).transpose(1, 2)

@@ -69,7 +69,7 @@ class GlobalTokens:
         index, flat = both[0], both[1].flatten()
         # A tensor of its own: compilers refuse a function that is given one twice.
         places = flat.view(-1) if slots is None else flat[slots]
-        return cls(index, counts.to(mask.device), slots, places, flat, mask)
+        return cls(index, counts.to(mask.device), slots, places, flat, mask.clone())
 
     @property
     def length(self) -> int:
@@ -109,7 +109,8 @@ class GlobalTokens:
         neither of its ends ever falls.
         """
         if (reach, step) not in self._found:
-            self._found[reach, step] = self._beyond(reach, step)
+            with torch.inference_mode(False):  # a layer that learns may be the next to ask
+                self._found[reach, step] = self._beyond(reach, step)
         return self._found[reach, step]
 
     def outside(self, side: int, steps: tuple[int, ...], causal: bool) -> Float[Tensor, "B H m N"]:
@@ -119,14 +120,16 @@ class GlobalTokens:
         for all. Causal, no position sees a later one.
         """
         if (side, steps, causal) not in self._outside:
-            self._outside[side, steps, causal] = self._made_outside(side, steps, causal)
+            with torch.inference_mode(False):
+                self._outside[side, steps, causal] = self._made_outside(side, steps, causal)
         return self._outside[side, steps, causal]
 
     def slices(self, heads: int, width: int, dtype: torch.dtype) -> Float[Tensor, "H E"]:
         """Ones where each head's slice of a token is, and zeros elsewhere. Made once for all layers."""
         if (heads, width, dtype) not in self._slices:
-            eye = torch.eye(heads, dtype=dtype, device=self.index.device)
-            self._slices[heads, width, dtype] = eye[..., None].expand(-1, -1, width).flatten(1)
+            with torch.inference_mode(False):
+                eye = torch.eye(heads, dtype=dtype, device=self.index.device)
+                self._slices[heads, width, dtype] = eye[..., None].expand(-1, -1, width).flatten(1)
         return self._slices[heads, width, dtype]
 
     def earlier(self, reach: int) -> Int[Tensor, "B N"]:

@@ -61,7 +61,7 @@ class LongformerAttention(nn.Module):
             raise ValueError(f"LongformerAttention: width is {width}; give a multiple of the {heads} heads")
         if require_integer("LongformerAttention", "window", window, least=2) % 2:
             raise ValueError(f"LongformerAttention: window is {window}; give an even number, half of it on each side")
-        self.heads, self.causal, self.dropout = heads, causal, dropout
+        self.width, self.heads, self.causal, self.dropout = width, heads, causal, dropout
         self.keys_on_a_side = window // 2
         self.dilation = _each_head(dilation, heads)
         self.query, self.key, self.value = (nn.Linear(width, width, bias=bias) for _ in range(3))
@@ -89,6 +89,11 @@ class LongformerAttention(nn.Module):
                 f"LongformerAttention: chosen is of {len(chosen.counts)} rows of {chosen.length} tokens, but x is "
                 f"{list(x.shape)}; give the global tokens of this very batch"
             )
+        if chosen is not None and chosen.index.device != x.device:
+            raise ValueError(
+                f"LongformerAttention: chosen is on {chosen.index.device}, but x is on {x.device}; "
+                f"give GlobalTokens.of(mask.to(x.device))"
+            )
         q, k, v = (split(project(x), self.heads) for project in (self.query, self.key, self.value))
         if chosen is None or not chosen.most:
             return self.output(merged(attend(q, k, v, self.pattern, dropout=self._dropped, within=within)))
@@ -107,7 +112,7 @@ class LongformerAttention(nn.Module):
 
     def _are_few(self, chosen: GlobalTokens) -> bool:
         """Whether products of all heads of them with a sequence cost at most half of what a projection costs."""
-        return 2 * self.heads * chosen.most <= self.query.in_features
+        return 2 * self.heads * chosen.most <= self.width
 
     def _beyond(
         self, q: Tensor, k: Tensor, v: Tensor, chosen: GlobalTokens, first: int, last: int, step: int

@@ -6,7 +6,9 @@ from typing import TypeGuard
 
 from torch import nn
 
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a call computes what the weights of a linear layer say, and nothing else: no adapter, no hook."""
-    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    return type(layer) is nn.Linear and "forward" not in vars(layer) and not any(getattr(layer, name) for name in HOOKS)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from ..ops.boundary import own_dtypes
 from .products import wide_product
 
 
@@ -97,6 +98,8 @@ class _Read(torch.autograd.Function):
             dscores = (dscores + dleft[..., None]) * keep
         dscores = torch._softmax_backward_data(dscores, weights, -1, weights.dtype)
         dscores = (dscores * ctx.scale).to(x.dtype)
-        dx = torch.cat([dscores, kept], 1).mT @ torch.cat([asking, dread], 1)
+        with own_dtypes(x.device):
+            dx = torch.cat([dscores, kept], 1).mT @ torch.cat([asking, dread], 1)
+            dasking = dscores @ x
         dshift = None if shift is None else torch.zeros_like(shift)
-        return dscores @ x, dx, dshift, None, None, None
+        return dasking, dx, dshift, None, None, None

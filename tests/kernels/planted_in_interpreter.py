@@ -5,7 +5,6 @@ A program of its own, because Triton decides when it is imported whether it comp
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +24,7 @@ from tests.kernels import (
     row_parts_in_interpreter,
     row_shares_in_interpreter,
 )
-from tests.kernels.interpreter import repair_interpreter
+from tests.kernels.interpreter import tell
 from tests.kernels.triton_in_interpreter import check_dropout_as_tiled
 from tests.layouts import Shown, check_layout
 from tests.patterns_list import PATTERNS
@@ -494,21 +493,27 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def failure(check: str, fault: Fault | None = None) -> str:
-    """What the check says with the fault, or nothing where it holds."""
-    torch.manual_seed(0)
+def run(check: str, fault: Fault | None = None) -> None:
+    """The check, with the fault.
+
+    Raises:
+        AssertionError: The check fails. Whatever else it raises ends the process: that a fault does is not a finding.
+    """
     with planted(fault):
         try:
             CHECKS[check]()
         except AssertionError:
-            return traceback.format_exc()
-    return ""
+            raise
+        except Exception as error:
+            raise SystemExit(traceback.format_exc()) from error
+
+
+RUNS = {
+    **{f"sound: {check}": partial(run, check) for check in CHECKS},
+    **{f"faulty: {name}": partial(run, fault.check, fault) for name, fault in FAULTS.items()},
+}
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    repair_interpreter()
-    with np.errstate(all="ignore"):  # a fault may divide by zero
-        sound = {check: failure(check) for check in CHECKS}
-        faulty = {name: failure(fault.check, fault) for name, fault in FAULTS.items()}
-    print(json.dumps({"sound": sound, "faulty": faulty}))
+    np.seterr(all="ignore")  # a fault may divide by zero
+    tell(RUNS)

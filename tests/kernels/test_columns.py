@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.kernels.columns_in_interpreter import CHECKS
-from tests.kernels.interpreter import interpreted
+from tests.kernels.interpreter import interpreted_in_halves
 
 pytest.importorskip("triton")
 
 
 @pytest.fixture(scope="module")
 def failures() -> dict[str, str]:
-    found, complaints = interpreted("columns_in_interpreter")
+    found, complaints = interpreted_in_halves("columns_in_interpreter")
     assert "Warning" not in complaints, complaints
     return found
 

@@ -80,6 +80,7 @@ class LongformerAttention(nn.Module):
         """Attention of `x` to itself.
 
         Args:
+            x: Finite everywhere, in padding too: what has the weight 0 is multiplied with it.
             within: Sequence b is positions `within[b, 0]` ... `within[b, 1] - 1` alone (int32); the rest is padding,
                 which nobody sees, and which attends to nothing.
             chosen: The global tokens, all of them inside their sequence.
@@ -134,7 +135,7 @@ class LongformerAttention(nn.Module):
     def _rows(self, x: Tensor, chosen: GlobalTokens, within: Int[Tensor, "B 2"] | None) -> Float[Tensor, "B m H D"]:
         """What the chosen tokens attend to: their whole sequence, or what of it is past."""
         projections = self.query_global, self.key_global, self.value_global
-        if self._are_few(chosen) and all(map(is_plain, projections)):
+        if self._are_few(chosen) and is_plain(self.key_global) and is_plain(self.value_global):
             seen = self._seen(chosen, within)
             return attend_unprojected(x, chosen.index, projections, self.heads, seen=seen, dropout=self._dropped)
         inputs = chosen.rows_of(x), x, x

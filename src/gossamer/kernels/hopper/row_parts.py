@@ -1,7 +1,7 @@
-"""Results of long rows from those of their parts: one launch for each, in float32 and rounded once.
+"""Results of long rows from those of their parts: one launch for each, which adds them in float32.
 
-Parts are dense tensors [B, H, rows, width], each `size` rows of it a part, and a long row's parts stand side by side.
-They are few; what a program waits for is its parts, one after the other.
+Parts are dense tensors [B, H, rows, width] in the precision of the results. Each `size` rows of it are a part, and a
+long row's parts stand side by side. They are few; what a program waits for is its parts, one after the other.
 """
 
 from __future__ import annotations

@@ -55,15 +55,15 @@ def write_joined(
 
     `part_lse` is float32 [B, H, shares · rows], the natural log-sum-exp of each part; a row that sees nothing is zero.
     """
-    launch(_prepared, (parts, part_lse, sinks, out, lse, queries), shares)
+    launch(_prepared_joining, (parts, part_lse, sinks, out, lse, queries), shares)
 
 
 def write_sums(parts: Tensor, x: Tensor, queries: Tensor, *, shares: int) -> None:
     """Writes the sums of the parts, added in float32, to the rows of `x` [B, H, N, width] at `queries`, int64 [m]."""
-    launch(_prepared, (parts, None, None, x, None, queries), shares)
+    launch(_prepared_joining, (parts, None, None, x, None, queries), shares)
 
 
-def _prepared(operands: Operands, shares: int) -> Launch:
+def _prepared_joining(operands: Operands, shares: int) -> Launch:
     parts, _, _, x, lse, queries = operands
     batch, heads, length, width = parts.shape
     count = queries.shape[0]
@@ -121,7 +121,7 @@ def _join(
     number = tl.program_id(0)
     matrix = number // count
     row = number - matrix * count
-    batch, head = (matrix // heads).to(tl.int64), matrix % heads
+    batch, head = (matrix // heads).to(tl.int64), (matrix % heads).to(tl.int64)
     query = tl.load(queries + row)
     first = matrix.to(tl.int64) * rows * shares + row
     columns = tl.arange(0, PADDED)

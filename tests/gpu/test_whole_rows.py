@@ -11,7 +11,7 @@ from gossamer.kernels.devices import capability
 from gossamer.patterns import Pattern, Tokens, Window, presets
 from tests.checks import check_agreement, check_error, check_repeatable, check_support, draw
 from tests.gpu.test_kernels import LENGTH, accepting, captured, drawn, poisoned_memory, setting
-from tests.kernels.rows_in_interpreter import CHECKS
+from tests.kernels.row_shares_in_interpreter import CHECKS
 
 __all__ = ["poisoned_memory"]
 

@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,10 @@ def interpreted(module: str) -> tuple[Any, str]:
     return _run(module)
 
 
-def interpreted_in_halves(module: str) -> tuple[dict[str, str], str]:
-    """The same of a script that ends in `tell`: half of its checks in each of two processes."""
+def interpreted_in_halves(module: str, names: Collection[str] | None = None) -> tuple[dict[str, str], str]:
+    """The same of a script that ends in `tell`: half of its checks, or of those named, in each of two processes."""
     with ThreadPoolExecutor(HALVES) as pool:
-        parts = list(pool.map(partial(_run, module), map(str, range(HALVES))))
+        parts = list(pool.map(lambda half: _run(module, str(half), json.dumps(names and list(names))), range(HALVES)))
     return {name: said for found, _ in parts for name, said in found.items()}, "".join(said for _, said in parts)
 
 
@@ -39,10 +38,11 @@ def _run(module: str, *arguments: str) -> tuple[Any, str]:
 
 
 def tell(checks: Mapping[str, Callable[[], None]]) -> None:
-    """Prints what each check of this process's half says, as JSON."""
+    """Prints what each check of this process's half says, as JSON: of the checks that are asked for, or of all."""
     torch.set_num_threads(1)
     repair_interpreter()
-    mine = list(checks.items())[int(sys.argv[1]) :: HALVES]
+    half, names = map(json.loads, sys.argv[1:])
+    mine = [(name, check) for name, check in checks.items() if names is None or name in names][half::HALVES]
     with np.errstate(divide="ignore"):  # log2(0) is the log-sum-exp of a query that sees nothing
         print(json.dumps({name: failure(check) for name, check in mine}))
 

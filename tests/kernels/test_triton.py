@@ -12,19 +12,25 @@ from gossamer.kernels.triton import TRITON
 from gossamer.patterns import Causal, Dilated, Pattern, RandomBlocks, Window
 from gossamer.plan import plan
 from tests.kernels.interpreter import interpreted_in_halves
-from tests.kernels.triton_in_interpreter import CASES
+from tests.kernels.triton_in_interpreter import CASES, SLOW
 
 
 @pytest.fixture(scope="module")
-def failures() -> dict[str, str]:
+def failures(request: pytest.FixtureRequest) -> dict[str, str]:
     if find_spec("triton") is None:
         pytest.skip("needs Triton")
-    found, complaints = interpreted_in_halves("triton_in_interpreter")
+    params = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    names = [each["name"] for each in params if each.get("name") in CASES]
+    found, complaints = interpreted_in_halves("triton_in_interpreter", names)
     assert "Warning" not in complaints, complaints
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
 def test_the_kernels_are_right(name: str, failures: dict[str, str]) -> None:
     assert not failures[name], failures[name]
 

@@ -152,6 +152,14 @@ def _cases() -> dict[str, Callable[[], None]]:
 
 
 CASES = _cases()
+SLOW = (
+    {"window", "window of one", "dilated", "strided", "tokens", "packed", "packed window", "packed anew", "excerpt"}
+    | {"everything", "off the step", "streaming", "sparse transformer", "dilated longformer", "random blocks of nine"}
+    | {"few random blocks", "bigbird encoder", "bigbird with extra tokens", "tangled", "a pattern a head"}
+    | {"bigbird encoder of few", "both ways", "block window", "global blocks"}
+    | {"strides", "support of causal window", "packed dilated within ends"}
+) & set(CASES)
+"""Cases whose runs and blocks are like those of others here: the kernels see nothing else of a pattern."""
 
 
 if __name__ == "__main__":

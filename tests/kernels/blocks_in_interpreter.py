@@ -69,6 +69,8 @@ def _cases() -> dict[str, Callable[[], None]]:
 
 
 CASES = _cases()
+SLOW = {"strides", "support of blocks beside a band", "support of partial blocks", "dropout of more queries than keys"}
+"""Cases whose parts others show here, or the other Triton kernels do."""
 
 
 if __name__ == "__main__":

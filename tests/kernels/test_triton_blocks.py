@@ -6,19 +6,21 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.kernels.blocks_in_interpreter import CASES
+from tests.kernels.blocks_in_interpreter import CASES, SLOW
 from tests.kernels.interpreter import interpreted_in_halves
 
 
 @pytest.fixture(scope="module")
-def failures() -> dict[str, str]:
+def failures(request: pytest.FixtureRequest) -> dict[str, str]:
     if find_spec("triton") is None:
         pytest.skip("needs Triton")
-    found, complaints = interpreted_in_halves("blocks_in_interpreter")
+    here = (item for item in request.session.items if item.path == request.path)
+    names = [item.callspec.params["name"] for item in here if item.function is test_the_kernels_are_right]
+    found, complaints = interpreted_in_halves("blocks_in_interpreter", names)
     assert "Warning" not in complaints, complaints
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
 def test_the_kernels_are_right(name: str, failures: dict[str, str]) -> None:
     assert not failures[name], failures[name]

@@ -157,7 +157,7 @@ SLOW = (
     | {"everything", "off the step", "streaming", "sparse transformer", "dilated longformer", "random blocks of nine"}
     | {"few random blocks", "bigbird encoder", "bigbird with extra tokens", "tangled", "a pattern a head"}
     | {"bigbird encoder of few", "both ways", "block window", "global blocks"}
-    | {"strides", "support of causal window", "packed dilated within ends"}
+    | {"strides", "support of causal window", "support of rows", "packed dilated within ends"}
 ) & set(CASES)
 """Cases whose runs and blocks are like those of others here: the kernels see nothing else of a pattern."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..attention import attend
 from ..config import BigBirdConfig
 from ..patterns import Blocks, Causal, Pattern, PerHead, presets
+from .heads import merged, split
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,9 @@ class BigBirdAttention(nn.Module):
         pattern = self.pattern(length) if random_blocks is None else self._handed_over(length, random_blocks)
         self._say_where_full(length)
         projections = self.query, self.key, self.value
-        q, k, v = (project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in projections)
+        q, k, v = (split(project(x), self.heads) for project in projections)
         out = attend(q, k, v, pattern, within=within, dropout=self._dropped)
-        return self.output(out.transpose(1, 2).flatten(2))
+        return self.output(merged(out))
 
     def pattern(self, length: int) -> Pattern:
         """Who sees whom among `length` tokens."""

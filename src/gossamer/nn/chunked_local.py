@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..attention import attend
 from ..patterns import BlockWindow, Causal, Pattern, Sinks
 from ..patterns.base import require_integer
+from .heads import merged, split
 
 
 class ChunkedLocalAttention(nn.Module):
@@ -72,10 +73,10 @@ class ChunkedLocalAttention(nn.Module):
         """
         if buckets is not None:
             raise ValueError("ChunkedLocalAttention: buckets is a tensor, but nothing is hashed here; give None")
-        q, k, v = (self._split(project(x)) for project in (self.query, self.key, self.value))
+        q, k, v = (split(project(x), self.heads) for project in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
         out = attend(q, k, v, self.pattern(x.shape[1]), dropout=dropout, within=within)
-        return self.dense(out.transpose(1, 2).flatten(2))
+        return self.dense(merged(out))
 
     def pattern(self, length: int) -> Pattern:
         """Who may see whom. Only the circle of a layer that is not causal depends on the length."""
@@ -106,6 +107,3 @@ class ChunkedLocalAttention(nn.Module):
         """The keys of the chunks `first … stop - 1`."""
         run = Sinks(stop * self.chunk)
         return run & ~Sinks(first * self.chunk) if first else run
-
-    def _split(self, x: Float[Tensor, "B N I"]) -> Float[Tensor, "B H N D"]:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..hashed import attend_hashed, draw_buckets
 from ..patterns.base import require_integer
 from ..selectors.lsh import LSH
+from .heads import merged, split
 
 
 class LSHAttention(nn.Module):
@@ -54,7 +55,7 @@ class LSHAttention(nn.Module):
     @torch.no_grad()
     def draw(self, x: Float[Tensor, "B N E"]) -> Int64[Tensor, "B H R N"]:
         """The buckets that the tokens of `x` fall into by a hash drawn now; `forward` takes them as `buckets`."""
-        return draw_buckets(self._split(self.query_key(x)), self.lsh)
+        return draw_buckets(split(self.query_key(x), self.heads), self.lsh)
 
     def forward(
         self,
@@ -71,7 +72,7 @@ class LSHAttention(nn.Module):
             buckets: From `draw`, or of a Hugging Face Reformer, which counts on from round to round; by default the
                 hash is drawn anew.
         """
-        vectors, values = self._split(self.query_key(x)), self._split(self.value(x))
+        vectors, values = split(self.query_key(x), self.heads), split(self.value(x), self.heads)
         most = self.lsh.most(x.shape[1])
         if self.lsh.is_full(x.shape[1]):
             buckets, most = self._one_bucket(x), 1
@@ -80,10 +81,7 @@ class LSHAttention(nn.Module):
         else:
             most = buckets.shape[2] * (most + 1)
         out = attend_hashed(vectors, values, buckets, self.lsh, within=within, most=most)
-        return self.dense(out.transpose(1, 2).flatten(2))
+        return self.dense(merged(out))
 
     def _one_bucket(self, x: Float[Tensor, "B N E"]) -> Int64[Tensor, "B H R N"]:
         return x.new_zeros(x.shape[0], self.heads, 1, x.shape[1], dtype=torch.int64)
-
-    def _split(self, x: Float[Tensor, "B N I"]) -> Float[Tensor, "B H N D"]:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

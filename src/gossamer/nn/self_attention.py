@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..patterns.base import Pattern
 from .cache import KVCache
+from .heads import merged, split
 from .positions import positions, rotated
 
 
@@ -58,7 +59,7 @@ class SelfAttention(nn.Module):
 
     def project(self, x: Float[Tensor, "B N E"], cache: KVCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [B, H, N, D], of tokens that go on from those in `cache`."""
-        q, k, v = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
+        q, k, v = (split(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1))
         if self.rotary:
             at = positions(x.shape[1], cache, x.device)
             q, k = rotated(q, at), rotated(k, at)
@@ -66,7 +67,7 @@ class SelfAttention(nn.Module):
 
     def merge(self, out: Float[Tensor, "B H N D"]) -> Float[Tensor, "B N E"]:
         """Joins the heads and projects back."""
-        return self.c_proj(out.transpose(1, 2).flatten(2))
+        return self.c_proj(merged(out))
 
     @abstractmethod
     def pattern(self, length: int) -> Pattern:

@@ -12,10 +12,7 @@ from torch import Tensor
 
 from .launch import Launch, Operands, launch
 from .long_rows import LongRows
-from .vectors import VECTOR, strides_of
-
-TILE = 1024
-"""Numbers that a program writes, eight for each of its threads."""
+from .vectors import VECTOR, loaded, offsets, rows_of, store, strides_of
 
 
 def write_merged(parts: tuple[Tensor, Tensor], long: LongRows, out: Tensor, lse: Tensor, within: Tensor | None) -> None:
@@ -52,7 +49,7 @@ def _counts(x: Tensor, part: Tensor, places: Tensor) -> tuple[int, ...]:
 
 def _constants(size: int, width: int) -> tuple[int, int, int]:
     """(edge of a block, width, rows of a tile)."""
-    return size, width, min(size, TILE >> (width - 1).bit_length())
+    return size, width, min(size, rows_of(width, width))
 
 
 def _programs(x: Tensor, places: Tensor, size: int) -> int:
@@ -74,13 +71,6 @@ def _tile_of(number, edges, places, within, heads, count, SIZE: tl.constexpr, RO
         inside = (position >= tl.load(within + 2 * batch)) & (position < tl.load(within + 2 * batch + 1))
     first, last = tl.load(edges + long), tl.load(edges + long + 1)
     return batch.to(tl.int64), head.to(tl.int64), first, last, rows, position, inside
-
-
-@triton.jit
-def _offsets(row, WIDTH: tl.constexpr):
-    """([rows, padded width] of rows that start at vector `row`, which columns exist [1, padded width])."""
-    columns = tl.arange(0, triton.next_power_of_2(WIDTH))[None, :]
-    return row[:, None] * VECTOR + columns, columns < WIDTH
 
 
 @triton.jit(
@@ -108,14 +98,13 @@ def _merge(
     for part in range(first, last):
         weight = tl.exp(_seen(lse_parts, start + part * SIZE, inside) - base)
         total += weight
-        at, wide = _offsets((start + part * SIZE) * (WIDTH // VECTOR), WIDTH)
-        values = tl.load(out_parts + at, mask=wide, other=0.0).to(tl.float32)
+        values = loaded(out_parts, offsets((start + part * SIZE) * (WIDTH // VECTOR), WIDTH), WIDTH).to(tl.float32)
         mean += tl.where(weight[:, None] > 0, weight[:, None] * values, 0.0)
     tl.debug_barrier()  # every warp may have read all of what one of them writes
     tl.store(own_lse, base + tl.log(total), mask=exists)
     mean = mean / tl.where(total == 0.0, 1.0, total)[:, None]
-    at, wide = _offsets(batch * out_batch + head * out_head + position.to(tl.int64) * out_row, WIDTH)
-    tl.store(out + at, mean.to(out.dtype.element_ty), mask=exists[:, None] & wide)
+    at = offsets(batch * out_batch + head * out_head + position.to(tl.int64) * out_row, WIDTH)
+    store(out, at, mean.to(out.dtype.element_ty), exists, WIDTH)
 
 
 @triton.jit
@@ -135,8 +124,7 @@ def _sum(
     start = (batch * heads + head) * part_rows + rows
     sums = tl.zeros((ROWS, triton.next_power_of_2(WIDTH)), tl.float32)
     for part in range(first, last):
-        at, wide = _offsets((start + part * SIZE) * (WIDTH // VECTOR), WIDTH)
-        sums += tl.load(parts + at, mask=wide, other=0.0).to(tl.float32)
+        sums += loaded(parts, offsets((start + part * SIZE) * (WIDTH // VECTOR), WIDTH), WIDTH).to(tl.float32)
     sums = tl.where(inside[:, None], sums, 0.0)
-    at, wide = _offsets(batch * batch_step + head * head_step + position.to(tl.int64) * row_step, WIDTH)
-    tl.store(total + at, sums.to(total.dtype.element_ty), mask=(position < length)[:, None] & wide)
+    at = offsets(batch * batch_step + head * head_step + position.to(tl.int64) * row_step, WIDTH)
+    store(total, at, sums.to(total.dtype.element_ty), position < length, WIDTH)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..plan import Blocks, Plan
 from .captured import kept, refuse_capture
+from .devices import int32_on
 from .problem import Layout
 
 
@@ -70,18 +71,18 @@ def block_tables(term: Blocks, plan: Plan, device: torch.device) -> BlockTables:
 def _block_tables(term: Blocks, plan: Plan, device: torch.device) -> BlockTables:
     refuse_capture(device)
     starts, counts = term.starts[:, :-1], np.diff(term.starts)
-    layout = _on_device(term.layouts, device)
+    layout = int32_on(device, term.layouts)
     row = np.tile(np.arange(counts.shape[1]), len(counts)).repeat(counts.ravel())
     number = np.arange(len(counts)).repeat(counts.sum(axis=1))
-    tile = _on_device(term.tile, device) if len(term.tiles) else None
+    tile = int32_on(device, term.tile) if len(term.tiles) else None
     tiles = torch.from_numpy(term.tiles.astype(np.uint8)).to(device) if len(term.tiles) else None
-    counts, columns = _on_device(counts, device), _on_device(term.columns, device)
+    counts, columns = int32_on(device, counts), int32_on(device, term.columns)
     by_queries = BlockTable(
-        term.size, _on_device(starts, device), counts, columns, tile, tiles, layout, heaviest_first(counts)
+        term.size, int32_on(device, starts), counts, columns, tile, tiles, layout, heaviest_first(counts)
     )
     key_rows = -(-plan.keys // term.size)
-    entries = _on_device(number, device).long() * key_rows + columns
-    return BlockTables(by_queries, _turned(by_queries, entries, _on_device(row, device), key_rows))
+    entries = int32_on(device, number).long() * key_rows + columns
+    return BlockTables(by_queries, _turned(by_queries, entries, int32_on(device, row), key_rows))
 
 
 def _turned(table: BlockTable, entries: Tensor, row: Tensor, key_rows: int) -> BlockTable:
@@ -140,8 +141,3 @@ class LayoutTables:
 def heaviest_first(counts: Tensor) -> Tensor:
     """int32 [L, rows], the rows of each layout in the order of their counts [L, rows], and else as they stand."""
     return counts.argsort(dim=-1, descending=True, stable=True).int()
-
-
-def _on_device(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """As int32, and there when this returns: whatever stream reads it, it need not wait."""
-    return torch.from_numpy(numbers.astype(np.int32)).to(device)

@@ -1,11 +1,13 @@
-"""What backends ask of a CUDA device, once for each."""
+"""What backends ask of a CUDA device, once for each; and numbers on their way there."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
+import numpy as np
 import torch
+from torch import Tensor
 
 NO_CHANGE = nullcontext()
 
@@ -29,3 +31,11 @@ def made_current(device: torch.device) -> AbstractContextManager[object]:
 def multiprocessors(device: torch.device) -> int:
     """How many the device has."""
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def int32_on(device: torch.device, numbers: np.ndarray) -> Tensor:
+    """The numbers as int32, dense, and there when this returns: whatever stream reads them, it need not wait.
+
+    NumPy may leave what it picks out of rows lying by columns.
+    """
+    return torch.from_numpy(numbers.astype(np.int32, order="C")).to(device)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..plan import Band, Blocks, Columns, HeadGroup, Plan, Rows, Term
 from .captured import kept, refuse_capture
+from .devices import int32_on
 
 Integers = NDArray[np.int64]
 
@@ -52,7 +53,7 @@ class Span:
         start, stop = (end.cpu().numpy() for end in (self.start, self.stop))
         first = np.searchsorted(stop, np.arange(self.key_count), "right")
         last = np.maximum(first, np.searchsorted(start, np.arange(self.key_count), "right"))
-        return _on_device(first, self.start.device), _on_device(last, self.start.device)
+        return int32_on(self.start.device, first), int32_on(self.start.device, last)
 
     @cached_property
     def outside(self) -> Tensor | None:
@@ -112,13 +113,8 @@ def _span(term: Band | Columns | Rows, plan: Plan, device: torch.device) -> Span
     query_order, key_order = (
         None if order is None else torch.from_numpy(order).to(device) for order in (queries, keys)
     )
-    begin, end = _on_device(start, device), _on_device(stop, device)
+    begin, end = int32_on(device, start), int32_on(device, stop)
     return Span(term, query_order, key_order, begin, end, len(key_positions), plan.keys, offset)
-
-
-def _on_device(ends: Integers, device: torch.device) -> Tensor:
-    """As int32, and there when this returns: whatever stream reads it, it need not wait."""
-    return torch.from_numpy(ends.astype(np.int32)).to(device)
 
 
 def _by_residue(indices: Integers | None, offset: int, length: int, step: int) -> Integers | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..block_tables import BlockTable, heaviest_first
 from ..captured import kept, refuse_capture
-from ..devices import multiprocessors
+from ..devices import int32_on, multiprocessors
 from .blocks_forward import query_team
 from .configs import ROWS, blocks_team, tile_width
 from .operands import Inputs
@@ -143,21 +143,16 @@ def _in_parts(table: BlockTable, places: Integers, parts: Integers, length: int)
     copied = (rows[:, None] * table.size + np.arange(table.size)).clip(max=length - 1).ravel()
     return LongRows(
         _with_rows(table, host.starts[:, rows] + begin, end - begin),
-        _on_device(edges, device),
-        _on_device(places, device),
+        int32_on(device, edges),
+        int32_on(device, places),
         torch.from_numpy(copied).to(device),
     )
 
 
 def _with_rows(table: BlockTable, starts: Integers, counts: Integers) -> BlockTable:
     """The table with other rows, which list some of its entries."""
-    starts, counts = (_on_device(x, table.counts.device) for x in (starts, counts))
+    starts, counts = (int32_on(table.counts.device, x) for x in (starts, counts))
     return table._replace(starts=starts, counts=counts, order=heaviest_first(counts))
-
-
-def _on_device(numbers: Integers, device: torch.device) -> Tensor:
-    """As int32, and dense: NumPy may leave what it picks out of rows lying by columns."""
-    return torch.from_numpy(numbers.astype(np.int32, order="C")).to(device)
 
 
 @lru_cache(maxsize=128)

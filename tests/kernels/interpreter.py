@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 HALVES = 2
@@ -28,6 +29,12 @@ def interpreted_in_halves(module: str, names: Collection[str] | None = None) -> 
     with ThreadPoolExecutor(HALVES) as pool:
         parts = list(pool.map(lambda half: _run(module, str(half), json.dumps(names and list(names))), range(HALVES)))
     return {name: said for found, _ in parts for name, said in found.items()}, "".join(said for _, said in parts)
+
+
+def asked(request: pytest.FixtureRequest, test: Callable[..., None]) -> list[str]:
+    """The names that a test of the file which asks is to run with."""
+    here = (item for item in request.session.items if item.path == request.path)
+    return [item.callspec.params["name"] for item in here if item.function is test]
 
 
 def _run(module: str, *arguments: str) -> tuple[Any, str]:

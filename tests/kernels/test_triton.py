@@ -11,7 +11,7 @@ from gossamer.kernels import Problem
 from gossamer.kernels.triton import TRITON
 from gossamer.patterns import Causal, Dilated, Pattern, RandomBlocks, Window
 from gossamer.plan import plan
-from tests.kernels.interpreter import interpreted_in_halves
+from tests.kernels.interpreter import asked, interpreted_in_halves
 from tests.kernels.triton_in_interpreter import CASES, SLOW
 
 
@@ -19,13 +19,7 @@ from tests.kernels.triton_in_interpreter import CASES, SLOW
 def failures(request: pytest.FixtureRequest) -> dict[str, str]:
     if find_spec("triton") is None:
         pytest.skip("needs Triton")
-    params = [
-        item.callspec.params
-        for item in request.session.items
-        if item.path == request.path and hasattr(item, "callspec")
-    ]
-    names = [each["name"] for each in params if each.get("name") in CASES]
-    found, complaints = interpreted_in_halves("triton_in_interpreter", names)
+    found, complaints = interpreted_in_halves("triton_in_interpreter", asked(request, test_the_kernels_are_right))
     assert "Warning" not in complaints, complaints
     return found
 

@@ -7,16 +7,14 @@ from importlib.util import find_spec
 import pytest
 
 from tests.kernels.blocks_in_interpreter import CASES, SLOW
-from tests.kernels.interpreter import interpreted_in_halves
+from tests.kernels.interpreter import asked, interpreted_in_halves
 
 
 @pytest.fixture(scope="module")
 def failures(request: pytest.FixtureRequest) -> dict[str, str]:
     if find_spec("triton") is None:
         pytest.skip("needs Triton")
-    here = (item for item in request.session.items if item.path == request.path)
-    names = [item.callspec.params["name"] for item in here if item.function is test_the_kernels_are_right]
-    found, complaints = interpreted_in_halves("blocks_in_interpreter", names)
+    found, complaints = interpreted_in_halves("blocks_in_interpreter", asked(request, test_the_kernels_are_right))
     assert "Warning" not in complaints, complaints
     return found
 

@@ -42,7 +42,7 @@ TURN = 1.0
 class Learning:
     """How everyone learns."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     warmup_steps: int = 200
     weight_decay: float = 0.05
     tokens: int = 32768
@@ -92,6 +92,7 @@ class Learner:
     def learn(self, seconds: float, budget: Budget) -> None:
         """Steps for so many seconds or as long as the budget lasts, one at least."""
         held, began = self._held(), time.perf_counter()
+        self.model.train()
         while True:
             self._step(next(self.batches), budget.share)
             if len(self.losses) % 5 == 0:
@@ -190,9 +191,9 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
         f"{shape['shortest']} to {shape['longest']} tokens with their brackets; {record['training']:,} texts to learn "
         f"from, {record['test']:,} others to be tested with. Pre-LN encoders, {size['layers']} layers, {size['heads']} "
         f"heads, width {size['width']} (inner {size['inner']}), learned positions, CLS; about {size['keys']} keys to a "
-        f"query where attention is sparse. AdamW at {learning['learning_rate']:g}, {learning['tokens']:,} tokens a "
-        f"batch, the same order for everyone, and the same seconds, in turns of {TURN:g}. The commonest value makes up "
-        f"{100 * record['commonest']:.1f} % of the test."
+        f"query where attention is sparse. Weights by Glorot; AdamW at {learning['learning_rate']:g}, "
+        f"{learning['tokens']:,} tokens a batch, the same order for everyone, and the same seconds, in turns of "
+        f"{TURN:g}. The commonest value makes up {100 * record['commonest']:.1f} % of the test."
     )
     yield from (machine_line, "")
     yield "| attention | right, % | training loss | steps | texts seen | texts/s | seconds | peak GiB |"

@@ -101,10 +101,13 @@ class Classifier(nn.Module):
         self.blocks = nn.ModuleList(Block(ATTENTIONS[attention](size, layer), size) for layer in range(size.layers))
         self.norm, self.out = nn.LayerNorm(size.width), nn.Linear(size.width, classes)
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+            if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Linear):
+                # 0.02 is made for wider layers: keys of length 1, as hashed attention's, then see no differences.
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Int64[Tensor, "B N"], lengths: Int64[Tensor, " B"]) -> Float[Tensor, "B classes"]:
         """Logits; of each row the first `lengths[b]` tokens are the text."""

@@ -68,6 +68,6 @@ def test_they_read_as_one_word_where_they_are_one(backends, words):
 
 @pytest.mark.gpu
 def test_on_a_gpu_decoding_is_what_decodes():
-    setting = decide(replace(CONFIG, device="cuda", head_width=64))
+    setting, held = decide(replace(CONFIG, device="cuda", head_width=64)), torch.cuda.memory_allocated()
     assert decode_backends(setting, WINDOW, 4096) == Backends("decode")
-    assert torch.cuda.memory_allocated() < 2**20
+    assert torch.cuda.memory_allocated() < held + 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
@@ -22,6 +23,7 @@ from .modules import Made, System
 GLOBAL = 10_000.0
 """What stands for a global token in the mask that the module of transformers takes."""
 SHARED = ("query", "key", "value", "query_global", "key_global", "value_global")
+HALF = "gossamer, half the window"
 
 
 class Theirs(nn.Module):
@@ -73,12 +75,17 @@ def ours(setting: Setting, length: int, dtype: torch.dtype) -> Made:
     return Made(module, lambda x: module(x, chosen=chosen(len(x))))
 
 
+def halved(setting: Setting, length: int, dtype: torch.dtype) -> Made:
+    """Our module at half the window."""
+    return ours(replace(setting, config=replace(setting.config, window=setting.config.window // 2)), length, dtype)
+
+
 def alike(setting: Setting, length: int, dtype: torch.dtype) -> tuple[Made, Made]:
     """Nothing is drawn here."""
     return theirs(setting, length, dtype), ours(setting, length, dtype)
 
 
-LONGFORMER = System("longformer", theirs, {"gossamer": ours}, alike)
+LONGFORMER = System("longformer", theirs, {"gossamer": ours, HALF: halved}, alike)
 
 
 def attention_case(setting: Setting) -> Case:
@@ -97,5 +104,5 @@ def attention_case(setting: Setting) -> Case:
         return Contender(name, prepare, fault=lambda: fault(attention, pattern, trial))
 
     window = setting.config.window
-    contenders = contender("gossamer", window), contender("gossamer, half the window", window // 2)
+    contenders = contender("gossamer", window), contender(HALF, window // 2)
     return Case("longformer's pattern", setting.config.lengths, contenders)

@@ -9,7 +9,7 @@ import torch
 
 from gossamer import Unsupported
 from gossamer.block_sparse import attend_blocks
-from gossamer.kernels.block_tables import LayoutTables, block_tables
+from gossamer.kernels.block_tables import BlockTable, LayoutTables, block_tables
 from gossamer.kernels.problem import Layout
 from gossamer.patterns import PerHead, RandomBlocks, Window
 from gossamer.plan import Blocks, plan
@@ -64,11 +64,17 @@ def test_exactly_the_visible_pairs_are_seen(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_layout_becomes_tables_without_a_wait() -> None:
+    """The first of its shape may wait."""
+
+    def sides_of(layout: torch.Tensor) -> tuple[BlockTable, BlockTable]:
+        tables = LayoutTables(Layout(layout, 64), batch=2, heads=4)
+        return tables.by_queries, tables.by_keys
+
     layout = torch.rand(2, 4, 40, 30, device="cuda") < 0.3
+    sides_of(~layout)
     try:
         torch.cuda.set_sync_debug_mode("error")
-        tables = LayoutTables(Layout(layout, 64), batch=2, heads=4)
-        sides = tables.by_queries, tables.by_keys
+        sides = sides_of(layout)
         with pytest.raises(RuntimeError, match="synchronizing"):
             layout.any().item()
     finally:

@@ -1,8 +1,8 @@
 """Blocks as tables on the device: which blocks each row of blocks holds, seen from the queries and from the keys.
 
 A table comes from a plan, whose blocks are known on the host, or from a layout that is made on the device at run time.
-Neither way waits for the device: rows of a run-time table stand at fixed places, and what lies behind a row's count is
-never read.
+The first waits for the device when it is made, and is kept. The second waits with the first layout of a shape alone:
+rows stand at fixed places, and what lies behind a row's count is never read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..plan import Blocks, Plan
 from .captured import kept, refuse_capture
-from .devices import int32_on
+from .devices import finished, int32_on
 from .problem import Layout
 
 
@@ -82,7 +82,7 @@ def _block_tables(term: Blocks, plan: Plan, device: torch.device) -> BlockTables
     )
     key_rows = -(-plan.keys // term.size)
     entries = int32_on(device, number).long() * key_rows + columns
-    return BlockTables(by_queries, _turned(by_queries, entries, int32_on(device, row), key_rows))
+    return finished(BlockTables(by_queries, _turned(by_queries, entries, int32_on(device, row), key_rows)), device)
 
 
 def _turned(table: BlockTable, entries: Tensor, row: Tensor, key_rows: int) -> BlockTable:
@@ -111,7 +111,8 @@ def _places(shape: torch.Size, batch: int, heads: int, device: torch.device) -> 
     own_batch, own_heads, rows, columns = shape
     starts = torch.arange(own_batch * own_heads * rows, dtype=torch.int32, device=device) * columns
     numbers = torch.arange(own_batch * own_heads, dtype=torch.int32, device=device).view(own_batch, own_heads)
-    return starts.view(-1, rows), numbers.expand(batch if own_batch > 1 else 1, heads).flatten().contiguous()
+    places = starts.view(-1, rows), numbers.expand(batch if own_batch > 1 else 1, heads).flatten().contiguous()
+    return finished(places, device)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""What backends ask of a CUDA device, once for each; and numbers on their way there."""
+"""What backends ask of a CUDA device, once for each; numbers on their way there, and tables that are made there."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Table = TypeVar("Table")
 
 NO_CHANGE = nullcontext()
 
@@ -39,3 +42,10 @@ def int32_on(device: torch.device, numbers: np.ndarray) -> Tensor:
     NumPy may leave what it picks out of rows lying by columns.
     """
     return torch.from_numpy(numbers.astype(np.int32, order="C")).to(device)
+
+
+def finished(table: Table, device: torch.device) -> Table:
+    """The table, when the device has made it: who keeps it gives it to other streams too, which wait for nothing."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return table

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...plan import Blocks, Plan
 from ..block_tables import BlockTable, BlockTables, LayoutTables, block_tables
-from ..captured import kept
+from ..captured import kept, refuse_capture
+from ..devices import finished
 from ..head_runs import HeadRun
 from ..problem import Softmax
 from . import long_passes
@@ -68,4 +69,6 @@ class BlockPass(NamedTuple):
 @lru_cache(maxsize=64)
 def _packed_tables(term: Blocks, plan: Plan, device: torch.device, first: int, last: int) -> BlockTables:
     """Those of the group's heads `first … last - 1`."""
-    return BlockTables(*map(packed, block_tables(term, plan, device))).of_heads(first, last)
+    refuse_capture(device)
+    made = BlockTables(*map(packed, block_tables(term, plan, device))).of_heads(first, last)
+    return finished(made, device)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..block_tables import BlockTable, heaviest_first
 from ..captured import kept, refuse_capture
-from ..devices import int32_on, multiprocessors
+from ..devices import finished, int32_on, multiprocessors
 from .blocks_forward import query_team
 from .configs import ROWS, blocks_team, tile_width
 from .operands import Inputs
@@ -117,7 +117,8 @@ def _cut(table: BlockTable, crew: Crew) -> Cut:
     refuse_capture(table.counts.device)
     rest = host.counts.copy()
     rest[:, places] = 0
-    return Cut(_with_rows(table, host.starts, rest), _in_parts(table, places, parts, crew.length))
+    made = Cut(_with_rows(table, host.starts, rest), _in_parts(table, places, parts, crew.length))
+    return finished(made, table.counts.device)
 
 
 def parts_of(longest: Integers, crew: Crew) -> Integers:

@@ -12,6 +12,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST := $(VENV)/oldest
 
+# Tests run on one thread each, a process to a core: four at most, so that their memory fits a laptop and one GPU.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all oldest check docs bench clean
 
@@ -36,14 +39,14 @@ $(OLDEST)/.installed: Makefile $(VENV)/.installed
 	touch $@
 
 oldest: $(OLDEST)/.installed ## run the tests of models of transformers with the oldest release that is supported
-	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest -m "not slow" tests/integrations/huggingface
+	PYTHONPATH=$(OLDEST) $(PYTEST) -m "not slow" tests/integrations/huggingface
 
 test: setup ## run the tests that take minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 	$(MAKE) oldest
 
 test-all: setup ## run every test, the slow ones too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(MAKE) oldest
 
 check: setup ## lint, formatting, types, architecture

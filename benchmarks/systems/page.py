@@ -15,8 +15,8 @@ WORDS = {
     "up gradients of queries in whatever order they come; `gossamer` gives the same bits each time.",
     "longformer": "`LongformerSelfAttention` of transformers and the projection behind it, and our "
     "`LongformerAttention`: two-sided window of 512, one global token. Which one it is was found once before, as a "
-    "model finds it for all its layers; theirs looks in each layer. Then the pattern alone, without projections, at "
-    "this window and at half of it.",
+    "model finds it for all its layers; theirs looks in each layer. Then the pattern alone, without projections. Ours "
+    "at half the window too.",
     "bigbird": "`BigBirdBlockSparseAttention` of transformers and the projection behind it, and our "
     "`BigBirdAttention`: blocks of 64, three random ones. Theirs as it is evaluated: in training it would draw its "
     "blocks at each call, on the CPU.",

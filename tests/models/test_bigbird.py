@@ -18,6 +18,7 @@ from gossamer import models
 from gossamer.config import BigBirdConfig
 from gossamer.models.bigbird import FAMILY, BigBird
 from tests.bigbird_of_transformers import config, drawn_blocks
+from tests.encoders_of_transformers import as_theirs, gradients, largest, logits_of
 
 PAD, SEP, VOCABULARY, BLOCK = 0, 2, 50, 4
 CLASSES = {
@@ -83,10 +84,6 @@ def padded(tokens, before=0):
     return tokens.masked_fill(mask == 0, PAD), mask
 
 
-def largest(a, b):
-    return (a - b).abs().max().item()
-
-
 @pytest.mark.parametrize("length", SPARSE)
 @pytest.mark.parametrize("padding", ["none", "right", "both sides"])
 def test_every_layer_is_theirs(both, length, padding):
@@ -148,18 +145,6 @@ def targets_of(head, tokens):
             return torch.tensor([2, 0, 1])
         case "question_answering":
             return torch.tensor([[30, 35], [0, 42], [33, 99]])  # 99 is outside: no part of the mean
-
-
-def as_theirs(head, targets):
-    if head == "question_answering":
-        return {"start_positions": targets[:, 0], "end_positions": targets[:, 1]}
-    return {"labels": targets}
-
-
-def logits_of(head, output):
-    if head == "question_answering":
-        return torch.stack([output.start_logits, output.end_logits], -1)
-    return output.logits
 
 
 @pytest.mark.parametrize("head", WITH_LOSS)
@@ -327,12 +312,6 @@ def test_extra_tokens_reach_everyone_in_one_layer():
     assert changed(2).all()
     reached = changed(30).nonzero()[:, 0].tolist()  # the seventh block after the five, and its neighbours
     assert reached == [*range(5), *range(25, 37)]
-
-
-def gradients(model, *inputs):
-    model.zero_grad()
-    model(*inputs).loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

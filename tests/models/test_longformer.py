@@ -15,6 +15,7 @@ from transformers import (
 
 from gossamer.config import LongformerConfig
 from gossamer.models.longformer import FAMILY, Longformer
+from tests.encoders_of_transformers import as_theirs, gradients, largest, logits_of
 
 PAD, SEP, VOCABULARY = 1, 2, 99
 THEIRS = {
@@ -77,10 +78,6 @@ def some_global(tokens):
     return mask
 
 
-def largest(a, b):
-    return (a - b).abs().max().item()
-
-
 @pytest.mark.parametrize("length", [5, 8, 21, 32, 70])
 @pytest.mark.parametrize("with_global", [False, True])
 @pytest.mark.parametrize("padding", ["none", "right", "both sides"])
@@ -126,18 +123,6 @@ def targets_of(head, tokens):
             return torch.tensor([2, 0, 1])
         case "question_answering":
             return torch.tensor([[3, 5], [0, 12], [9, 99]])  # 99 is outside: no part of the mean
-
-
-def as_theirs(head, targets):
-    if head == "question_answering":
-        return {"start_positions": targets[:, 0], "end_positions": targets[:, 1]}
-    return {"labels": targets}
-
-
-def logits_of(head, output):
-    if head == "question_answering":
-        return torch.stack([output.start_logits, output.end_logits], -1)
-    return output.logits
 
 
 @pytest.mark.parametrize("head", ["masked_lm", "classification", "question_answering"])
@@ -301,12 +286,6 @@ def test_theirs_sees_the_future_whatever_its_configuration_says():
 
 def own(head=None, **settings):
     return Longformer(LongformerConfig(**THEIRS | labels(head) | {"hidden_dropout_prob": 0.0} | settings), head)
-
-
-def gradients(model, *inputs):
-    model.zero_grad()
-    model(*inputs).loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

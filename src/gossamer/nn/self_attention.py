@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..attention import attend
 from ..patterns.base import Pattern
 from .cache import KVCache
 from .heads import merged, split
@@ -15,7 +16,7 @@ from .positions import positions, rotated
 
 
 class SelfAttention(nn.Module):
-    """Projects, lets a subclass mix along the sequence, and projects back.
+    """Projects, attends by the pattern of a subclass, and projects back.
 
     Parameters are GPT-2's: `c_attn` makes queries, keys and values side by side, `c_proj` joins the heads, so a
     state dict fits the dense and the sparse module alike. With `rotary`, queries and keys are turned by their
@@ -73,7 +74,6 @@ class SelfAttention(nn.Module):
     def pattern(self, length: int) -> Pattern:
         """Who may see whom, in a sequence that may become `length` tokens long."""
 
-    @abstractmethod
     def mix(
         self,
         q: Float[Tensor, "B H N D"],
@@ -82,6 +82,7 @@ class SelfAttention(nn.Module):
         length: int,
     ) -> Float[Tensor, "B H N D"]:
         """Attention of a whole sequence to itself, which may become `length` tokens long."""
+        return attend(q, k, v, self.pattern(length), dropout=self.dropout if self.training else 0.0)
 
     def intermediate(self, queries: int, keys: int, length: int, device: torch.device) -> object:
         """What a run over these lengths looked at; None where every earlier key is seen."""

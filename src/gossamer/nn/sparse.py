@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..attention import attend
 from ..config import GPT2Config, SparseAttentionConfig
 from ..patterns.base import Pattern
 from ..plan import plan
@@ -61,16 +60,6 @@ class SparseAttention(SelfAttention):
 
     def pattern(self, length: int) -> Pattern:
         return self.config.pattern(length)
-
-    def mix(
-        self,
-        q: Float[Tensor, "B H N D"],
-        k: Float[Tensor, "B H N D"],
-        v: Float[Tensor, "B H N D"],
-        length: int,
-    ) -> Float[Tensor, "B H N D"]:
-        dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, self.pattern(length), dropout=dropout)
 
     def intermediate(self, queries: int, keys: int, length: int, device: torch.device) -> Intermediate:
         """What a run over these lengths sees; the masks are n×n and are made here, never for the run itself."""

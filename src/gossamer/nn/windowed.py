@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from ..attention import attend
 from ..config import GPT2Config
 from ..patterns.base import Pattern
 from ..plan import plan
@@ -34,16 +31,6 @@ class WindowedAttention(SelfAttention):
 
     def pattern(self, length: int) -> Pattern:
         return self.config.layer_pattern(self.layer)
-
-    def mix(
-        self,
-        q: Float[Tensor, "B H N D"],
-        k: Float[Tensor, "B H N D"],
-        v: Float[Tensor, "B H N D"],
-        length: int,
-    ) -> Float[Tensor, "B H N D"]:
-        dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, self.pattern(length), dropout=dropout)
 
     def intermediate(self, queries: int, keys: int, length: int, device: torch.device) -> Intermediate:
         """What a run over these lengths sees; the mask, of the first head, is n×n and is made here alone."""

@@ -325,6 +325,8 @@ def test_wrong_settings_are_refused_by_name(settings, message):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="width is 25; give a multiple of the 4 heads"):
         LongformerAttention(25, 4, window=4)
+    with pytest.raises(ValueError, match="heads is 0"):
+        LongformerAttention(24, 0, window=4)
 
 
 def test_global_tokens_of_another_batch_are_refused():

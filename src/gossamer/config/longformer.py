@@ -53,6 +53,11 @@ class LongformerConfig(EncoderConfig):
         """A layer's dilation, or that of each of its heads."""
         return tuple(self.attention_dilation)[layer]  # type: ignore[arg-type]
 
+    @property
+    def dilated(self) -> bool:
+        """Whether any window leaves keys out."""
+        return set(self.attention_dilation) != {1}  # type: ignore[arg-type]
+
     def _for_each_layer(self, name: str) -> tuple:
         given, layers = getattr(self, name), self.num_hidden_layers
         each = tuple(given) if isinstance(given, list | tuple) else (given,) * layers

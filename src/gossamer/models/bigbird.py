@@ -56,6 +56,7 @@ FAMILY = pretrained.Family(
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
     left=("embeddings.position_ids", "embeddings.token_type_ids", "cls.seq_relationship."),
+    theirs=lambda config: not config.extra_tokens,
 )
 
 

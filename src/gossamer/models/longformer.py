@@ -40,6 +40,7 @@ FAMILY = pretrained.Family(
         "lm_head.decoder.weight": "embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
     },
+    theirs=lambda config: not config.causal and not config.dilated,
 )
 
 

@@ -68,6 +68,13 @@ class Family:
     body: Renames = BODY
     otherwise: Mapping[str, str] = field(default_factory=dict)
     """For names that a file may lack: where else the same numbers are."""
+    theirs: Callable[[Any], bool] = lambda config: True
+    """Whether transformers computes what a configuration describes."""
+
+    @property
+    def own_type(self) -> str:
+        """The `model_type` of what transformers does not compute: it must not take such weights for its own."""
+        return f"gossamer_{self.model_type}"
 
     def stored_name(self, name: str, head: str | None) -> str:
         """What one of a model's tensors is called in a file, without the prefix."""
@@ -134,7 +141,7 @@ def read_config(folder: Path, kind: type[Config], family: Family) -> Config:
         stated = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stated, dict):
             raise ValueError(f"it holds {stated!r} where a table of settings is expected")
-        for key, supported in {"model_type": (family.model_type,), **family.supported}.items():
+        for key, supported in {"model_type": (family.model_type, family.own_type), **family.supported}.items():
             if stated.get(key, supported[0]) not in supported:
                 raise ValueError(f"{key} is {stated[key]!r}; {kind.__name__} describes {supported[0]!r} only")
         values = {name: stated[name] for name in (each.name for each in fields(kind)) if name in stated}
@@ -201,6 +208,8 @@ def write(
 ) -> None:
     """Writes both files of a model as transformers reads them; each appears whole or not at all.
 
+    What transformers would compute otherwise bears a type that it does not know.
+
     Raises:
         OSError: There is no room or no permission; what the folder held before is untouched.
     """
@@ -210,7 +219,10 @@ def write(
     for name, tensor in state.items():
         before = "" if alone or name.startswith("head.") else family.prefix
         tensors[before + family.stored_name(name, head)] = tensor.detach().cpu().contiguous()
-    settings = {"architectures": [family.heads[head or "pooler"][0]], "model_type": family.model_type}
+    name, model_type = family.heads[head or "pooler"][0], family.model_type
+    if not family.theirs(config):
+        name, model_type = f"Gossamer{name}", family.own_type
+    settings = {"architectures": [name], "model_type": model_type}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with new_file(folder / FILE) as new_config, new_file(folder / WEIGHTS) as new_weights:

@@ -43,6 +43,7 @@ FAMILY = pretrained.Family(
     left_ends=("mask_value_float16", "mask_value_float32"),  # buffers that old files carry
     otherwise={"lm_head.decoder.bias": "lm_head.bias"},
     supported={"tie_word_embeddings": (False,), "hash_seed": (None,)},
+    theirs=lambda config: config.lsh_rules == "trax",
     body=(
         (r"^embeddings\.tokens\.", "embeddings.word_embeddings."),
         (r"^embeddings\.positions\.weights\.", "embeddings.position_embeddings.weights."),

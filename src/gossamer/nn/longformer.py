@@ -57,6 +57,7 @@ class LongformerAttention(nn.Module):
         bias: bool = True,
     ):
         super().__init__()
+        heads = require_integer("LongformerAttention", "heads", heads, least=1)
         if width < 1 or width % heads:
             raise ValueError(f"LongformerAttention: width is {width}; give a multiple of the {heads} heads")
         if require_integer("LongformerAttention", "window", window, least=2) % 2:

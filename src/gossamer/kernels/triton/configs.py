@@ -34,6 +34,12 @@ SINGLE: dict[Kernel, dict[int, Config]] = {
     "backward_queries": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
     "backward_keys": {64: Config(32, 32, 4, 1), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
 }
+SINGLE_CROWDED: dict[Kernel, dict[int, Config]] = {
+    "forward": SINGLE["forward"] | {64: Config(32, 32, 8, 2)},
+    "backward_queries": SINGLE["backward_queries"] | {64: Config(32, 32, 8, 2)},
+    "backward_keys": SINGLE["backward_keys"] | {64: Config(32, 32, 8, 1)},
+}
+"""With a soft cap or dropout besides, which take registers too."""
 
 # Over blocks: what is faster where they are large, and what leaves registers for the masks of partial ones.
 HALF_BLOCKS: dict[Kernel, dict[int, Config]] = HALF | {
@@ -49,13 +55,14 @@ SINGLE_BLOCKS: dict[Kernel, dict[int, Config]] = SINGLE | {
 }
 
 
-def config(kernel: Kernel, dtype: torch.dtype, width: int) -> Config:
-    """The tile for a dtype and the wider of the two head widths."""
-    return _narrowest((SINGLE if dtype == torch.float32 else HALF)[kernel], width)
+def config(kernel: Kernel, dtype: torch.dtype, width: int, *, crowded: bool) -> Config:
+    """The tile for a dtype and the wider of the two head widths; `crowded` by a soft cap or dropout."""
+    single = SINGLE_CROWDED if crowded else SINGLE
+    return _narrowest((single if dtype == torch.float32 else HALF)[kernel], width)
 
 
 def block_config(kernel: Kernel, dtype: torch.dtype, width: int, size: int, *, crowded: bool) -> Config:
-    """The same over blocks of `size`, a tile that divides them; `crowded` by a soft cap or dropout."""
+    """The same over blocks of `size`, a tile that divides them."""
     table = SINGLE_BLOCKS if dtype == torch.float32 else CROWDED if crowded else HALF_BLOCKS
     tile = _narrowest(table[kernel], width)
     return replace(tile, queries=min(tile.queries, size), keys=min(tile.keys, size))

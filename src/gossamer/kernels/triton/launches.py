@@ -55,6 +55,7 @@ class Launches:
         self.heads = Heads(q.shape[0], self.q.shape[1], run.repeats)
         dropout = Dropout.of(softmax, plan.extent.queries.start, plan.heads, run.queries.start)
         self.shared = self.heads, Scores.of(softmax), dropout
+        self.crowded = bool(softmax.softcap) or dropout is not None
         self.blocks = self._blocks(run, plan, softmax)
         passes = _passes(found, plan.queries, met=self.blocks is not None)
         self.passes = [each.seeing(seen) for each in passes]
@@ -147,7 +148,7 @@ class Launches:
     def _constants(self, kernel: Kernel) -> dict[str, int]:
         """What is fixed when a kernel is compiled."""
         width, value_width = self.q.shape[-1], self.v.shape[-1]
-        tile = config(kernel, self.q.dtype, max(width, value_width))
+        tile = config(kernel, self.q.dtype, max(width, value_width), crowded=self.crowded)
         return {
             "WIDTH": width, "VALUE_WIDTH": value_width, "QUERIES": tile.queries, "KEYS": tile.keys,
             "num_warps": tile.warps, "num_stages": tile.stages,

@@ -196,6 +196,11 @@ def check_equals_stored(reformer: Reformer, tolerance: float) -> None:
         torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * (1 + wanted.abs().max().item()))
 
 
+def drawn(batch: int = 2, length: int = LENGTH) -> list[Tensor | None]:
+    """Buckets for the layers of "mixed"."""
+    return [None, torch.zeros(batch, 3, 2, length, dtype=torch.int64)] * 2
+
+
 DROPPING = {"hidden_dropout_prob": 0.2, "local_attention_probs_dropout_prob": 0.2}
 
 
@@ -338,8 +343,31 @@ def test_initial_weights_are_the_configuration_s() -> None:
             "lsh_attention_probs_dropout_prob is 0.1, but hashed attention drops no weights; set it to 0.0",
         ),
         (lambda: model(head="qa"), "head is 'qa'; give lm, masked_lm, classification or None"),
+        (
+            lambda: model()(tokens(), buckets=drawn(batch=1)),
+            r"buckets of layer 1 are torch.int64 \[1, 3, 2, 48\]; give",
+        ),
+        (
+            lambda: model()(tokens(35), buckets=drawn(length=35)),
+            r"buckets .*\[2, 3, 2, 35\]; give int64 \[2, 3, rounds, 40\]",
+        ),
+        (
+            lambda: model()(tokens(4), buckets=drawn(length=5)),
+            r"buckets .*\[2, 3, 2, 5\]; give int64 \[2, 3, rounds, 4\]",
+        ),
+        (
+            lambda: model()(tokens(), buckets=[None, torch.zeros(2, 3, 2, 48)] * 2),
+            "buckets of layer 1 are torch.float32",
+        ),
+        (lambda: model()(tokens(), buckets=[drawn()[1], None] * 2), "buckets of layer 0 .*; nothing is hashed there"),
     ],
 )
 def test_bad_calls_are_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=f"Reformer: {message}"):
         call()
+
+
+@pytest.mark.parametrize("shape", [(2, 10), (2, 19), (2, 25), (1, 20), (20,)], ids=str)
+def test_a_mask_that_is_not_as_long_as_the_tokens_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"attention_mask is \[.*\]; give \[2, 20\], as the tokens"):
+        model()(tokens(20), attention_mask=torch.ones(shape, dtype=torch.int64))

@@ -21,7 +21,7 @@ from ..nn.lsh import LSHAttention
 from ..nn.reversible import ReversibleLayers
 from ..selectors import LSH
 from . import pretrained
-from .encoder import initialise, runs_of
+from .encoder import initialise, require_shape, runs_of
 from .heads import IGNORED_TARGET, ClassificationHead, Encoded, Head
 
 HeadName = Literal["lm", "masked_lm", "classification"]
@@ -185,6 +185,8 @@ class Reformer(nn.Module, pretrained.Pretrained):
                 not one run of ones, or a model in training is to drop attention weights of LSH layers.
         """
         self._require_tokens(tokens, targets)
+        require_shape("attention_mask", attention_mask, tokens)
+        self._require_buckets(buckets, tokens)
         self._require_no_dropout_of_hashed_weights()
         within = None if attention_mask is None else runs_of(attention_mask)
         starts = None if within is None else within[:, 0].long()
@@ -239,6 +241,18 @@ class Reformer(nn.Module, pretrained.Pretrained):
             )
         if targets is not None and self.head is None:
             raise ValueError("Reformer: targets are given, but there is no head with a loss; choose one")
+
+    def _require_buckets(self, buckets: Sequence[Tensor | None] | None, tokens: Tensor) -> None:
+        batch, heads, length = tokens.shape[0], self.config.num_attention_heads, self.config.padded(tokens.shape[1])
+        for layer, (kind, own) in enumerate(zip(self.config.attn_layers, buckets or (), strict=False)):
+            if own is None:
+                continue
+            told = f"Reformer: buckets of layer {layer} are {own.dtype} {list(own.shape)}"
+            if kind == "local":
+                raise ValueError(f"{told}; nothing is hashed there: give None")
+            fits = own.dim() == 4 and (*own.shape[:2], own.shape[3]) == (batch, heads, length)
+            if not fits or own.dtype != torch.int64:
+                raise ValueError(f"{told}; give int64 [{batch}, {heads}, rounds, {length}], or None to hash anew")
 
     def _require_no_dropout_of_hashed_weights(self) -> None:
         share = self.config.lsh_attention_probs_dropout_prob

@@ -224,6 +224,37 @@ def test_autocast_loses_no_more_by_reversing_many_layers() -> None:
     assert 0 < far["reversible"] < 1.1 * far["stored"]
 
 
+def gradients_of(reformer: Reformer, length: int, buckets: list[Tensor | None], *, filled: bool) -> dict[str, Tensor]:
+    """Of the first `length` tokens, which the model is to fill up itself, or which are `filled` and masked."""
+    text, targets = tokens(), tokens(seed=2)
+    targets[:, length:] = -100
+    mask = mask_of([(0, length)] * 2, LENGTH)
+    if not filled:
+        text, targets, mask = text[:, :length], targets[:, :length], None
+    reformer.zero_grad()
+    reformer(text, targets, attention_mask=mask, buckets=buckets).loss.backward()
+    return {name: parameter.grad.float() for name, parameter in reformer.named_parameters()}
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["reversible", "stored"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", [45, 41])
+def test_half_precision_errs_no_more_where_the_model_fills_up(length: int, dtype: torch.dtype, stored: bool) -> None:
+    """Gradients are as near to float32's as those of a batch that was filled up before."""
+    reformer = model(initializer_range=0.1, lsh_attn_chunk_length=CHUNK)
+    reformer.blocks.stored = stored
+    buckets = reformer(tokens()).buckets
+    right = gradients_of(reformer, length, buckets, filled=True)
+    torch.testing.assert_close(gradients_of(reformer, length, buckets, filled=False), right, rtol=0, atol=1e-5)
+    reformer.to(dtype)
+    found, usual = (gradients_of(reformer, length, buckets, filled=filled) for filled in (False, True))
+    for name, gradient in right.items():
+        error, allowed = ((grads[name] - gradient).norm() for grads in (found, usual))
+        assert error <= 1.1 * allowed, f"{name}: {error:.2e}, {allowed:.2e} where filled up before"
+    one, other = (torch.cat([x.flatten() for x in grads.values()]) for grads in (found, right))
+    assert (one - other).norm() < 0.05 * other.norm()
+
+
 def test_buckets_drawn_anew_in_the_backward_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = ReformerAttention.forward
 

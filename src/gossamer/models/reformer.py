@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor, nn
 
@@ -193,7 +192,7 @@ class Reformer(nn.Module, pretrained.Pretrained):
         batch, length = tokens.shape
         x, added = self.embeddings(tokens), self.config.padded(length) - length
         if added:
-            x = F.pad(x, (0, 0, 0, added))
+            x = torch.cat([x, x[:, -1:].detach().expand(-1, added, -1)], dim=1)  # rows of zeros have no variance
             within = _whole(batch, length, tokens.device) if within is None else within
         y1, y2, drawn = self.blocks(x, x, within=within, buckets=buckets)
         features = self.drop(self.norm(torch.cat([y1, y2], dim=-1)[:, :length]))

@@ -22,11 +22,22 @@ def test_the_conventions_differ_where_they_are_said_to() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rounds": 0}, "LSH: rounds is 0; give a whole number from 1 on"),
-        ({"chunk": 2.5}, "LSH: chunk is 2.5; give a whole number from 1 on"),
-        ({"before": -1}, "LSH: before is -1; give a whole number from 0 on"),
-        ({"buckets": 7}, "LSH: buckets is 7; give 1, even numbers, or None"),
-        ({"buckets": (4, 0)}, r"LSH: buckets is \(4, 0\); give 1, even numbers, or None"),
+        ({"rounds": 0}, "LSH: rounds is 0; give an integer of at least 1"),
+        ({"chunk": 2.5}, "LSH: chunk is 2.5; give an integer of at least 1"),
+        ({"before": -1}, "LSH: before is -1; give an integer of at least 0"),
+        ({"buckets": 7}, "LSH: buckets is 7; give 1 or an even number, a list of them, or None"),
+        ({"buckets": (4, 0)}, r"LSH: buckets is \(4, 0\); give 1 or an even number, a list"),
+        ({"buckets": ()}, r"LSH: buckets is \(\); give 1 or an even number, a list"),
+        ({"buckets": True}, "LSH: buckets is True; give 1 or an even number, a list"),
+        ({"buckets": "64"}, "LSH: buckets is '64'; give 1 or an even number, a list"),
+        ({"causal": "no"}, "LSH: causal is 'no'; give True or False"),
+        ({"repeats": 1}, "LSH: repeats is 1; give True or False"),
+        ({"other_buckets": None}, "LSH: other_buckets is None; give True or False"),
+        ({"scale": "x"}, r"LSH: scale is 'x'; give a finite number, or None for width\^-1/2"),
+        ({"scale": float("nan")}, "LSH: scale is nan; give a finite number"),
+        ({"epsilon": -1}, "LSH: epsilon is -1; give a finite number above 0"),
+        ({"epsilon": 0.0}, "LSH: epsilon is 0.0; give a finite number above 0"),
+        ({"epsilon": "small"}, "LSH: epsilon is 'small'; give a finite number above 0"),
         ({"edge": "circle"}, "LSH: edge is 'circle'; give one of stops, wraps, crosses"),
         ({"edge": "wraps"}, "LSH: edge is 'wraps', but tokens of other buckets.*give edge='stops'"),
         ({"edge": "crosses", "other_buckets": True}, "LSH: edge is 'crosses', but"),
@@ -35,6 +46,10 @@ def test_the_conventions_differ_where_they_are_said_to() -> None:
 def test_what_does_not_fit_is_refused(settings: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LSH(**({"rounds": 2, "chunk": 16} | settings))
+
+
+def test_lists_of_buckets_become_tuples() -> None:
+    assert LSH(2, 16, [4, 8]) == LSH(2, 16, (4, 8)) and hash(LSH(2, 16, [4, 8])) is not None
 
 
 def test_the_hash_is_the_nearest_of_the_rotated_axes() -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import prod
+from math import isfinite, prod
 
 import torch
 from torch import Tensor
 
+from ..patterns.base import require_buckets, require_integer
 from .rounds import EDGES, Chunks, Edge
 
 Buckets = int | tuple[int, ...] | None
@@ -54,23 +55,21 @@ class LSH:
     """Of `buckets=None`."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.buckets, list):
-            object.__setattr__(self, "buckets", tuple(self.buckets))
         least = {"rounds": 1, "chunk": 1, "before": 0, "after": 0, "buckets_per_chunk": 1}
         for name, bound in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-                raise ValueError(f"LSH: {name} is {value!r}; give a whole number from {bound} on")
-        if self.edge not in EDGES:
-            raise ValueError(f"LSH: edge is {self.edge!r}; give one of {', '.join(EDGES)}")
+            object.__setattr__(self, name, require_integer("LSH", name, getattr(self, name), bound))
+        object.__setattr__(self, "buckets", require_buckets("LSH", "buckets", self.buckets))
+        for name in ("causal", "other_buckets", "repeats"):
+            self._require(name, isinstance(getattr(self, name), bool), "give True or False")
+        fits = self.scale is None or _is_finite(self.scale)
+        self._require("scale", fits, "give a finite number, or None for width^-1/2")
+        self._require("epsilon", _is_finite(self.epsilon) and self.epsilon > 0, "give a finite number above 0")
+        self._require("edge", self.edge in EDGES, f"give one of {', '.join(EDGES)}")
         if self.edge != "stops" and not (self.other_buckets and self.repeats):
             raise ValueError(
                 f"LSH: edge is {self.edge!r}, but tokens of other buckets, or of an earlier round, are left out; "
                 f"give edge='stops', or other_buckets=True and repeats=True"
             )
-        for number in self.buckets if isinstance(self.buckets, tuple) else (self.buckets,):
-            if number is not None and (not isinstance(number, int) or number < 1 or (number % 2 and number > 1)):
-                raise ValueError(f"LSH: buckets is {self.buckets!r}; give 1, even numbers, or None")
 
     @classmethod
     def paper(cls, rounds: int, chunk: int, buckets: Buckets = None, *, causal: bool = True) -> LSH:
@@ -156,6 +155,10 @@ class LSH:
         length = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
         return torch.rsqrt(length.square() + x.shape[-1] * self.epsilon)
 
+    def _require(self, name: str, holds: bool, fix: str) -> None:
+        if not holds:
+            raise ValueError(f"LSH: {name} is {getattr(self, name)!r}; {fix}")
+
 
 def hash_vectors(x: Tensor, rotations: Tensor, counts: Sequence[int]) -> Tensor:
     """What `LSH.hash` says, of rotations [H, D, R, F] that have `counts` buckets."""
@@ -175,3 +178,7 @@ def _furthest(rotated: Tensor) -> Tensor:
     """The index of the largest of [x; -x] along the last axis, without making it."""
     (highest, at), (lowest, under) = rotated.max(-1), rotated.min(-1)
     return torch.where(highest >= -lowest, at, under + rotated.shape[-1])
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

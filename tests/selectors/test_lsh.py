@@ -15,7 +15,7 @@ def test_the_conventions_differ_where_they_are_said_to() -> None:
     paper, trax, lucidrains = LSH.paper(2, 16), LSH.trax(2, 16), LSH.lucidrains(2, 16)
     assert not paper.other_buckets and not paper.repeats and paper.edge == "stops" and paper.scale == 1.0
     assert replace(paper, other_buckets=True, repeats=True, edge="crosses") == trax
-    assert replace(trax, scale=None, epsilon=1e-12, buckets_per_chunk=1) == lucidrains
+    assert replace(trax, scale=None, epsilon=1e-12, buckets_per_chunk=1, powers_of_two=False) == lucidrains
     assert [lsh.most(1024) for lsh in (paper, trax, lucidrains)] == [128, 128, 64]
 
 
@@ -32,6 +32,7 @@ def test_the_conventions_differ_where_they_are_said_to() -> None:
         ({"buckets": "64"}, "LSH: buckets is '64'; give 1 or an even number, a list"),
         ({"causal": "no"}, "LSH: causal is 'no'; give True or False"),
         ({"repeats": 1}, "LSH: repeats is 1; give True or False"),
+        ({"powers_of_two": 1}, "LSH: powers_of_two is 1; give True or False"),
         ({"other_buckets": None}, "LSH: other_buckets is None; give True or False"),
         ({"scale": "x"}, r"LSH: scale is 'x'; give a finite number, or None for width\^-1/2"),
         ({"scale": float("nan")}, "LSH: scale is nan; give a finite number"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -402,3 +403,53 @@ def test_bad_calls_are_refused(call: Callable[[], object], message: str) -> None
 def test_a_mask_that_is_not_as_long_as_the_tokens_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"attention_mask is \[.*\]; give \[2, 20\], as the tokens"):
         model()(tokens(20), attention_mask=torch.ones(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("head", [None, "lm"])
+@pytest.mark.parametrize("shape", [(2, 0), (0, 9)], ids=str)
+def test_no_tokens_have_no_features(shape: tuple[int, int], head: str | None, masked: bool) -> None:
+    nothing = torch.zeros(shape, dtype=torch.int64)
+    reformer, mask = model(head=head), nothing + 1 if masked else None
+    output = reformer(nothing, attention_mask=mask)
+    assert output.features.shape == (*shape, 48)
+    if head is not None:
+        loss = reformer(nothing, nothing, attention_mask=mask).loss
+        loss.backward()
+        assert loss == 0
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_no_token_has_no_class(batch: int) -> None:
+    reformer, tokens = model("lsh, both ways", "classification"), torch.zeros(batch, 0, dtype=torch.int64)
+    said = f"Reformer: tokens are {re.escape(str([batch, 0]))}; give at least one: classification reads a text's first"
+    for attention_mask in (None, tokens):
+        with pytest.raises(ValueError, match=said):
+            reformer(tokens, attention_mask=attention_mask)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("mixed", "lm"), ("lsh, both ways", "masked_lm")])
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (tokens(47), r"torch.int64 \[2, 47\]; give int64 \[2, 48\]"),
+        (tokens(batch=1), r"torch.int64 \[1, 48\]; give int64 \[2, 48\]"),
+        (tokens().flatten(), r"torch.int64 \[96\]; give int64 \[2, 48\]"),
+        (tokens().int(), r"torch.int32 \[2, 48\]; give int64 \[2, 48\]"),
+        (tokens().float(), r"torch.float32 \[2, 48\]; give int64 \[2, 48\]"),
+    ],
+    ids=["short", "few", "flat", "int32", "float32"],
+)
+def test_targets_that_do_not_fit_are_refused(kind: str, head: str, targets: Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=f"Reformer: targets are {said}, a token for each, and -100 where none is"):
+        model(kind, head)(tokens(), targets)
+
+
+@pytest.mark.parametrize("wrong", [-1, 60, -101])
+@pytest.mark.parametrize(("kind", "head"), [("mixed", "lm"), ("lsh, both ways", "masked_lm")])
+def test_targets_that_are_no_tokens_are_refused(kind: str, head: str, wrong: int) -> None:
+    """All but -100, which alone is left out: -1 is not passed over in silence."""
+    targets = tokens(seed=2)
+    targets[1, 7] = wrong
+    with pytest.raises(RuntimeError, match=r"targets holds numbers outside 0 \.\.\. 59 and other than -100"):
+        model(kind, head)(tokens(), targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +197,11 @@ def check_equals_stored(reformer: Reformer, tolerance: float) -> None:
         torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * (1 + wanted.abs().max().item()))
 
 
+def drawn(batch: int = 2, length: int = LENGTH) -> list[Tensor | None]:
+    """Buckets for the layers of "mixed"."""
+    return [None, torch.zeros(batch, 3, 2, length, dtype=torch.int64)] * 2
+
+
 DROPPING = {"hidden_dropout_prob": 0.2, "local_attention_probs_dropout_prob": 0.2}
 
 
@@ -217,6 +223,37 @@ def test_autocast_loses_no_more_by_reversing_many_layers() -> None:
         found[name] = torch.cat([parameter.grad.flatten() for parameter in reformer.parameters()])
     far = {name: (gradient - found["float32"]).norm() for name, gradient in found.items()}
     assert 0 < far["reversible"] < 1.1 * far["stored"]
+
+
+def gradients_of(reformer: Reformer, length: int, buckets: list[Tensor | None], *, filled: bool) -> dict[str, Tensor]:
+    """Of the first `length` tokens, which the model is to fill up itself, or which are `filled` and masked."""
+    text, targets = tokens(), tokens(seed=2)
+    targets[:, length:] = -100
+    mask = mask_of([(0, length)] * 2, LENGTH)
+    if not filled:
+        text, targets, mask = text[:, :length], targets[:, :length], None
+    reformer.zero_grad()
+    reformer(text, targets, attention_mask=mask, buckets=buckets).loss.backward()
+    return {name: parameter.grad.float() for name, parameter in reformer.named_parameters()}
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["reversible", "stored"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", [45, 41])
+def test_half_precision_errs_no_more_where_the_model_fills_up(length: int, dtype: torch.dtype, stored: bool) -> None:
+    """Gradients are as near to float32's as those of a batch that was filled up before."""
+    reformer = model(initializer_range=0.1, lsh_attn_chunk_length=CHUNK)
+    reformer.blocks.stored = stored
+    buckets = reformer(tokens()).buckets
+    right = gradients_of(reformer, length, buckets, filled=True)
+    torch.testing.assert_close(gradients_of(reformer, length, buckets, filled=False), right, rtol=0, atol=1e-5)
+    reformer.to(dtype)
+    found, usual = (gradients_of(reformer, length, buckets, filled=filled) for filled in (False, True))
+    for name, gradient in right.items():
+        error, allowed = ((grads[name] - gradient).norm() for grads in (found, usual))
+        assert error <= 1.1 * allowed, f"{name}: {error:.2e}, {allowed:.2e} where filled up before"
+    one, other = (torch.cat([x.flatten() for x in grads.values()]) for grads in (found, right))
+    assert (one - other).norm() < 0.05 * other.norm()
 
 
 def test_buckets_drawn_anew_in_the_backward_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,8 +375,81 @@ def test_initial_weights_are_the_configuration_s() -> None:
             "lsh_attention_probs_dropout_prob is 0.1, but hashed attention drops no weights; set it to 0.0",
         ),
         (lambda: model(head="qa"), "head is 'qa'; give lm, masked_lm, classification or None"),
+        (
+            lambda: model()(tokens(), buckets=drawn(batch=1)),
+            r"buckets of layer 1 are torch.int64 \[1, 3, 2, 48\]; give",
+        ),
+        (
+            lambda: model()(tokens(35), buckets=drawn(length=35)),
+            r"buckets .*\[2, 3, 2, 35\]; give int64 \[2, 3, rounds, 40\]",
+        ),
+        (
+            lambda: model()(tokens(4), buckets=drawn(length=5)),
+            r"buckets .*\[2, 3, 2, 5\]; give int64 \[2, 3, rounds, 4\]",
+        ),
+        (
+            lambda: model()(tokens(), buckets=[None, torch.zeros(2, 3, 2, 48)] * 2),
+            "buckets of layer 1 are torch.float32",
+        ),
+        (lambda: model()(tokens(), buckets=[drawn()[1], None] * 2), "buckets of layer 0 .*; nothing is hashed there"),
     ],
 )
 def test_bad_calls_are_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=f"Reformer: {message}"):
         call()
+
+
+@pytest.mark.parametrize("shape", [(2, 10), (2, 19), (2, 25), (1, 20), (20,)], ids=str)
+def test_a_mask_that_is_not_as_long_as_the_tokens_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"attention_mask is \[.*\]; give \[2, 20\], as the tokens"):
+        model()(tokens(20), attention_mask=torch.ones(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("head", [None, "lm"])
+@pytest.mark.parametrize("shape", [(2, 0), (0, 9)], ids=str)
+def test_no_tokens_have_no_features(shape: tuple[int, int], head: str | None, masked: bool) -> None:
+    nothing = torch.zeros(shape, dtype=torch.int64)
+    reformer, mask = model(head=head), nothing + 1 if masked else None
+    output = reformer(nothing, attention_mask=mask)
+    assert output.features.shape == (*shape, 48)
+    if head is not None:
+        loss = reformer(nothing, nothing, attention_mask=mask).loss
+        loss.backward()
+        assert loss == 0
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_no_token_has_no_class(batch: int) -> None:
+    reformer, tokens = model("lsh, both ways", "classification"), torch.zeros(batch, 0, dtype=torch.int64)
+    said = f"Reformer: tokens are {re.escape(str([batch, 0]))}; give at least one: classification reads a text's first"
+    for attention_mask in (None, tokens):
+        with pytest.raises(ValueError, match=said):
+            reformer(tokens, attention_mask=attention_mask)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("mixed", "lm"), ("lsh, both ways", "masked_lm")])
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (tokens(47), r"torch.int64 \[2, 47\]; give int64 \[2, 48\]"),
+        (tokens(batch=1), r"torch.int64 \[1, 48\]; give int64 \[2, 48\]"),
+        (tokens().flatten(), r"torch.int64 \[96\]; give int64 \[2, 48\]"),
+        (tokens().int(), r"torch.int32 \[2, 48\]; give int64 \[2, 48\]"),
+        (tokens().float(), r"torch.float32 \[2, 48\]; give int64 \[2, 48\]"),
+    ],
+    ids=["short", "few", "flat", "int32", "float32"],
+)
+def test_targets_that_do_not_fit_are_refused(kind: str, head: str, targets: Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=f"Reformer: targets are {said}, a token for each, and -100 where none is"):
+        model(kind, head)(tokens(), targets)
+
+
+@pytest.mark.parametrize("wrong", [-1, 60, -101])
+@pytest.mark.parametrize(("kind", "head"), [("mixed", "lm"), ("lsh, both ways", "masked_lm")])
+def test_targets_that_are_no_tokens_are_refused(kind: str, head: str, wrong: int) -> None:
+    """All but -100, which alone is left out: -1 is not passed over in silence."""
+    targets = tokens(seed=2)
+    targets[1, 7] = wrong
+    with pytest.raises(RuntimeError, match=r"targets holds numbers outside 0 \.\.\. 59 and other than -100"):
+        model(kind, head)(tokens(), targets)

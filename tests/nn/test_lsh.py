@@ -33,7 +33,7 @@ def hugging_face(lsh: LSH, dtype: torch.dtype):
 
     config = transformers.ReformerConfig(
         hidden_size=WIDTH, num_attention_heads=HEADS, attention_head_size=HEAD, attn_layers=["lsh"],
-        lsh_attn_chunk_length=CHUNK, num_hashes=lsh.rounds, is_decoder=lsh.causal, hash_seed=7,
+        lsh_attn_chunk_length=lsh.chunk, num_hashes=lsh.rounds, is_decoder=lsh.causal, hash_seed=7,
         num_buckets=list(lsh.buckets) if isinstance(lsh.buckets, tuple) else lsh.buckets,
         lsh_num_chunks_before=lsh.before, lsh_num_chunks_after=lsh.after, lsh_attention_probs_dropout_prob=0.0,
     )  # fmt: skip
@@ -104,6 +104,17 @@ def test_the_hash_is_hugging_face_s_by_the_same_draw() -> None:
         first = torch.arange(lsh.rounds)[:, None] * lsh.most(48)
         torch.manual_seed(7)
         assert torch.equal(ours.draw(x), theirs(x).buckets - first)
+
+
+@pytest.mark.parametrize("chunk", [16, 64])
+def test_hugging_face_chooses_as_many_buckets_where_none_are_given(chunk: int) -> None:
+    """At its default of 4096 positions, which play a part in it where chunks are smaller than 16."""
+    lsh = LSH.trax(1, chunk)
+    for length in (64, 100, 500, 1000, 3000, 4096, 65536):
+        theirs = hugging_face(lsh, torch.float32)
+        theirs._set_num_buckets(length)
+        chosen = theirs.num_buckets
+        assert lsh.bucket_counts(length) == (tuple(chosen) if isinstance(chosen, list) else (chosen,))
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 31, 50])

@@ -15,18 +15,30 @@ def test_the_conventions_differ_where_they_are_said_to() -> None:
     paper, trax, lucidrains = LSH.paper(2, 16), LSH.trax(2, 16), LSH.lucidrains(2, 16)
     assert not paper.other_buckets and not paper.repeats and paper.edge == "stops" and paper.scale == 1.0
     assert replace(paper, other_buckets=True, repeats=True, edge="crosses") == trax
-    assert replace(trax, scale=None, epsilon=1e-12, buckets_per_chunk=1) == lucidrains
+    assert replace(trax, scale=None, epsilon=1e-12, buckets_per_chunk=1, powers_of_two=False) == lucidrains
     assert [lsh.most(1024) for lsh in (paper, trax, lucidrains)] == [128, 128, 64]
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rounds": 0}, "LSH: rounds is 0; give a whole number from 1 on"),
-        ({"chunk": 2.5}, "LSH: chunk is 2.5; give a whole number from 1 on"),
-        ({"before": -1}, "LSH: before is -1; give a whole number from 0 on"),
-        ({"buckets": 7}, "LSH: buckets is 7; give 1, even numbers, or None"),
-        ({"buckets": (4, 0)}, r"LSH: buckets is \(4, 0\); give 1, even numbers, or None"),
+        ({"rounds": 0}, "LSH: rounds is 0; give an integer of at least 1"),
+        ({"chunk": 2.5}, "LSH: chunk is 2.5; give an integer of at least 1"),
+        ({"before": -1}, "LSH: before is -1; give an integer of at least 0"),
+        ({"buckets": 7}, "LSH: buckets is 7; give 1 or an even number, a list of them, or None"),
+        ({"buckets": (4, 0)}, r"LSH: buckets is \(4, 0\); give 1 or an even number, a list"),
+        ({"buckets": ()}, r"LSH: buckets is \(\); give 1 or an even number, a list"),
+        ({"buckets": True}, "LSH: buckets is True; give 1 or an even number, a list"),
+        ({"buckets": "64"}, "LSH: buckets is '64'; give 1 or an even number, a list"),
+        ({"causal": "no"}, "LSH: causal is 'no'; give True or False"),
+        ({"repeats": 1}, "LSH: repeats is 1; give True or False"),
+        ({"powers_of_two": 1}, "LSH: powers_of_two is 1; give True or False"),
+        ({"other_buckets": None}, "LSH: other_buckets is None; give True or False"),
+        ({"scale": "x"}, r"LSH: scale is 'x'; give a finite number, or None for width\^-1/2"),
+        ({"scale": float("nan")}, "LSH: scale is nan; give a finite number"),
+        ({"epsilon": -1}, "LSH: epsilon is -1; give a finite number above 0"),
+        ({"epsilon": 0.0}, "LSH: epsilon is 0.0; give a finite number above 0"),
+        ({"epsilon": "small"}, "LSH: epsilon is 'small'; give a finite number above 0"),
         ({"edge": "circle"}, "LSH: edge is 'circle'; give one of stops, wraps, crosses"),
         ({"edge": "wraps"}, "LSH: edge is 'wraps', but tokens of other buckets.*give edge='stops'"),
         ({"edge": "crosses", "other_buckets": True}, "LSH: edge is 'crosses', but"),
@@ -35,6 +47,10 @@ def test_the_conventions_differ_where_they_are_said_to() -> None:
 def test_what_does_not_fit_is_refused(settings: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LSH(**({"rounds": 2, "chunk": 16} | settings))
+
+
+def test_lists_of_buckets_become_tuples() -> None:
+    assert LSH(2, 16, [4, 8]) == LSH(2, 16, (4, 8)) and hash(LSH(2, 16, [4, 8])) is not None
 
 
 def test_the_hash_is_the_nearest_of_the_rotated_axes() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import lcm, prod
+from math import inf, lcm, prod
 from typing import Any, Literal, get_args
 
-from ..patterns.base import require_integer
+from ..patterns.base import require_buckets, require_integer, require_some
 from .encoder import ACTIVATIONS, PROBLEMS
 
 Layer = Literal["local", "lsh"]
@@ -93,10 +93,12 @@ class ReformerConfig:
     def __post_init__(self) -> None:
         for name, least in _INTEGERS.items():
             object.__setattr__(self, name, require_integer("ReformerConfig", name, getattr(self, name), least=least))
-        for name in ("attn_layers", "axial_pos_shape", "axial_pos_embds_dim"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if isinstance(self.num_buckets, list):
-            object.__setattr__(self, "num_buckets", tuple(self.num_buckets))
+        object.__setattr__(self, "num_buckets", require_buckets("ReformerConfig", "num_buckets", self.num_buckets))
+        for name in ("axial_pos_shape", "axial_pos_embds_dim"):
+            entries = require_some("ReformerConfig", name, getattr(self, name))
+            entry = f"an entry of {name}"
+            entries = tuple(require_integer("ReformerConfig", entry, each, least=1) for each in entries)
+            object.__setattr__(self, name, entries)
         for name in ("is_decoder", "axial_pos_embds"):
             self._require(name, isinstance(getattr(self, name), bool), "give True or False")
         for name in _SHARES:
@@ -104,9 +106,14 @@ class ReformerConfig:
         self._require(
             "classifier_dropout", self.classifier_dropout is None or _is_share(self.classifier_dropout), _NONE
         )
-        kinds = get_args(Layer)
-        fits = bool(self.attn_layers) and all(layer in kinds for layer in self.attn_layers)
+        for name in ("layer_norm_eps", "initializer_range"):
+            self._require(name, _is_number(getattr(self, name)) and 0 < getattr(self, name) < 1, "give a small number")
+        fits = _is_number(self.axial_norm_std) and 0 < self.axial_norm_std < inf
+        self._require("axial_norm_std", fits, "give a finite number above 0")
+        layers, kinds = self.attn_layers, get_args(Layer)
+        fits = isinstance(layers, list | tuple) and bool(layers) and all(layer in kinds for layer in layers)
         self._require("attn_layers", fits, f"give a list of {' and '.join(kinds)}")
+        object.__setattr__(self, "attn_layers", tuple(layers))
         self._require("lsh_rules", self.lsh_rules in get_args(Rules), f"give one of {', '.join(get_args(Rules))}")
         self._require("hidden_act", self.hidden_act in ACTIVATIONS, f"give one of {', '.join(ACTIVATIONS)}")
         self._require("problem_type", self.problem_type in (None, *PROBLEMS), f"give one of {', '.join(PROBLEMS)}")
@@ -159,5 +166,9 @@ _SHARES = ("hidden_dropout_prob", "local_attention_probs_dropout_prob", "lsh_att
 _NONE = "give one in [0, 1), or None"
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1

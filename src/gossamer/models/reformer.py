@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int32, Int64
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from ..nn.lsh import LSHAttention
 from ..nn.reversible import ReversibleLayers
 from ..selectors import LSH
 from . import pretrained
-from .encoder import initialise, runs_of
+from .encoder import initialise, require_shape, runs_of
 from .heads import IGNORED_TARGET, ClassificationHead, Encoded, Head
 
 HeadName = Literal["lm", "masked_lm", "classification"]
@@ -182,17 +181,22 @@ class Reformer(nn.Module, pretrained.Pretrained):
                 each layer hashes anew.
 
         Raises:
-            ValueError: A shape or dtype is wrong, there are more tokens than positions, a row of `attention_mask` is
-                not one run of ones, or a model in training is to drop attention weights of LSH layers.
+            ValueError: A shape or dtype is wrong, there are more tokens than positions or none to classify by, a row of
+                `attention_mask` is not one run of ones, or a model in training is to drop attention weights of LSH
+                layers.
+            RuntimeError: A language model's target is neither a token nor -100, as the device finds.
         """
-        self._require_tokens(tokens, targets)
+        self._require_tokens(tokens)
+        self._require_targets(targets, tokens)
+        require_shape("attention_mask", attention_mask, tokens)
+        self._require_buckets(buckets, tokens)
         self._require_no_dropout_of_hashed_weights()
-        within = None if attention_mask is None else runs_of(attention_mask)
-        starts = None if within is None else within[:, 0].long()
         batch, length = tokens.shape
+        within = None if attention_mask is None or not length else runs_of(attention_mask)
+        starts = None if within is None else within[:, 0].long()
         x, added = self.embeddings(tokens), self.config.padded(length) - length
         if added:
-            x = F.pad(x, (0, 0, 0, added))
+            x = torch.cat([x, x[:, -1:].detach().expand(-1, added, -1)], dim=1)  # rows of zeros have no variance
             within = _whole(batch, length, tokens.device) if within is None else within
         y1, y2, drawn = self.blocks(x, x, within=within, buckets=buckets)
         features = self.drop(self.norm(torch.cat([y1, y2], dim=-1)[:, :length]))
@@ -230,7 +234,7 @@ class Reformer(nn.Module, pretrained.Pretrained):
         make: Callable[..., Self] = cls
         return pretrained.load(lambda: make(config, head), Path(folder), FAMILY, head, new_head).to(device)
 
-    def _require_tokens(self, tokens: Tensor, targets: Tensor | None) -> None:
+    def _require_tokens(self, tokens: Tensor) -> None:
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise ValueError(f"Reformer: tokens are {tokens.dtype} {list(tokens.shape)}; give int64 [batch, length]")
         if tokens.shape[1] > self.config.longest:
@@ -238,8 +242,37 @@ class Reformer(nn.Module, pretrained.Pretrained):
                 f"Reformer: {tokens.shape[1]} tokens, but positions for {self.config.longest} alone; give fewer, or a "
                 f"model of larger max_position_embeddings and axial_pos_shape"
             )
-        if targets is not None and self.head is None:
+        if not tokens.shape[1] and self.head_name == "classification":
+            raise ValueError(
+                f"Reformer: tokens are {list(tokens.shape)}; give at least one: classification reads a text's first"
+            )
+
+    def _require_targets(self, targets: Tensor | None, tokens: Tensor) -> None:
+        if targets is None:
+            return
+        if self.head is None:
             raise ValueError("Reformer: targets are given, but there is no head with a loss; choose one")
+        if not isinstance(self.head, LanguageModelHead):
+            return
+        fix = f"a token for each, and {IGNORED_TARGET} where none is asked for"
+        if targets.shape != tokens.shape or targets.dtype != torch.int64:
+            told = f"Reformer: targets are {targets.dtype} {list(targets.shape)}"
+            raise ValueError(f"{told}; give int64 {list(tokens.shape)}, {fix}")
+        last = self.config.vocab_size - 1
+        fits = (targets == IGNORED_TARGET) | (targets >= 0) & (targets <= last)
+        told = f"Reformer: targets holds numbers outside 0 ... {last} and other than {IGNORED_TARGET}"
+        torch._assert_async(fits.all(), f"{told}; give {fix}")  # told by the device: nobody waits
+
+    def _require_buckets(self, buckets: Sequence[Tensor | None] | None, tokens: Tensor) -> None:
+        batch, heads, length = tokens.shape[0], self.config.num_attention_heads, self.config.padded(tokens.shape[1])
+        for layer, (kind, own) in enumerate(zip(self.config.attn_layers, buckets or (), strict=False)):
+            if own is None:
+                continue
+            fits = own.dim() == 4 and (*own.shape[:2], own.shape[3]) == (batch, heads, length)
+            if kind == "local" or not fits or own.dtype != torch.int64:
+                hashed = f"give int64 [{batch}, {heads}, rounds, {length}], or None to hash anew"
+                fix = "nothing is hashed there: give None" if kind == "local" else hashed
+                raise ValueError(f"Reformer: buckets of layer {layer} are {own.dtype} {list(own.shape)}; {fix}")
 
     def _require_no_dropout_of_hashed_weights(self) -> None:
         share = self.config.lsh_attention_probs_dropout_prob

@@ -319,3 +319,17 @@ def require_some(owner: str, name: str, values: object) -> tuple:
     if not some:
         raise ValueError(f"{owner}: {name} is {values!r}; give a list of at least one")
     return some
+
+
+def require_buckets(owner: str, name: str, value: object) -> int | tuple[int, ...] | None:
+    """`value` as None, or as one or several numbers of buckets that a hash can have; anything else is an error."""
+    if value is None:
+        return None
+    several = isinstance(value, list | tuple)
+    try:
+        numbers = [require_integer(owner, name, number, least=1) for number in (value if several else [value])]
+    except ValueError:
+        numbers = []
+    if not numbers or any(number % 2 and number > 1 for number in numbers):
+        raise ValueError(f"{owner}: {name} is {value!r}; give 1 or an even number, a list of them, or None")
+    return tuple(numbers) if several else numbers[0]

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import prod
+from math import isfinite, prod
 
 import torch
 from torch import Tensor
 
+from ..patterns.base import require_buckets, require_integer
 from .rounds import EDGES, Chunks, Edge
 
 Buckets = int | tuple[int, ...] | None
@@ -30,6 +31,8 @@ class LSH:
     (128,)
     >>> LSH.trax(rounds=2, chunk=64).bucket_counts(65536)
     (32, 64)
+    >>> LSH.lucidrains(rounds=2, chunk=64).bucket_counts(65600)
+    (1026,)
     """
 
     rounds: int
@@ -52,25 +55,26 @@ class LSH:
     """Added to the mean square of a key before it is divided by its root."""
     buckets_per_chunk: int = 2
     """Of `buckets=None`."""
+    powers_of_two: bool = True
+    """Of `buckets=None`: round their number down to a power of two, and make many by two rotations; or else round it
+    up to an even one, and make all by one."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.buckets, list):
-            object.__setattr__(self, "buckets", tuple(self.buckets))
         least = {"rounds": 1, "chunk": 1, "before": 0, "after": 0, "buckets_per_chunk": 1}
         for name, bound in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < bound:
-                raise ValueError(f"LSH: {name} is {value!r}; give a whole number from {bound} on")
-        if self.edge not in EDGES:
-            raise ValueError(f"LSH: edge is {self.edge!r}; give one of {', '.join(EDGES)}")
+            object.__setattr__(self, name, require_integer("LSH", name, getattr(self, name), bound))
+        object.__setattr__(self, "buckets", require_buckets("LSH", "buckets", self.buckets))
+        for name in ("causal", "other_buckets", "repeats", "powers_of_two"):
+            self._require(name, isinstance(getattr(self, name), bool), "give True or False")
+        fits = self.scale is None or _is_finite(self.scale)
+        self._require("scale", fits, "give a finite number, or None for width^-1/2")
+        self._require("epsilon", _is_finite(self.epsilon) and self.epsilon > 0, "give a finite number above 0")
+        self._require("edge", self.edge in EDGES, f"give one of {', '.join(EDGES)}")
         if self.edge != "stops" and not (self.other_buckets and self.repeats):
             raise ValueError(
                 f"LSH: edge is {self.edge!r}, but tokens of other buckets, or of an earlier round, are left out; "
                 f"give edge='stops', or other_buckets=True and repeats=True"
             )
-        for number in self.buckets if isinstance(self.buckets, tuple) else (self.buckets,):
-            if number is not None and (not isinstance(number, int) or number < 1 or (number % 2 and number > 1)):
-                raise ValueError(f"LSH: buckets is {self.buckets!r}; give 1, even numbers, or None")
 
     @classmethod
     def paper(cls, rounds: int, chunk: int, buckets: Buckets = None, *, causal: bool = True) -> LSH:
@@ -97,11 +101,11 @@ class LSH:
     def lucidrains(cls, rounds: int, chunk: int, buckets: int | None = None, *, causal: bool = True) -> LSH:
         """That of the package reformer-pytorch: trax's, with scores divided by the root of the width.
 
-        A chunk is as large as a bucket on average, and not twice as large.
+        A chunk is as large as a bucket on average, and not twice as large; all buckets are made by one rotation.
         """
         return cls(
             rounds, chunk, buckets, causal=causal, other_buckets=True, repeats=True, edge="crosses",
-            scale=None, epsilon=1e-12, buckets_per_chunk=1,
+            scale=None, epsilon=1e-12, buckets_per_chunk=1, powers_of_two=False,
         )  # fmt: skip
 
     @property
@@ -112,11 +116,15 @@ class LSH:
     def bucket_counts(self, length: int) -> tuple[int, ...]:
         """How many buckets each rotation has; a bucket of all is one of each.
 
-        `buckets=None` takes `buckets_per_chunk` for each chunk, rounded down to a power of two. More than twice the
-        chunk's size are made of two rotations, because hashing costs as much as there are buckets in a rotation.
+        `buckets=None` takes `buckets_per_chunk` for each whole chunk, rounded down to a power of two. More than twice
+        the chunk's size are made by two rotations, because hashing costs as much as there are buckets in a rotation.
+        Without `powers_of_two` a chunk that is not whole counts too, and all are made by one.
         """
         if self.buckets is not None:
             return self.buckets if isinstance(self.buckets, tuple) else (self.buckets,)
+        if not self.powers_of_two:
+            wanted = self.buckets_per_chunk * self.chunks.count(length)
+            return (max(wanted + wanted % 2, 2),)
         power = max(self.buckets_per_chunk * (length // self.chunk), 2).bit_length() - 1
         if 2**power <= max(2 * self.chunk, 2):
             return (2**power,)
@@ -156,6 +164,10 @@ class LSH:
         length = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
         return torch.rsqrt(length.square() + x.shape[-1] * self.epsilon)
 
+    def _require(self, name: str, holds: bool, fix: str) -> None:
+        if not holds:
+            raise ValueError(f"LSH: {name} is {getattr(self, name)!r}; {fix}")
+
 
 def hash_vectors(x: Tensor, rotations: Tensor, counts: Sequence[int]) -> Tensor:
     """What `LSH.hash` says, of rotations [H, D, R, F] that have `counts` buckets."""
@@ -175,3 +187,7 @@ def _furthest(rotated: Tensor) -> Tensor:
     """The index of the largest of [x; -x] along the last axis, without making it."""
     (highest, at), (lowest, under) = rotated.max(-1), rotated.min(-1)
     return torch.where(highest >= -lowest, at, under + rotated.shape[-1])
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -121,17 +121,21 @@ class Encoder(nn.Module):
         token_type_ids: Int64[Tensor, "B N"] | None = None,
         position_ids: Int64[Tensor, "B N"] | None = None,
         return_layers: bool = False,
+        of_layers: Sequence[Mapping[str, Any]] | None = None,
     ) -> EncoderOutput:
-        """Features, and what the head makes of them; every attention is called with what `seen` holds."""
+        """Features, and what the head makes of them.
+
+        Every attention is called with what `seen` holds, and with its layer's entry of `of_layers`.
+        """
         self._require_tokens(tokens)
         if targets is not None and (self.head is None or isinstance(self.head, Pooler)):
             raise ValueError(f"{type(self).__name__}: targets are given, but there is no head with a loss; choose one")
         x = self.embeddings(tokens, token_type_ids, position_ids)
         layers = [x]
-        for block in self.blocks:
+        for block, own in zip(self.blocks, of_layers or [{}] * len(self.blocks), strict=True):
             if self.checkpointing and torch.is_grad_enabled():
                 block = partial(checkpoint, block, use_reentrant=False)
-            x = block(x, seen)
+            x = block(x, {**seen, **own})
             if return_layers:
                 layers.append(x)
         within = seen.get("within")

@@ -108,7 +108,7 @@ class Encoder(nn.Module):
         self.config = config
         self.checkpointing = False
         self.embeddings = embeddings
-        self.blocks = nn.ModuleList(Block(config, attention(layer)) for layer in range(config.num_hidden_layers))
+        self.blocks: Any = nn.ModuleList(Block(config, attention(layer)) for layer in range(config.num_hidden_layers))
         self.head = head
         initialise(self, config.initializer_range)
 

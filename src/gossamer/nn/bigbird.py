@@ -96,10 +96,10 @@ class BigBirdAttention(nn.Module):
         if self._is_dense or self.config.extra_tokens:
             raise ValueError("random_blocks is given, but nothing is random in this attention; leave it out")
         drawn = random_blocks.cpu().numpy() if isinstance(random_blocks, Tensor) else np.asarray(random_blocks)
-        blocks = self._blocks(length)
-        fits = drawn.ndim == 3 and drawn.shape[:2] == (self.heads, max(blocks - 2, 0)) and drawn.dtype.kind in "iu"
+        blocks, whole = self._blocks(length), drawn.dtype.kind in "iu"
+        fits = whole and drawn.ndim == 3 and drawn.shape[:2] == (self.heads, max(blocks - 2, 0))
         if not fits or (drawn.size and not 0 <= drawn.min() <= drawn.max() < blocks):
-            values = f", {drawn.min()} to {drawn.max()}" if drawn.size else ""
+            values = f", {drawn.min()} to {drawn.max()}" if whole and drawn.size else ""
             raise ValueError(
                 f"random_blocks has shape {drawn.shape} of {drawn.dtype}{values} in layer {self.layer}; give integers "
                 f"[{self.heads} heads, {max(blocks - 2, 0)} blocks, any number], each from 0 to {blocks - 1}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from transformers import (
 from gossamer import models
 from gossamer.config import BigBirdConfig
 from gossamer.models.bigbird import FAMILY, BigBird
+from gossamer.nn import BigBirdAttention
 from tests.bigbird_of_transformers import config, drawn_by
 from tests.encoders_of_transformers import as_theirs, gradients, largest, logits_of
 
@@ -250,6 +253,22 @@ def test_a_pre_training_file_is_read_in_shards(tmp_path, head):
     with pytest.raises(ValueError, match="is missing"):
         BigBird.from_pretrained(tmp_path, head="classification")
     assert BigBird.from_pretrained(tmp_path, head="classification", new_head=True)(text(16)).logits.shape == (3, 2)
+
+
+def test_where_the_random_blocks_are_drawn_is_said_at_loading(tmp_path):
+    """A file of transformers says neither; the release drew among the first 1,024 tokens."""
+    BigBirdModel(config()).save_pretrained(tmp_path)
+    stated = BigBird.from_pretrained(tmp_path).config
+    assert (stated.random_among, stated.random_seed) == (None, 0)
+    model = BigBird.from_pretrained(tmp_path, random_among=6, random_seed=5)
+    assert model.config == replace(stated, random_among=6, random_seed=5)
+    attention = BigBirdAttention(model.config, layer=1)
+    assert model.blocks[1].attention.pattern(60) == attention.pattern(60)
+    model.save_pretrained(tmp_path)
+    assert BigBird.from_pretrained(tmp_path).config == model.config
+    assert BigBird.from_pretrained(tmp_path, random_seed=0).config == replace(stated, random_among=6)
+    with pytest.raises(ValueError, match="BigBirdConfig: random_among is 0; give"):
+        BigBird.from_pretrained(tmp_path, random_among=0)
 
 
 # The model by itself.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -168,6 +170,37 @@ class BigBird(Encoder, pretrained.Pretrained):
             return_layers=return_layers,
             of_layers=handed,
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        head: str | None = None,
+        new_head: bool = False,
+        random_among: int | None = None,
+        random_seed: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """The model in a folder that transformers' `save_pretrained` wrote, in float32; weights may be in shards.
+
+        Args:
+            head: Which head to read. Tensors of other heads are left.
+            new_head: Where the folder has none of the head's tensors, begin it anew.
+            random_among: Draw random blocks among the first so many, whatever the file says; a number that no text
+                reaches draws among all.
+            random_seed: Draw them from this seed, whatever the file says.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: Something is damaged, unknown, missing or out of its range; the message names the file, the
+                tensor or the argument, and the fix.
+        """
+        config = pretrained.read_config(Path(folder), BigBirdConfig, FAMILY)
+        config = config if random_among is None else replace(config, random_among=random_among)
+        config = config if random_seed is None else replace(config, random_seed=random_seed)
+        make: Callable[..., Self] = cls
+        return pretrained.load(lambda: make(config, head), Path(folder), FAMILY, head, new_head).to(device)
 
     def _handed_over(self, random_blocks: RandomBlocks, length: int) -> list[dict[str, NDArray[np.int64]]]:
         """What each layer's attention is called with: all is read and checked before anything is computed."""

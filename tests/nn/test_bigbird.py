@@ -132,7 +132,7 @@ def test_heads_are_one_launch_over_blocks() -> None:
 
 
 def test_full_lengths_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    bigbird._say_full.cache_clear()
+    bigbird._say_once.cache_clear()
     attention = made()
     with caplog.at_level(logging.WARNING, "gossamer"):
         attention(inputs(17))
@@ -141,6 +141,20 @@ def test_full_lengths_are_said(caplog: pytest.LogCaptureFixture) -> None:
         made(layer=1)(inputs(8))
         made(FULL)(inputs(8))
     assert caplog.messages == ["BigBird's attention over blocks of 4 is full attention up to 16 tokens, as here"]
+
+
+@pytest.mark.parametrize("config", [SMALL, EXTRA], ids=["internal", "extra tokens"])
+def test_full_lengths_are_said_by_a_compiled_model_too(config: BigBirdConfig, caplog: pytest.LogCaptureFixture) -> None:
+    """While it is traced, and without a break of its graph."""
+    bigbird._say_once.cache_clear()
+    compiled = torch.compile(made(config), fullgraph=True, backend="eager")
+    most = "14" if config.extra_tokens else "16"
+    with caplog.at_level(logging.WARNING, "gossamer"):
+        compiled(inputs(17))
+        assert caplog.messages == []
+        for length in (8, 14, 8):
+            compiled(inputs(length))
+    assert caplog.messages == [f"BigBird's attention over blocks of 4 is full attention up to {most} tokens, as here"]
 
 
 @both

@@ -31,7 +31,7 @@ class BigBirdAttention(nn.Module):
     The last block may be shorter than the others: nobody pads.
 
     A short sequence has fewer blocks to draw from, or none; `is_full` says of a length whether that is full attention,
-    and the first such call of a process is logged.
+    and the first such call of a process is logged; of a compiled model, the first such length that is traced.
 
     >>> attention = BigBirdAttention(BigBirdConfig(hidden_size=32, num_attention_heads=2, block_size=4), layer=3)
     >>> attention(torch.zeros(1, 50, 32)).shape
@@ -133,7 +133,7 @@ class BigBirdAttention(nn.Module):
         )
 
     def _say_where_full(self, length: int) -> None:
-        if not self._is_dense and not torch.compiler.is_compiling() and self.is_full(length):
+        if not self._is_dense and self.is_full(length):
             _say_full(self.config.block_size, self.config.extra_tokens)
 
 
@@ -156,8 +156,13 @@ _kept_itc = lru_cache(maxsize=256)(_itc)
 """One object for each layer and number of blocks: its text is made once."""
 
 
-@lru_cache(maxsize=256)
+@torch.compiler.assume_constant_result  # so a compiler calls it while it traces, and puts nothing in the graph
 def _say_full(block: int, extra: int) -> None:
+    _say_once(block, extra)
+
+
+@lru_cache(maxsize=256)
+def _say_once(block: int, extra: int) -> None:
     """Once for each kind of attention."""
     most = extra + 2 * block if extra else FULL_BLOCKS * block
     logger.warning("BigBird's attention over blocks of %d is full attention up to %d tokens, as here", block, most)

@@ -128,8 +128,8 @@ class Encoder(nn.Module):
         Every attention is called with what `seen` holds, and with its layer's entry of `of_layers`.
         """
         self._require_tokens(tokens)
-        if targets is not None and (self.head is None or isinstance(self.head, Pooler)):
-            raise ValueError(f"{type(self).__name__}: targets are given, but there is no head with a loss; choose one")
+        if targets is not None:
+            self._require_targets(targets, tokens)
         x = self.embeddings(tokens, token_type_ids, position_ids)
         layers = [x]
         for block, own in zip(self.blocks, of_layers or [{}] * len(self.blocks), strict=True):
@@ -161,6 +161,11 @@ class Encoder(nn.Module):
                 f"{name}: {tokens.shape[1]} tokens, but positions for {self.config.longest} alone; give fewer, or a "
                 f"model of more than max_position_embeddings={self.config.max_position_embeddings}"
             )
+
+    def _require_targets(self, targets: Tensor, tokens: Tensor) -> None:
+        if self.head is None or isinstance(self.head, Pooler):
+            raise ValueError(f"{type(self).__name__}: targets are given, but there is no head with a loss; choose one")
+        self.head.require_targets(targets, tokens)
 
 
 def initialise(model: nn.Module, deviation: float) -> None:

@@ -325,6 +325,17 @@ def test_checkpointing_changes_no_gradient(dropout):
     assert kept.keys() == again.keys() and all(torch.equal(kept[name], again[name]) for name in kept)
 
 
+@pytest.mark.parametrize("head", [None, "pooler", "classification"])
+def test_it_compiles_whole(head):
+    """PyTorch 2.11 fails at outputs that are made by changing another."""
+    model = own(head).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for found, right in zip(compiled(text()), model(text()), strict=True):
+        assert (found is None) == (right is None)
+        if found is not None:
+            torch.testing.assert_close(found, right)
+
+
 def test_a_few_steps_learn_a_text_by_heart():
     model, tokens = own("masked_lm", initializer_range=0.02), text(50, 2)
     targets = torch.where(torch.arange(50) % 4 == 1, tokens, -100)

@@ -140,17 +140,17 @@ class Encoder(nn.Module):
                 layers.append(x)
         within = seen.get("within")
         starts = None if within is None else within[:, 0].long()
-        output = self._headed(Encoded(x, tokens, starts, self.embeddings.tokens.weight), targets)
-        return output._replace(layers=tuple(layers)) if return_layers else output
+        encoded = Encoded(x, tokens, starts, self.embeddings.tokens.weight)
+        return EncoderOutput(x, *self._headed(encoded, targets), layers=tuple(layers) if return_layers else None)
 
-    def _headed(self, encoded: Encoded, targets: Tensor | None) -> EncoderOutput:
-        plain = EncoderOutput(encoded.features, None, None, None, None)
+    def _headed(self, encoded: Encoded, targets: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(pooled, logits, loss): what the head gives of them."""
         if self.head is None:
-            return plain
+            return None, None, None
         if targets is not None:
-            return plain._replace(loss=self.head.loss(encoded, targets))
+            return None, None, self.head.loss(encoded, targets)
         made = self.head(encoded)
-        return plain._replace(pooled=made) if isinstance(self.head, Pooler) else plain._replace(logits=made)
+        return (made, None, None) if isinstance(self.head, Pooler) else (None, made, None)
 
     def _require_tokens(self, tokens: Tensor) -> None:
         name = type(self).__name__

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import EncoderConfig
 from ..nn.activations import ACTIVATIONS
-from .heads import Encoded, Head, Pooler
+from .heads import ClassificationHead, Encoded, Head, Pooler, QuestionAnsweringHead
 
 
 class EncoderOutput(NamedTuple):
@@ -156,6 +156,11 @@ class Encoder(nn.Module):
         name = type(self).__name__
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise ValueError(f"{name}: tokens are {tokens.dtype} {list(tokens.shape)}; give int64 [batch, length]")
+        if tokens.shape[1] == 0 and isinstance(self.head, Pooler | ClassificationHead | QuestionAnsweringHead):
+            raise ValueError(
+                f"{name}: tokens are {list(tokens.shape)}, of which {type(self.head).__name__} has nothing to read; "
+                "give at least one token"
+            )
         if tokens.shape[1] > self.config.longest:
             raise ValueError(
                 f"{name}: {tokens.shape[1]} tokens, but positions for {self.config.longest} alone; give fewer, or a "
@@ -196,6 +201,8 @@ def runs_of(attention_mask: Bool[Tensor, "B N"] | Int[Tensor, "B N"] | Float[Ten
     Raises:
         ValueError: A row's ones are not one run, or something is neither 0 nor 1.
     """
+    if attention_mask.shape[1] == 0:
+        return attention_mask.new_zeros((len(attention_mask), 2), dtype=torch.int32)
     ones = attention_mask != 0
     first = ones.int().argmax(1)
     within = torch.stack([first, first + ones.sum(1)], 1)  # [B, 2]

@@ -202,6 +202,26 @@ def test_evaluation_is_training(both):
         assert largest(model.eval()(text()).last_hidden_state, theirs) > 1e-3
 
 
+def test_numpy_s_generator_is_left_alone(both):
+    """Each call of theirs in training seeds it anew."""
+    model, ours = both("classification")
+
+    def state():
+        kind, *numbers = np.random.get_state()
+        return kind, *(tuple(np.atleast_1d(each)) for each in numbers)
+
+    np.random.seed(123)
+    before = state()
+    ours(text(), torch.tensor([0, 1, 2])).loss.backward()
+    ours.eval()(text())
+    own().train()(text())
+    assert state() == before
+    model.eval()(text())
+    assert state() == before  # since it draws nothing in evaluation
+    model.train()(text())
+    assert state() != before
+
+
 def test_padding_in_front_moves_no_classification(both):
     """Theirs reads the logits off a padding token."""
     _, ours = both("classification", attention_type="original_full")

@@ -255,6 +255,19 @@ def test_in_evaluation_transformers_counts_the_first_block_again_for_each_random
     assert (ours(x, random_blocks=blocks) - right).abs().max() > 1e-3
 
 
+def test_padding_that_scores_high_is_seen_in_transformers_and_not_here() -> None:
+    """Its masks add -10,000, which a larger score outweighs."""
+    ours = made(dtype=torch.float32)
+    theirs, x = transformers.twins(transformers.config(), ours), inputs(60, dtype=torch.float32)
+    real = torch.arange(60).expand(2, 60) < 41
+    within, blocks = torch.tensor([[0, 41]] * 2, dtype=torch.int32), transformers.drawn_blocks(theirs.self, 60)
+    loud = torch.where(real[..., None], x, 1e5 * x)
+    quiet, right = ours(x, within, blocks)[real], transformers.attended(theirs, x, real)[real]
+    assert (quiet - right).abs().max() <= 1e-5
+    assert torch.equal(ours(loud, within, blocks)[real], quiet)
+    assert (transformers.attended(theirs, loud, real)[real] - right).abs().max() > 1e3
+
+
 @pytest.mark.parametrize("length", [1, 9, 16])
 def test_where_it_is_full_it_equals_the_full_attention_of_transformers(length: int) -> None:
     ours = made(dtype=torch.float32)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdAttention, BigBirdBlockSparseAttention, BigBirdModel
 
-from gossamer import nn
+from gossamer.nn import BigBirdAttention as Ours
 
 
 def drawn_blocks(attention: BigBirdBlockSparseAttention, length: int) -> np.ndarray:
@@ -32,6 +32,13 @@ def drawn_blocks(attention: BigBirdBlockSparseAttention, length: int) -> np.ndar
     return np.stack(plans)
 
 
+def drawn_by(model: nn.Module, length: int) -> list[np.ndarray]:
+    """What each layer of one of their models draws in training for `length` tokens, which it fills up to blocks."""
+    body = model if isinstance(model, BigBirdModel) else model.bert
+    padded = length + -length % body.block_size
+    return [drawn_blocks(layer.attention.self, padded) for layer in body.encoder.layer]
+
+
 def config(**settings: object) -> BigBirdConfig:
     """A small one that drops nothing."""
     given = {
@@ -50,7 +57,7 @@ def config(**settings: object) -> BigBirdConfig:
     return BigBirdConfig(**(given | settings))
 
 
-def twins(settings: BigBirdConfig, ours: nn.BigBirdAttention) -> BigBirdAttention:
+def twins(settings: BigBirdConfig, ours: Ours) -> BigBirdAttention:
     """Their attention with the weights of ours, in training."""
     theirs = BigBirdAttention(settings, seed=ours.layer).train()
     with torch.no_grad():

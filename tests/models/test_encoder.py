@@ -6,7 +6,7 @@ from torch import nn
 
 from gossamer.config import EncoderConfig
 from gossamer.models.encoder import Embeddings, Encoder, runs_of
-from gossamer.models.heads import ClassificationHead, Encoded, MaskedLMHead, Pooler
+from gossamer.models.heads import ClassificationHead, Encoded, MaskedLMHead, Pooler, QuestionAnsweringHead
 
 CONFIG = EncoderConfig(
     vocab_size=50,
@@ -71,6 +71,30 @@ def test_the_first_token_is_the_first_of_the_text(head):
 
 def encoded_from(features):
     return Encoded(features, torch.zeros(features.shape[:2], dtype=torch.int64), None, torch.zeros(50, 16))
+
+
+NEEDY = {
+    "pooler": Pooler(CONFIG),
+    "classes": ClassificationHead(CONFIG, "gelu", 0.1),
+    "answers": QuestionAnsweringHead(CONFIG),
+}
+
+
+@pytest.mark.parametrize("head", NEEDY.values(), ids=NEEDY)
+def test_heads_that_read_a_token_refuse_texts_of_none(head):
+    message = r"Encoder: tokens are \[2, 0\], of which \w+ has nothing to read; give at least one token"
+    with pytest.raises(ValueError, match=message):
+        encoder(head).run(text(0), None, {})
+
+
+@pytest.mark.parametrize("head", [None, MaskedLMHead(CONFIG, "gelu")], ids=["none", "masked"])
+def test_without_one_texts_of_no_token_have_no_features(head):
+    within = runs_of(torch.ones(2, 0))
+    assert within.dtype == torch.int32 and within.tolist() == [[0, 0], [0, 0]]
+    output = encoder(head).run(text(0), None, {"within": within})
+    assert output.features.shape == (2, 0, 16)
+    assert head is None or output.logits.shape == (2, 0, 50)
+    assert head is None or encoder(head).run(text(0), text(0), {}).loss == 0
 
 
 def test_the_masked_loss_is_that_of_the_logits():

@@ -199,6 +199,38 @@ def test_padding_in_front_moves_no_classification(both):
         assert largest(model(shifted, attention_mask=mask).logits, model(tokens).logits) > 0.01
 
 
+@pytest.mark.parametrize("with_global", [False, True])
+def test_padding_that_scores_high_is_not_seen(both, with_global):
+    """Nor in theirs any more: its masks are the least number of the dtype now, and were -10,000."""
+    model, ours = both()
+    for name, parameter in [*model.named_parameters(), *ours.named_parameters()]:
+        if "query" in name or "key" in name:
+            parameter.data *= 300
+    assert (ours.blocks[0].attention.query(ours.embeddings(text())).square().sum(-1) / 8**0.5 > 1e4).all()
+    tokens, mask = padded(text())
+    other = torch.where(mask > 0, tokens, 50)
+    masks = {"attention_mask": mask}
+    if with_global:
+        masks["global_attention_mask"] = some_global(tokens)
+    with torch.no_grad():
+        for found in (lambda x: model(x, **masks).last_hidden_state, lambda x: ours(x, **masks).features):
+            assert torch.equal(found(tokens)[mask > 0], found(other)[mask > 0])
+
+
+def test_a_row_of_padding_alone_is_finite_and_so_are_its_gradients(both):
+    model, ours = both()
+    tokens, mask = text(), torch.ones(3, 21, dtype=torch.int64)
+    mask[1] = 0
+    chosen = some_global(tokens)
+    output = ours(tokens, attention_mask=mask, global_attention_mask=chosen)
+    output.features.square().sum().backward()
+    assert output.features.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in ours.parameters() if p.grad is not None)
+    with torch.no_grad():
+        right = model(tokens, attention_mask=mask, global_attention_mask=chosen * mask).last_hidden_state
+    assert largest(output.features[mask > 0], right[mask > 0]) <= 1e-5
+
+
 def test_an_answer_outside_the_text_on_either_side_has_no_loss(both):
     """Theirs takes -100 for the first token."""
     model, ours = both("question_answering")

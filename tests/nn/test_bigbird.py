@@ -132,7 +132,7 @@ def test_heads_are_one_launch_over_blocks() -> None:
 
 
 def test_full_lengths_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    bigbird._say_full.cache_clear()
+    bigbird._say_once.cache_clear()
     attention = made()
     with caplog.at_level(logging.WARNING, "gossamer"):
         attention(inputs(17))
@@ -141,6 +141,20 @@ def test_full_lengths_are_said(caplog: pytest.LogCaptureFixture) -> None:
         made(layer=1)(inputs(8))
         made(FULL)(inputs(8))
     assert caplog.messages == ["BigBird's attention over blocks of 4 is full attention up to 16 tokens, as here"]
+
+
+@pytest.mark.parametrize("config", [SMALL, EXTRA], ids=["internal", "extra tokens"])
+def test_full_lengths_are_said_by_a_compiled_model_too(config: BigBirdConfig, caplog: pytest.LogCaptureFixture) -> None:
+    """While it is traced, and without a break of its graph."""
+    bigbird._say_once.cache_clear()
+    compiled = torch.compile(made(config), fullgraph=True, backend="eager")
+    most = "14" if config.extra_tokens else "16"
+    with caplog.at_level(logging.WARNING, "gossamer"):
+        compiled(inputs(17))
+        assert caplog.messages == []
+        for length in (8, 14, 8):
+            compiled(inputs(length))
+    assert caplog.messages == [f"BigBird's attention over blocks of 4 is full attention up to {most} tokens, as here"]
 
 
 @both
@@ -239,6 +253,19 @@ def test_in_evaluation_transformers_counts_the_first_block_again_for_each_random
     blocks = transformers.drawn_blocks(theirs.train().self, 60)
     assert (ours(x, random_blocks=blocks) - transformers.attended(theirs, x)).abs().max() <= 1e-5
     assert (ours(x, random_blocks=blocks) - right).abs().max() > 1e-3
+
+
+def test_padding_that_scores_high_is_seen_in_transformers_and_not_here() -> None:
+    """Its masks add -10,000, which a larger score outweighs."""
+    ours = made(dtype=torch.float32)
+    theirs, x = transformers.twins(transformers.config(), ours), inputs(60, dtype=torch.float32)
+    real = torch.arange(60).expand(2, 60) < 41
+    within, blocks = torch.tensor([[0, 41]] * 2, dtype=torch.int32), transformers.drawn_blocks(theirs.self, 60)
+    loud = torch.where(real[..., None], x, 1e5 * x)
+    quiet, right = ours(x, within, blocks)[real], transformers.attended(theirs, x, real)[real]
+    assert (quiet - right).abs().max() <= 1e-5
+    assert torch.equal(ours(loud, within, blocks)[real], quiet)
+    assert (transformers.attended(theirs, loud, real)[real] - right).abs().max() > 1e3
 
 
 @pytest.mark.parametrize("length", [1, 9, 16])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import BigBirdConfig
@@ -23,6 +28,7 @@ from .heads import (
 )
 
 HeadName = Literal["pooler", "masked_lm", "classification", "question_answering"]
+RandomBlocks = Sequence[Int[Tensor, "H M R"] | NDArray[np.integer] | None]
 
 FAMILY = pretrained.Family(
     model_type="big_bird",
@@ -133,6 +139,7 @@ class BigBird(Encoder, pretrained.Pretrained):
         attention_mask: Bool[Tensor, "B N"] | Int[Tensor, "B N"] | Float[Tensor, "B N"] | None = None,
         token_type_ids: Int64[Tensor, "B N"] | None = None,
         position_ids: Int64[Tensor, "B N"] | None = None,
+        random_blocks: RandomBlocks | None = None,
         return_layers: bool = False,
     ) -> EncoderOutput:
         """Features, and the head's logits or, with `targets`, its loss.
@@ -141,14 +148,18 @@ class BigBird(Encoder, pretrained.Pretrained):
             targets: What the head's `loss` takes; -100 is left out.
             attention_mask: 1 where a row's text is, 0 where padding before or after it is.
             token_type_ids: By default 0; for question answering 0 up to the first separator and 1 after it.
+            random_blocks: One entry a layer, as `BigBirdAttention` takes it: the blocks to see in place of those that
+                are drawn here; None leaves a layer its own.
             return_layers: Give the embeddings and every block's output too.
 
         Raises:
-            ValueError: A shape or dtype is wrong, there are more tokens than positions, or a row of `attention_mask` is
-                not one run of ones.
+            ValueError: A shape, a dtype or a target is wrong, there are more tokens than positions or none for the
+                head to read, a row of `attention_mask` is not one run of ones, or `random_blocks` does not fit the
+                layers or the sequence.
         """
         self._require_tokens(tokens)
         require_shape("attention_mask", attention_mask, tokens)
+        handed = None if random_blocks is None else self._handed_over(random_blocks, tokens.shape[1])
         if token_type_ids is None and self.head_name == "question_answering":
             token_type_ids = (~question_of(tokens, self.config.sep_token_id)).long()
         within = None if attention_mask is None else runs_of(attention_mask)
@@ -159,7 +170,49 @@ class BigBird(Encoder, pretrained.Pretrained):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             return_layers=return_layers,
+            of_layers=handed,
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        head: str | None = None,
+        new_head: bool = False,
+        random_among: int | None = None,
+        random_seed: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """The model in a folder that transformers' `save_pretrained` wrote, in float32; weights may be in shards.
+
+        Args:
+            head: Which head to read. Tensors of other heads are left.
+            new_head: Where the folder has none of the head's tensors, begin it anew.
+            random_among: Draw random blocks among the first so many, whatever the file says; a number that no text
+                reaches draws among all.
+            random_seed: Draw them from this seed, whatever the file says.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: Something is damaged, unknown, missing or out of its range; the message names the file, the
+                tensor or the argument, and the fix.
+        """
+        config = pretrained.read_config(Path(folder), BigBirdConfig, FAMILY)
+        config = config if random_among is None else replace(config, random_among=random_among)
+        config = config if random_seed is None else replace(config, random_seed=random_seed)
+        make: Callable[..., Self] = cls
+        return pretrained.load(lambda: make(config, head), Path(folder), FAMILY, head, new_head).to(device)
+
+    def _handed_over(self, random_blocks: RandomBlocks, length: int) -> list[dict[str, NDArray[np.int64]]]:
+        """What each layer's attention is called with: all is read and checked before anything is computed."""
+        if len(random_blocks) != len(self.blocks):
+            raise ValueError(
+                f"random_blocks has {len(random_blocks)} entries for {len(self.blocks)} layers; give one a layer, or "
+                "None for all"
+            )
+        pairs = zip(self.blocks, random_blocks, strict=True)
+        return [{} if own is None else {"random_blocks": block.attention.on_host(own, length)} for block, own in pairs]
 
 
 def question_of(tokens: Int64[Tensor, "B N"], separator: int) -> Bool[Tensor, "B N"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import EncoderConfig
 from ..nn.activations import ACTIVATIONS
-from .heads import Encoded, Head, Pooler
+from .heads import ClassificationHead, Encoded, Head, Pooler, QuestionAnsweringHead
 
 
 class EncoderOutput(NamedTuple):
@@ -108,7 +108,7 @@ class Encoder(nn.Module):
         self.config = config
         self.checkpointing = False
         self.embeddings = embeddings
-        self.blocks = nn.ModuleList(Block(config, attention(layer)) for layer in range(config.num_hidden_layers))
+        self.blocks: Any = nn.ModuleList(Block(config, attention(layer)) for layer in range(config.num_hidden_layers))
         self.head = head
         initialise(self, config.initializer_range)
 
@@ -121,42 +121,56 @@ class Encoder(nn.Module):
         token_type_ids: Int64[Tensor, "B N"] | None = None,
         position_ids: Int64[Tensor, "B N"] | None = None,
         return_layers: bool = False,
+        of_layers: Sequence[Mapping[str, Any]] | None = None,
     ) -> EncoderOutput:
-        """Features, and what the head makes of them; every attention is called with what `seen` holds."""
+        """Features, and what the head makes of them.
+
+        Every attention is called with what `seen` holds, and with its layer's entry of `of_layers`.
+        """
         self._require_tokens(tokens)
-        if targets is not None and (self.head is None or isinstance(self.head, Pooler)):
-            raise ValueError(f"{type(self).__name__}: targets are given, but there is no head with a loss; choose one")
+        if targets is not None:
+            self._require_targets(targets, tokens)
         x = self.embeddings(tokens, token_type_ids, position_ids)
         layers = [x]
-        for block in self.blocks:
+        for block, own in zip(self.blocks, of_layers or [{}] * len(self.blocks), strict=True):
             if self.checkpointing and torch.is_grad_enabled():
                 block = partial(checkpoint, block, use_reentrant=False)
-            x = block(x, seen)
+            x = block(x, {**seen, **own})
             if return_layers:
                 layers.append(x)
         within = seen.get("within")
         starts = None if within is None else within[:, 0].long()
-        output = self._headed(Encoded(x, tokens, starts, self.embeddings.tokens.weight), targets)
-        return output._replace(layers=tuple(layers)) if return_layers else output
+        encoded = Encoded(x, tokens, starts, self.embeddings.tokens.weight)
+        return EncoderOutput(x, *self._headed(encoded, targets), layers=tuple(layers) if return_layers else None)
 
-    def _headed(self, encoded: Encoded, targets: Tensor | None) -> EncoderOutput:
-        plain = EncoderOutput(encoded.features, None, None, None, None)
+    def _headed(self, encoded: Encoded, targets: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(pooled, logits, loss): what the head gives of them."""
         if self.head is None:
-            return plain
+            return None, None, None
         if targets is not None:
-            return plain._replace(loss=self.head.loss(encoded, targets))
+            return None, None, self.head.loss(encoded, targets)
         made = self.head(encoded)
-        return plain._replace(pooled=made) if isinstance(self.head, Pooler) else plain._replace(logits=made)
+        return (made, None, None) if isinstance(self.head, Pooler) else (None, made, None)
 
     def _require_tokens(self, tokens: Tensor) -> None:
         name = type(self).__name__
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise ValueError(f"{name}: tokens are {tokens.dtype} {list(tokens.shape)}; give int64 [batch, length]")
+        if tokens.shape[1] == 0 and isinstance(self.head, Pooler | ClassificationHead | QuestionAnsweringHead):
+            raise ValueError(
+                f"{name}: tokens are {list(tokens.shape)}, of which {type(self.head).__name__} has nothing to read; "
+                "give at least one token"
+            )
         if tokens.shape[1] > self.config.longest:
             raise ValueError(
                 f"{name}: {tokens.shape[1]} tokens, but positions for {self.config.longest} alone; give fewer, or a "
                 f"model of more than max_position_embeddings={self.config.max_position_embeddings}"
             )
+
+    def _require_targets(self, targets: Tensor, tokens: Tensor) -> None:
+        if self.head is None or isinstance(self.head, Pooler):
+            raise ValueError(f"{type(self).__name__}: targets are given, but there is no head with a loss; choose one")
+        self.head.require_targets(targets, tokens)
 
 
 def initialise(model: nn.Module, deviation: float) -> None:
@@ -187,6 +201,8 @@ def runs_of(attention_mask: Bool[Tensor, "B N"] | Int[Tensor, "B N"] | Float[Ten
     Raises:
         ValueError: A row's ones are not one run, or something is neither 0 nor 1.
     """
+    if attention_mask.shape[1] == 0:
+        return attention_mask.new_zeros((len(attention_mask), 2), dtype=torch.int32)
     ones = attention_mask != 0
     first = ones.int().argmax(1)
     within = torch.stack([first, first + ones.sum(1)], 1)  # [B, 2]

@@ -37,6 +37,14 @@ class Encoded(NamedTuple):
 class Head(nn.Module):
     """What stands on an encoder: it makes something of the features, and may have a loss."""
 
+    def require_targets(self, targets: Tensor, tokens: Int64[Tensor, "B N"]) -> None:
+        """Targets are what `loss` takes for such tokens, or this raises ValueError; call it before computing.
+
+        Shape and dtype are always checked, values on a CPU alone: reading a GPU's would wait for it, and while
+        `torch.compile` traces there are none.
+        """
+        raise ValueError(f"{type(self).__name__} has no loss; leave targets out, or choose another head")
+
     def loss(self, encoded: Encoded, targets: Tensor) -> Float[Tensor, ""]:
         """How far what this head makes is from `targets`."""
         raise ValueError(f"{type(self).__name__} has no loss; leave targets out, or choose another head")
@@ -66,6 +74,9 @@ class MaskedLMHead(Head):
     def forward(self, encoded: Encoded) -> Float[Tensor, "B N V"]:
         return F.linear(self._read(encoded.features), encoded.table, self.bias)
 
+    def require_targets(self, targets: Tensor, tokens: Int64[Tensor, "B N"]) -> None:
+        require_classes(targets, tokens.shape, len(self.bias))
+
     def loss(self, encoded: Encoded, targets: Int64[Tensor, "B N"]) -> Float[Tensor, ""]:
         """Mean cross-entropy (in nats) where `targets` is not -100; 0 where it is so everywhere.
 
@@ -73,7 +84,8 @@ class MaskedLMHead(Head):
         """
         asked = targets != IGNORED_TARGET  # one in seven, as a rule
         x = self._read(encoded.features[asked])
-        return linear_cross_entropy(x[None], encoded.table, targets[asked][None], bias=self.bias)
+        targets = targets[asked][None]
+        return linear_cross_entropy(x[None], encoded.table, targets, bias=self.bias, ignored=IGNORED_TARGET)
 
     def _read(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B E"]:
         return self.norm(self.activation(self.dense(x)))
@@ -101,18 +113,41 @@ class ClassificationHead(Head):
     def forward(self, encoded: Encoded) -> Float[Tensor, "B C"]:
         return self.out(self.drop(self.activation(self.dense(self.drop(encoded.first())))))
 
-    def loss(self, encoded: Encoded, targets: Tensor) -> Float[Tensor, ""]:
-        """Cross-entropy of int64 classes [B], or squared error of numbers [B] where there is one label.
+    def require_targets(self, targets: Tensor, tokens: Int64[Tensor, "B N"]) -> None:
+        batch, labels, problem = len(tokens), self.out.out_features, self._problem(targets)
+        why = f" for {problem}, or set problem_type"
+        if problem == "single_label_classification":
+            require_classes(targets, (batch,), labels, why)
+            return
+        shapes = [(batch,), (batch, 1)] if labels == 1 else [(batch, labels)]
+        if targets.is_complex() or tuple(targets.shape) not in shapes:
+            raise ValueError(f"targets are {targets.dtype} {list(targets.shape)}; give numbers {list(shapes[0])}{why}")
+        if not _are_read(targets):
+            return
+        if problem == "regression":
+            _require_values(targets, targets.isfinite(), "give finite numbers")
+        else:
+            _require_values(targets, (targets >= 0) & (targets <= 1), f"give 0.0 to 1.0{why}")
 
-        Several labels at once, each 0.0 or 1.0 [B, C], have binary cross-entropy. All are means, in which -100 has
-        no part. `problem_type` overrides what the targets look like.
+    def loss(self, encoded: Encoded, targets: Tensor) -> Float[Tensor, ""]:
+        """Cross-entropy of int64 classes [B] but for -100, or squared error of numbers [B] where there is one label.
+
+        Several labels at once, each from 0.0 to 1.0 [B, C], have binary cross-entropy. All are means. `problem_type`
+        overrides what the targets look like.
         """
-        logits = self(encoded)
-        problem = self.problem or _problem(logits, targets)
+        logits, problem = self(encoded), self._problem(targets)
         if problem == "single_label_classification":
             return mean_cross_entropy(logits, targets)
         targets = targets.to(logits.dtype).reshape(logits.shape)
-        return F.mse_loss(logits, targets) if problem == "regression" else _binary(logits, targets)
+        of = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
+        return of(logits, targets)
+
+    def _problem(self, targets: Tensor) -> str:
+        if self.problem is not None:
+            return self.problem
+        if self.out.out_features == 1:
+            return "regression"
+        return "multi_label_classification" if targets.is_floating_point() else "single_label_classification"
 
 
 class QuestionAnsweringHead(Head):
@@ -126,6 +161,9 @@ class QuestionAnsweringHead(Head):
 
     def forward(self, encoded: Encoded) -> Float[Tensor, "B N 2"]:
         return self.span(encoded.features)
+
+    def require_targets(self, targets: Tensor, tokens: Int64[Tensor, "B N"]) -> None:
+        require_classes(targets, (len(tokens), 2), None)
 
     def loss(self, encoded: Encoded, targets: Int64[Tensor, "B 2"]) -> Float[Tensor, ""]:
         """Mean of both ends' cross-entropy; a target outside the sequence has no part in it."""
@@ -141,11 +179,27 @@ def mean_cross_entropy(logits: Float[Tensor, "B C"], targets: Int64[Tensor, " B"
     return total / (targets != IGNORED_TARGET).sum().clamp(min=1)
 
 
-def _problem(logits: Tensor, targets: Tensor) -> str:
-    if logits.shape[1] == 1:
-        return "regression"
-    return "multi_label_classification" if targets.is_floating_point() else "single_label_classification"
+def require_classes(targets: Tensor, shape: tuple[int, ...], classes: int | None, why: str = "") -> None:
+    """Targets are int64 of this shape, each below `classes` or -100, or this raises ValueError.
+
+    Args:
+        classes: How many there are; None: any number.
+        why: Stands behind the fix of a wrong shape.
+    """
+    if targets.dtype != torch.int64 or targets.shape != shape:
+        raise ValueError(f"targets are {targets.dtype} {list(targets.shape)}; give int64 {list(shape)}{why}")
+    if not _are_read(targets):
+        return
+    below = (targets >= 0) if classes is None else (targets >= 0) & (targets < classes)
+    known = "0 or more" if classes is None else f"0 to {classes - 1}"
+    _require_values(targets, below | (targets == IGNORED_TARGET), f"give {known}, or {IGNORED_TARGET} to leave one out")
 
 
-def _binary(logits: Tensor, targets: Tensor) -> Float[Tensor, ""]:
-    return F.binary_cross_entropy_with_logits(logits, targets)
+def _are_read(targets: Tensor) -> bool:
+    """Whether their values are checked, as `Head.require_targets` says."""
+    return targets.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _require_values(targets: Tensor, right: Tensor, fix: str) -> None:
+    if not right.all():
+        raise ValueError(f"targets hold {targets[~right][0].item()}; {fix}")

@@ -31,7 +31,7 @@ class BigBirdAttention(nn.Module):
     The last block may be shorter than the others: nobody pads.
 
     A short sequence has fewer blocks to draw from, or none; `is_full` says of a length whether that is full attention,
-    and the first such call of a process is logged.
+    and the first such call of a process is logged; of a compiled model, the first such length that is traced.
 
     >>> attention = BigBirdAttention(BigBirdConfig(hidden_size=32, num_attention_heads=2, block_size=4), layer=3)
     >>> attention(torch.zeros(1, 50, 32)).shape
@@ -66,7 +66,7 @@ class BigBirdAttention(nn.Module):
                 Read on the host.
 
         Raises:
-            ValueError: `random_blocks` does not fit the sequence, or nothing is random here.
+            ValueError: As `on_host` does.
         """
         length = x.shape[1]
         pattern = self.pattern(length) if random_blocks is None else self._handed_over(length, random_blocks)
@@ -84,6 +84,27 @@ class BigBirdAttention(nn.Module):
             return presets.bigbird_etc(self.config.extra_tokens, self.config.block_size)
         drawn = _itc if torch.compiler.is_compiling() else _kept_itc  # a compiler looks through caches, and warns
         return drawn(self.config, self.layer, self._blocks(length))
+
+    def on_host(
+        self, random_blocks: Int[Tensor, "H M R"] | NDArray[np.integer], length: int
+    ) -> Int[NDArray[np.int64], "H M R"]:
+        """Random blocks for `length` tokens, checked, as a forward reads them.
+
+        Raises:
+            ValueError: They do not fit the sequence, or nothing is random here.
+        """
+        if self._is_dense or self.config.extra_tokens:
+            raise ValueError("random_blocks is given, but nothing is random in this attention; leave it out")
+        drawn = random_blocks.cpu().numpy() if isinstance(random_blocks, Tensor) else np.asarray(random_blocks)
+        blocks, whole = self._blocks(length), drawn.dtype.kind in "iu"
+        fits = whole and drawn.ndim == 3 and drawn.shape[:2] == (self.heads, max(blocks - 2, 0))
+        if not fits or (drawn.size and not 0 <= drawn.min() <= drawn.max() < blocks):
+            values = f", {drawn.min()} to {drawn.max()}" if whole and drawn.size else ""
+            raise ValueError(
+                f"random_blocks has shape {drawn.shape} of {drawn.dtype}{values} in layer {self.layer}; give integers "
+                f"[{self.heads} heads, {max(blocks - 2, 0)} blocks, any number], each from 0 to {blocks - 1}"
+            )
+        return drawn.astype(np.int64)
 
     def is_full(self, length: int) -> bool:
         """Whether every one of `length` tokens sees all."""
@@ -104,24 +125,15 @@ class BigBirdAttention(nn.Module):
         return max(-(-length // self.config.block_size), 1)
 
     def _handed_over(self, length: int, random_blocks: Tensor | NDArray[np.integer]) -> Pattern:
-        if self._is_dense or self.config.extra_tokens:
-            raise ValueError("random_blocks is given, but nothing is random in this attention; leave it out")
-        blocks = self._blocks(length)
-        drawn = random_blocks.cpu().numpy() if isinstance(random_blocks, Tensor) else np.asarray(random_blocks)
-        fits = drawn.ndim == 3 and drawn.shape[:2] == (self.heads, max(blocks - 2, 0)) and drawn.dtype.kind in "iu"
-        if not fits or (drawn.size and not 0 <= drawn.min() <= drawn.max() < blocks):
-            raise ValueError(
-                f"random_blocks has shape {drawn.shape} of {drawn.dtype}; give integers [{self.heads} heads, "
-                f"{max(blocks - 2, 0)} blocks, any number], each from 0 to {blocks - 1}"
-            )
+        drawn, blocks = self.on_host(random_blocks, length), self._blocks(length)
         seen = np.zeros((self.heads, blocks, blocks), bool)
-        np.put_along_axis(seen[:, 1:-1], drawn.astype(np.int64), True, axis=2)
+        np.put_along_axis(seen[:, 1:-1], drawn, True, axis=2)
         return presets.bigbird_itc(blocks, self.heads, self.config.block_size, random=0) | PerHead(
             [(Blocks(self.config.block_size, own), 1) for own in seen]
         )
 
     def _say_where_full(self, length: int) -> None:
-        if not self._is_dense and not torch.compiler.is_compiling() and self.is_full(length):
+        if not self._is_dense and self.is_full(length):
             _say_full(self.config.block_size, self.config.extra_tokens)
 
 
@@ -144,8 +156,13 @@ _kept_itc = lru_cache(maxsize=256)(_itc)
 """One object for each layer and number of blocks: its text is made once."""
 
 
-@lru_cache(maxsize=256)
+@torch.compiler.assume_constant_result  # so a compiler calls it while it traces, and puts nothing in the graph
 def _say_full(block: int, extra: int) -> None:
+    _say_once(block, extra)
+
+
+@lru_cache(maxsize=256)
+def _say_once(block: int, extra: int) -> None:
     """Once for each kind of attention."""
     most = extra + 2 * block if extra else FULL_BLOCKS * block
     logger.warning("BigBird's attention over blocks of %d is full attention up to %d tokens, as here", block, most)

@@ -105,8 +105,9 @@ class Longformer(Encoder, pretrained.Pretrained):
             return_layers: Give the embeddings and every block's output too.
 
         Raises:
-            ValueError: A shape or dtype is wrong, there are more tokens than positions, a row of `attention_mask` is
-                not one run of ones, or a text to answer from has no separator.
+            ValueError: A shape, a dtype or a target is wrong, there are more tokens than positions or none for the
+                head to read, a row of `attention_mask` is not one run of ones, or a text to answer from has no
+                separator.
         """
         self._require_tokens(tokens)
         require_shape("attention_mask", attention_mask, tokens)

@@ -21,7 +21,7 @@ from ..nn.reversible import ReversibleLayers
 from ..selectors import LSH
 from . import pretrained
 from .encoder import initialise, require_shape, runs_of
-from .heads import IGNORED_TARGET, ClassificationHead, Encoded, Head
+from .heads import IGNORED_TARGET, ClassificationHead, Encoded, Head, require_classes
 
 HeadName = Literal["lm", "masked_lm", "classification"]
 
@@ -124,6 +124,9 @@ class LanguageModelHead(Head):
     def forward(self, encoded: Encoded) -> Float[Tensor, "B N V"]:
         return self.decoder(encoded.features)
 
+    def require_targets(self, targets: Tensor, tokens: Int64[Tensor, "B N"]) -> None:
+        require_classes(targets, tokens.shape, self.decoder.out_features)
+
     def loss(self, encoded: Encoded, targets: Int64[Tensor, "B N"]) -> Float[Tensor, ""]:
         """Mean cross-entropy (in nats) where `targets` is not -100; few tokens have logits at a time."""
         weight, bias = self.decoder.weight, self.decoder.bias
@@ -181,18 +184,18 @@ class Reformer(nn.Module, pretrained.Pretrained):
                 each layer hashes anew.
 
         Raises:
-            ValueError: A shape or dtype is wrong, there are more tokens than positions or none to classify by, a row of
-                `attention_mask` is not one run of ones, or a model in training is to drop attention weights of LSH
-                layers.
-            RuntimeError: A language model's target is neither a token nor -100, as the device finds.
+            ValueError: A shape, a dtype or a target is wrong, there are more tokens than positions or none to classify
+                by, a row of `attention_mask` is not one run of ones, or a model in training is to drop attention
+                weights of LSH layers.
         """
         self._require_tokens(tokens)
-        self._require_targets(targets, tokens)
+        if targets is not None:
+            self._require_targets(targets, tokens)
         require_shape("attention_mask", attention_mask, tokens)
         self._require_buckets(buckets, tokens)
         self._require_no_dropout_of_hashed_weights()
         batch, length = tokens.shape
-        within = None if attention_mask is None or not length else runs_of(attention_mask)
+        within = None if attention_mask is None else runs_of(attention_mask)
         starts = None if within is None else within[:, 0].long()
         x, added = self.embeddings(tokens), self.config.padded(length) - length
         if added:
@@ -200,13 +203,12 @@ class Reformer(nn.Module, pretrained.Pretrained):
             within = _whole(batch, length, tokens.device) if within is None else within
         y1, y2, drawn = self.blocks(x, x, within=within, buckets=buckets)
         features = self.drop(self.norm(torch.cat([y1, y2], dim=-1)[:, :length]))
-        plain = ReformerOutput(features, None, None, drawn)
-        if self.head is None:
-            return plain
-        encoded = Encoded(features, tokens, starts, self.embeddings.tokens.weight)
-        if targets is None:
-            return plain._replace(logits=self.head(encoded))
-        return plain._replace(loss=self.head.loss(encoded, targets))
+        logits = loss = None
+        if self.head is not None:
+            encoded = Encoded(features, tokens, starts, self.embeddings.tokens.weight)
+            logits = self.head(encoded) if targets is None else None
+            loss = None if targets is None else self.head.loss(encoded, targets)
+        return ReformerOutput(features, logits, loss, drawn)
 
     @classmethod
     def from_pretrained(
@@ -247,21 +249,10 @@ class Reformer(nn.Module, pretrained.Pretrained):
                 f"Reformer: tokens are {list(tokens.shape)}; give at least one: classification reads a text's first"
             )
 
-    def _require_targets(self, targets: Tensor | None, tokens: Tensor) -> None:
-        if targets is None:
-            return
+    def _require_targets(self, targets: Tensor, tokens: Tensor) -> None:
         if self.head is None:
             raise ValueError("Reformer: targets are given, but there is no head with a loss; choose one")
-        if not isinstance(self.head, LanguageModelHead):
-            return
-        fix = f"a token for each, and {IGNORED_TARGET} where none is asked for"
-        if targets.shape != tokens.shape or targets.dtype != torch.int64:
-            told = f"Reformer: targets are {targets.dtype} {list(targets.shape)}"
-            raise ValueError(f"{told}; give int64 {list(tokens.shape)}, {fix}")
-        last = self.config.vocab_size - 1
-        fits = (targets == IGNORED_TARGET) | (targets >= 0) & (targets <= last)
-        told = f"Reformer: targets holds numbers outside 0 ... {last} and other than {IGNORED_TARGET}"
-        torch._assert_async(fits.all(), f"{told}; give {fix}")  # told by the device: nobody waits
+        self.head.require_targets(targets, tokens)
 
     def _require_buckets(self, buckets: Sequence[Tensor | None] | None, tokens: Tensor) -> None:
         batch, heads, length = tokens.shape[0], self.config.num_attention_heads, self.config.padded(tokens.shape[1])

@@ -71,4 +71,8 @@ def test_sequences_are_filled_up_to_every_layer_s_chunk(layers: tuple, length: i
 def test_the_longest_sequence_has_a_position_for_each_token() -> None:
     assert ReformerConfig().longest == 4096
     assert ReformerConfig(axial_pos_shape=(4, 8)).longest == 32
+
+
+def test_a_grid_that_nobody_uses_may_have_no_sides() -> None:
+    assert ReformerConfig(axial_pos_embds=False, axial_pos_shape=(), axial_pos_embds_dim=[]).axial_pos_embds_dim == ()
     assert ReformerConfig(axial_pos_embds=False, max_position_embeddings=70).longest == 70

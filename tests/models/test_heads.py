@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from gossamer.config import BigBirdConfig, LongformerConfig
@@ -127,3 +128,8 @@ def test_what_is_left_out_has_no_part_in_the_loss(kind, case):
 def test_numbers_may_be_a_column_and_whole():
     model, targets = made("longformer", "regression"), torch.tensor([3, -1, 2])
     assert model(text(), targets[:, None]).loss == model(text(), targets).loss == model(text(), targets.float()).loss
+
+
+def test_fake_targets_have_no_values_to_read():
+    with FakeTensorMode():
+        assert made("bigbird", "classification")(text(), torch.zeros(BATCH, dtype=torch.int64)).loss.shape == ()

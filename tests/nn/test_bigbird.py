@@ -147,7 +147,8 @@ def test_full_lengths_are_said(caplog: pytest.LogCaptureFixture) -> None:
 def test_full_lengths_are_said_by_a_compiled_model_too(config: BigBirdConfig, caplog: pytest.LogCaptureFixture) -> None:
     """While it is traced, and without a break of its graph."""
     bigbird._say_once.cache_clear()
-    compiled = torch.compile(made(config), fullgraph=True, backend="eager")
+    dynamic = False if config.extra_tokens else None  # whose one graph would serve every length
+    compiled = torch.compile(made(config), fullgraph=True, dynamic=dynamic, backend="eager")
     most = "14" if config.extra_tokens else "16"
     with caplog.at_level(logging.WARNING, "gossamer"):
         compiled(inputs(17))
@@ -155,6 +156,16 @@ def test_full_lengths_are_said_by_a_compiled_model_too(config: BigBirdConfig, ca
         for length in (8, 14, 8):
             compiled(inputs(length))
     assert caplog.messages == [f"BigBird's attention over blocks of 4 is full attention up to {most} tokens, as here"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_one_exported_graph_serves_short_and_long(strict: bool) -> None:
+    """Whether a length is full attention is not asked of a length that is not known."""
+    length = torch.export.Dim("length", min=2, max=4096)
+    attention = made(EXTRA)
+    exported = torch.export.export(attention, (inputs(50),), dynamic_shapes=({1: length},), strict=strict)
+    for tokens in (9, 70):
+        torch.testing.assert_close(exported.module()(inputs(tokens)), attention(inputs(tokens)))
 
 
 @both

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gossamer.selectors import LSH
+from gossamer.selectors.lsh import MOST_COLUMNS
 from tests.hashed_checks import check_hash
 
 
@@ -107,3 +108,7 @@ def test_what_needs_no_hashing_is_known() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_the_operator_hashes_to_the_axis_that_reaches_furthest(dtype: torch.dtype) -> None:
     check_hash((4, 6), dtype)
+
+
+def test_a_hash_may_have_more_buckets_than_columns_that_are_made_at_a_time() -> None:
+    check_hash((2 * MOST_COLUMNS + 88, 1), torch.float32)

@@ -95,8 +95,8 @@ class ReformerConfig:
             object.__setattr__(self, name, require_integer("ReformerConfig", name, getattr(self, name), least=least))
         object.__setattr__(self, "num_buckets", require_buckets("ReformerConfig", "num_buckets", self.num_buckets))
         for name in ("axial_pos_shape", "axial_pos_embds_dim"):
-            entries = require_some("ReformerConfig", name, getattr(self, name))
-            entry = f"an entry of {name}"
+            entries, entry = getattr(self, name), f"an entry of {name}"
+            entries = require_some("ReformerConfig", name, entries) if entries or self.axial_pos_embds else ()
             entries = tuple(require_integer("ReformerConfig", entry, each, least=1) for each in entries)
             object.__setattr__(self, name, entries)
         for name in ("is_decoder", "axial_pos_embds"):

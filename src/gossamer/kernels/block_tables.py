@@ -104,7 +104,7 @@ def table_of_layout(layout: Tensor, size: int, batch: int, heads: int) -> BlockT
     return BlockTable(size, starts, counts, blocks, None, None, numbers, heaviest_first(counts))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)  # of both sides
 def _places(shape: torch.Size, batch: int, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(where rows begin, layouts of heads) of the tables of all layouts of a shape."""
     refuse_capture(device)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..config import EncoderConfig, ReformerConfig
 from ..nn.activations import ACTIVATIONS
@@ -166,7 +167,7 @@ class QuestionAnsweringHead(Head):
         require_classes(targets, (len(tokens), 2), None)
 
     def loss(self, encoded: Encoded, targets: Int64[Tensor, "B 2"]) -> Float[Tensor, ""]:
-        """Mean of both ends' cross-entropy; a target outside the sequence has no part in it."""
+        """Mean of both ends' cross-entropy; -100 and a target behind the sequence have no part in it."""
         logits = self(encoded)
         targets = targets.where((targets >= 0) & (targets < logits.shape[1]), IGNORED_TARGET)
         first, last = (mean_cross_entropy(logits[..., end], targets[:, end]) for end in (0, 1))
@@ -196,8 +197,8 @@ def require_classes(targets: Tensor, shape: tuple[int, ...], classes: int | None
 
 
 def _are_read(targets: Tensor) -> bool:
-    """Whether their values are checked, as `Head.require_targets` says."""
-    return targets.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether their values are checked, as `Head.require_targets` says; fake tensors have none."""
+    return targets.device.type == "cpu" and not torch.compiler.is_compiling() and not isinstance(targets, FakeTensor)
 
 
 def _require_values(targets: Tensor, right: Tensor, fix: str) -> None:

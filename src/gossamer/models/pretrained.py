@@ -73,7 +73,7 @@ class Family:
 
     @property
     def own_type(self) -> str:
-        """The `model_type` of what transformers does not compute: it must not take such weights for its own."""
+        """The `model_type` of what transformers does not compute: its Auto classes refuse it, and others warn."""
         return f"gossamer_{self.model_type}"
 
     def stored_name(self, name: str, head: str | None) -> str:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, Int32
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..attention import attend
 from ..config import BigBirdConfig
@@ -109,8 +110,8 @@ class BigBirdAttention(nn.Module):
     def is_full(self, length: int) -> bool:
         """Whether every one of `length` tokens sees all."""
         extra = self.config.extra_tokens
-        most = 2 * self.config.block_size if extra else FULL_BLOCKS * self.config.block_size
-        return self._is_dense or length <= extra + most
+        few = length <= extra + 2 * self.config.block_size if extra else self._blocks(length) <= FULL_BLOCKS
+        return self._is_dense or few
 
     @property
     def _is_dense(self) -> bool:
@@ -133,7 +134,8 @@ class BigBirdAttention(nn.Module):
         )
 
     def _say_where_full(self, length: int) -> None:
-        if not self._is_dense and self.is_full(length):
+        # Where a compiler knows no length, asking for one would tie its graph to it.
+        if not self._is_dense and statically_known_true(self.is_full(length)):
             _say_full(self.config.block_size, self.config.extra_tokens)
 
 

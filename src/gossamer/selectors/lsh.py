@@ -19,6 +19,9 @@ from .rounds import EDGES, Chunks, Edge
 
 Buckets = int | tuple[int, ...] | None
 
+MOST_COLUMNS = 256
+"""Of a rotated vector that are held at a time."""
+
 
 @dataclass(frozen=True)
 class LSH:
@@ -177,16 +180,22 @@ def hash_vectors(x: Tensor, rotations: Tensor, counts: Sequence[int]) -> Tensor:
     unit = 1
     for count, (first, last) in zip(counts, cuts, strict=True):
         if count > 1:
-            rotated = torch.einsum("bhnd,hdrf->bhrnf", x, rotations[..., first:last].to(x.dtype))
-            buckets += unit * _furthest(rotated)
+            buckets += unit * _furthest(x, rotations[..., first:last].to(x.dtype))
         unit *= count
     return buckets
 
 
-def _furthest(rotated: Tensor) -> Tensor:
-    """The index of the largest of [x; -x] along the last axis, without making it."""
-    (highest, at), (lowest, under) = rotated.max(-1), rotated.min(-1)
-    return torch.where(highest >= -lowest, at, under + rotated.shape[-1])
+def _furthest(x: Tensor, rotation: Tensor) -> Tensor:
+    """Where [B, H, R, N] the largest of [y; -y] stands, y = x · rotation [H, D, R, F], made a few columns at a time."""
+    parts = []
+    for columns in rotation.split(MOST_COLUMNS, -1):
+        part = torch.einsum("bhnd,hdrf->bhrnf", x, columns)
+        parts.append((*part.max(-1), *part.min(-1)))
+    highest, at, lowest, under = (torch.stack(each) for each in zip(*parts, strict=True))
+    (best, part), (worst, part_below) = highest.max(0), lowest.min(0)
+    at = MOST_COLUMNS * part + at.gather(0, part[None])[0]
+    under = MOST_COLUMNS * part_below + under.gather(0, part_below[None])[0]
+    return torch.where(best >= -worst, at, under + rotation.shape[-1])
 
 
 def _is_finite(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..patterns.base import require_integer
+from ..patterns.base import is_number, require_integer
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu")
 """`gelu` is exact; the other three are its tanh form, which files know by three names."""
@@ -60,9 +60,9 @@ class EncoderConfig:
         for name, least in _INTEGERS.items():
             object.__setattr__(self, name, require_integer(type(self).__name__, name, getattr(self, name), least=least))
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            self._require(name, _is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, "give one in [0, 1)")
+            self._require(name, is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, "give one in [0, 1)")
         for name in ("layer_norm_eps", "initializer_range"):
-            self._require(name, _is_number(getattr(self, name)) and 0 < getattr(self, name) < 1, "give a small number")
+            self._require(name, is_number(getattr(self, name)) and 0 < getattr(self, name) < 1, "give a small number")
         self._require("hidden_act", self.hidden_act in ACTIVATIONS, f"give one of {', '.join(ACTIVATIONS)}")
         self._require("problem_type", self.problem_type in (None, *PROBLEMS), f"give one of {', '.join(PROBLEMS)}")
         self._require("pad_token_id", self.pad_token_id < self.vocab_size, f"give one below {self.vocab_size}")
@@ -100,7 +100,3 @@ _INTEGERS = {
     "sep_token_id": 0,
     "num_labels": 1,
 }
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

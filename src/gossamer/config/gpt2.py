@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from ..patterns import Causal, Dilated, Pattern, PerHead, Window
-from ..patterns.base import require_integer
+from ..patterns.base import is_number, require_integer
 from .sparse import SparseAttentionConfig
 
 Positions = Literal["learned", "rotary"]
@@ -64,9 +64,9 @@ class GPT2Config:
             object.__setattr__(self, name, require_integer("GPT2Config", name, getattr(self, name), least=1))
         for name in ("bias", "use_sparse_attention"):
             self._require(name, isinstance(getattr(self, name), bool), "give True or False")
-        self._require("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "give a share in [0, 1)")
+        self._require("dropout", is_number(self.dropout) and 0 <= self.dropout < 1, "give a share in [0, 1)")
         epsilon = self.layer_norm_epsilon
-        self._require("layer_norm_epsilon", _is_number(epsilon) and 0 < epsilon < 1, "give a small positive number")
+        self._require("layer_norm_epsilon", is_number(epsilon) and 0 < epsilon < 1, "give a small positive number")
         self._require(
             "n_embed",
             self.n_embed % self.n_head == 0,
@@ -152,10 +152,6 @@ class GPT2Config:
             self._require("dilations", False, "give windows too, whose keys they spread")
         if self.windows and self.use_sparse_attention:
             self._require("windows", False, "leave them out, or set use_sparse_attention=False: a layer follows one")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require_known_keys(owner: type, settings: object) -> None:

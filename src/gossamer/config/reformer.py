@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from math import inf, lcm, prod
 from typing import Any, Literal, get_args
 
-from ..patterns.base import require_buckets, require_integer, require_some
+from ..patterns.base import is_number, require_buckets, require_integer, require_some
 from .encoder import ACTIVATIONS, PROBLEMS
 
 Layer = Literal["local", "lsh"]
@@ -107,8 +107,8 @@ class ReformerConfig:
             "classifier_dropout", self.classifier_dropout is None or _is_share(self.classifier_dropout), _NONE
         )
         for name in ("layer_norm_eps", "initializer_range"):
-            self._require(name, _is_number(getattr(self, name)) and 0 < getattr(self, name) < 1, "give a small number")
-        fits = _is_number(self.axial_norm_std) and 0 < self.axial_norm_std < inf
+            self._require(name, is_number(getattr(self, name)) and 0 < getattr(self, name) < 1, "give a small number")
+        fits = is_number(self.axial_norm_std) and 0 < self.axial_norm_std < inf
         self._require("axial_norm_std", fits, "give a finite number above 0")
         layers, kinds = self.attn_layers, get_args(Layer)
         fits = isinstance(layers, list | tuple) and bool(layers) and all(layer in kinds for layer in layers)
@@ -166,9 +166,5 @@ _SHARES = ("hidden_dropout_prob", "local_attention_probs_dropout_prob", "lsh_att
 _NONE = "give one in [0, 1), or None"
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_share(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
+    return is_number(value) and 0 <= value < 1

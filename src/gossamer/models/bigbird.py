@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -198,11 +197,7 @@ class BigBird(Encoder, pretrained.Pretrained):
             ValueError: Something is damaged, unknown, missing or out of its range; the message names the file, the
                 tensor or the argument, and the fix.
         """
-        config = pretrained.read_config(Path(folder), BigBirdConfig, FAMILY)
-        config = config if random_among is None else replace(config, random_among=random_among)
-        config = config if random_seed is None else replace(config, random_seed=random_seed)
-        make: Callable[..., Self] = cls
-        return pretrained.load(lambda: make(config, head), Path(folder), FAMILY, head, new_head).to(device)
+        return cls._read(folder, head, new_head, random_among=random_among, random_seed=random_seed).to(device)
 
     def _handed_over(self, random_blocks: RandomBlocks, length: int) -> list[dict[str, NDArray[np.int64]]]:
         """What each layer's attention is called with: all is read and checked before anything is computed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -118,9 +118,15 @@ class Pretrained:
             FileNotFoundError: A file is missing.
             ValueError: Something is damaged, unknown or missing; the message names the file, the tensor and the fix.
         """
+        return cls._read(folder, head, new_head).to(device)
+
+    @classmethod
+    def _read(cls, folder: str | Path, head: str | None, new_head: bool, **said: Any) -> Any:
+        """As `from_pretrained` says; settings that are said, and not None, override those of the file."""
         make: Callable[..., Any] = cls
         config = read_config(Path(folder), cls.kind, cls.family)
-        return load(lambda: make(config, head), Path(folder), cls.family, head, new_head).to(device)
+        config = replace(config, **{name: value for name, value in said.items() if value is not None})
+        return load(lambda: make(config, head), Path(folder), cls.family, head, new_head)
 
     def save_pretrained(self: Any, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which `from_pretrained` and transformers read."""

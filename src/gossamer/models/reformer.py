@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -231,10 +231,7 @@ class Reformer(nn.Module, pretrained.Pretrained):
             FileNotFoundError: A file is missing.
             ValueError: Something is damaged, unknown or missing; the message names the file, the tensor and the fix.
         """
-        config = pretrained.read_config(Path(folder), ReformerConfig, FAMILY)
-        config = config if num_hashes is None else replace(config, num_hashes=num_hashes)
-        make: Callable[..., Self] = cls
-        return pretrained.load(lambda: make(config, head), Path(folder), FAMILY, head, new_head).to(device)
+        return cls._read(folder, head, new_head, num_hashes=num_hashes).to(device)
 
     def _require_tokens(self, tokens: Tensor) -> None:
         if tokens.dim() != 2 or tokens.dtype != torch.int64:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -333,3 +333,8 @@ def require_buckets(owner: str, name: str, value: object) -> int | tuple[int, ..
     if not numbers or any(number % 2 and number > 1 for number in numbers):
         raise ValueError(f"{owner}: {name} is {value!r}; give 1 or an even number, a list of them, or None")
     return tuple(numbers) if several else numbers[0]
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether `value` is an int or a float, and no flag."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -14,7 +14,7 @@ from math import isfinite, prod
 import torch
 from torch import Tensor
 
-from ..patterns.base import require_buckets, require_integer
+from ..patterns.base import is_number, require_buckets, require_integer
 from .rounds import EDGES, Chunks, Edge
 
 Buckets = int | tuple[int, ...] | None
@@ -199,4 +199,4 @@ def _furthest(x: Tensor, rotation: Tensor) -> Tensor:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return is_number(value) and isfinite(value)

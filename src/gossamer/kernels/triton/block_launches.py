@@ -10,7 +10,7 @@ from ..block_tables import BlockTable, BlockTables, LayoutTables
 from . import blocks_backward, blocks_forward
 from .configs import Kernel, block_config
 from .gradients import Gradients
-from .operands import Axes, Dropout, Heads, Matrix, Scores, Table, Vector
+from .operands import Axes, Dropout, Heads, Matrix, Scores, Table, Vector, crowded
 
 
 class BlockLaunches(NamedTuple):
@@ -61,8 +61,8 @@ class BlockLaunches(NamedTuple):
     def _constants(self, kernel: Kernel) -> dict[str, int]:
         """What is fixed when a kernel is compiled."""
         width, value_width = self.q.shape[-1], self.v.shape[-1]
-        crowded = self.scores.cap is not None or self.dropout is not None
-        tile = block_config(kernel, self.q.dtype, max(width, value_width), self.tables.size, crowded=crowded)
+        full = crowded(self.scores, self.dropout)
+        tile = block_config(kernel, self.q.dtype, max(width, value_width), self.tables.size, crowded=full)
         return {
             "WIDTH": width, "VALUE_WIDTH": value_width,
             "QUERIES": tile.queries, "KEYS": tile.keys,

@@ -20,7 +20,7 @@ from . import backward, forward
 from .block_launches import BlockLaunches
 from .configs import Kernel, config
 from .gradients import Gradients
-from .operands import Dropout, Heads, Matrix, Order, Run, Scores, Vector
+from .operands import Dropout, Heads, Matrix, Order, Run, Scores, Vector, crowded
 
 FULL = 256
 """Programs that keep any GPU busy; fewer are split where the work of each allows."""
@@ -55,7 +55,7 @@ class Launches:
         self.heads = Heads(q.shape[0], self.q.shape[1], run.repeats)
         dropout = Dropout.of(softmax, plan.extent.queries.start, plan.heads, run.queries.start)
         self.shared = self.heads, Scores.of(softmax), dropout
-        self.crowded = bool(softmax.softcap) or dropout is not None
+        self.crowded = crowded(*self.shared[1:])
         self.blocks = self._blocks(run, plan, softmax)
         passes = _passes(found, plan.queries, met=self.blocks is not None)
         self.passes = [each.seeing(seen) for each in passes]

@@ -154,3 +154,8 @@ class Dropout(NamedTuple):
             return None
         threshold = int(softmax.dropout * 2.0**32)
         return Dropout(softmax.seed, threshold, 1.0 / (1.0 - softmax.dropout), offset, heads, first)
+
+
+def crowded(scores: Scores, dropout: Dropout | None) -> bool:
+    """Whether a kernel has a soft cap or dropout, which take registers."""
+    return scores.cap is not None or dropout is not None

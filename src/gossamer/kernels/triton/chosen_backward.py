@@ -11,6 +11,8 @@ from .chosen_forward import item_of, lane_in, last_seen, rows_here
 from .tiles import load_tile, load_vector, padded, store_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
+ABSENT = tl.constexpr(2.0**100)
+"""Stands for the log-sum-exp of a query that sees nothing: its probabilities become 0, and nothing becomes NaN."""
 
 
 @triton.jit
@@ -33,6 +35,36 @@ def prepare(
     at = number.to(tl.int64) * queries + query
     tl.store(peaks + at, peak, mask=exists)
     tl.store(deltas + at, delta, mask=exists)
+
+
+@triton.jit
+def prepare_auxiliary(
+    out, grad_out, lse, grad_lse, aux, queries, heads, scale, ROWS: tl.constexpr, VALUE_WIDTH: tl.constexpr
+):  # fmt: skip
+    """Rows of 16: three parts of the log-sum-exp over the scale, and three of what `prepare` calls `deltas`."""
+    parts = tl.cdiv(queries, ROWS)
+    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    batch, head = number // heads.count, number % heads.count
+    query = part * ROWS + tl.arange(0, ROWS)
+    exists = query < queries
+    grad_tile = load_tile(grad_out, batch, head, query, exists, VALUE_WIDTH).to(tl.float32)
+    out_tile = load_tile(out, batch, head, query, exists, VALUE_WIDTH).to(tl.float32)
+    delta = tl.sum(grad_tile * out_tile, 1)
+    if grad_lse is not None:
+        delta -= load_vector(grad_lse, batch, head, query, exists)
+    peak = load_vector(lse, batch, head, query, exists)
+    absent = peak == float("-inf")
+    peak, delta = tl.where(absent, ABSENT, peak / scale)[:, None], tl.where(absent, 0.0, delta)[:, None]
+    column = tl.arange(0, 16)[None, :]
+    given = tl.where(column < 3, peak, delta)
+    high = given.to(tl.bfloat16)
+    rest = given - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+    which = column % 3
+    value = tl.where(which == 0, high, tl.where(which == 1, middle, low))
+    cells = aux + (number.to(tl.int64) * queries + query)[:, None] * 16 + column
+    tl.store(cells, tl.where(column < 6, value, 0.0), mask=exists[:, None])
 
 
 @triton.jit
@@ -95,9 +127,9 @@ def backward_pieces(
 @triton.jit
 def join_queries(
     dq, piece_dq, used, heads, axes, first_lane, scale,
-    CHOSEN: tl.constexpr, REPEATS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    CHOSEN: tl.constexpr, REPEATS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
-    """Writes `dq`, the sum of each query's pieces."""
+    """Writes `dq`, the sum of each query's pieces, whose columns may be turned as registers hold them."""
     here, batch, lane, query, repeat, head, exists = rows_here(heads, axes, first_lane, REPEATS, ROWS)
     used += (lane.to(tl.int64) * axes.queries + query) * CHOSEN
     pieces = (here.to(tl.int64) * axes.queries + query) * CHOSEN * REPEATS + repeat
@@ -108,6 +140,8 @@ def join_queries(
         cells = piece_dq + (pieces + slot * REPEATS)[:, None] * WIDTH + column[None, :]
         mask = is_used[:, None] & (column < WIDTH)[None, :]
         total += tl.load(cells, mask=mask, other=0.0).to(tl.float32)
+    if TURNED:
+        total = tl.reshape(tl.permute(tl.reshape(total, (ROWS, WIDTH // 32, 4, 4, 2)), (0, 1, 3, 2, 4)), (ROWS, WIDTH))
     store_tile(dq, batch, head, query, exists, total * scale, WIDTH)
 
 

@@ -22,11 +22,11 @@ from .operands import LOG2E, Matrix, Vector
 
 
 class ChosenHeads(NamedTuple):
-    """Query heads and key heads of a batch row, and the runs of key heads that choose alike."""
+    """Query heads and key heads of a batch row, and how many neighbouring key heads choose alike."""
 
     count: int
     key_heads: int
-    runs: int
+    alike: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class ChosenBlocks:
             )  # fmt: skip
             launch = chosen_backward.join_queries[lanes * self._rows_of(self.config.join["ROWS"]),]
             given = Matrix.of(dq), pieces, rare.used, self._heads, axes, first, self.scale
-            launch(*given, **self._group, WIDTH=q.shape[3], **self.config.join)
+            launch(*given, **self._group, WIDTH=q.shape[3], TURNED=False, **self.config.join)
             keys = min(16, self.size)
             launch = chosen_backward.join_keys[lanes * axes.blocks * (self.size // keys),]
             launch(Matrix.of(dk), Matrix.of(dv), *parts, *lists, SIZE=self.size, PART=PART, KEYS=keys, **self._widths)
@@ -124,7 +124,7 @@ class ChosenBlocks:
 
     @property
     def _heads(self) -> ChosenHeads:
-        return ChosenHeads(self.q.shape[1], self.k.shape[1], self.indices.shape[1])
+        return ChosenHeads(self.q.shape[1], self.k.shape[1], self.k.shape[1] // self.indices.shape[1])
 
     @property
     def _tile(self) -> int:

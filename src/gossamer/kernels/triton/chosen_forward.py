@@ -16,7 +16,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def lane_in(heads, number):
     """(batch, key head, lane of the lists) of a key head of a batch row."""
     batch, key_head = number // heads.key_heads, number % heads.key_heads
-    return batch, key_head, batch * heads.runs + key_head // (heads.key_heads // heads.runs)
+    return batch, key_head, number // heads.alike
 
 
 @triton.jit

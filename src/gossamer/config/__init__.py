@@ -6,6 +6,7 @@ from .gpt2 import GPT2Config
 from .longformer import LongformerConfig
 from .longformer_lm import longformer_lm
 from .reformer import ReformerConfig
+from .rotary import RotaryConfig, YarnConfig
 from .sparse import SparseAttentionConfig, compute_dynamic_window_size, get_recommended_config
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "GPT2Config",
     "LongformerConfig",
     "ReformerConfig",
+    "RotaryConfig",
     "SparseAttentionConfig",
+    "YarnConfig",
     "compute_dynamic_window_size",
     "get_recommended_config",
     "longformer_lm",

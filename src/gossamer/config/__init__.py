@@ -3,6 +3,8 @@
 from .bigbird import BigBirdConfig
 from .encoder import EncoderConfig
 from .gpt2 import GPT2Config
+from .indexer import IndexerConfig
+from .latent import LatentConfig
 from .longformer import LongformerConfig
 from .longformer_lm import longformer_lm
 from .reformer import ReformerConfig
@@ -13,6 +15,8 @@ __all__ = [
     "BigBirdConfig",
     "EncoderConfig",
     "GPT2Config",
+    "IndexerConfig",
+    "LatentConfig",
     "LongformerConfig",
     "ReformerConfig",
     "RotaryConfig",

@@ -87,3 +87,9 @@ class RotaryConfig:
             raise ValueError(f"RotaryConfig: interleaved is {self.interleaved!r}; give True or False")
         if not isinstance(self.yarn, YarnConfig | None):
             raise ValueError(f"RotaryConfig: yarn is {self.yarn!r}; give a YarnConfig, or None")
+
+
+HALVES = RotaryConfig()
+"""As Llama turns."""
+NEIGHBOURS = RotaryConfig(interleaved=True)
+"""As DeepSeek's MLA does."""

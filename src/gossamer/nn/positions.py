@@ -8,10 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..config import RotaryConfig
+from ..config.rotary import HALVES, RotaryConfig
 from .cache import KVCache
-
-HALVES = RotaryConfig()
 
 
 def positions(tokens: int, cache: KVCache | None, device: torch.device) -> Int64[Tensor, "*B N"]:

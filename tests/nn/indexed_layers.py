@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer.config import IndexerConfig, LatentConfig, RotaryConfig, YarnConfig
-from gossamer.nn import LatentAttention
+from gossamer.nn import IndexedAttention, LatentAttention
 
 INDEXER = IndexerConfig(index_n_heads=3, index_head_dim=16, index_topk=12, qk_rope_head_dim=8)
 LATENT = LatentConfig(64, 4, 32, 24, 16, 8, 12, indexer=INDEXER)
@@ -111,3 +111,18 @@ def mask_of(selection: object, keys: int) -> Tensor:
     indices = selection.indices[:, 0].long()
     seen = torch.zeros(*indices.shape[:2], keys + 1, dtype=torch.bool)
     return seen.scatter_(-1, indices.masked_fill(indices < 0, keys), True)[..., :keys]
+
+
+def dense_indexed(layer: IndexedAttention, x: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Heads of queries over fewer heads of keys, n×n; `seen` [B, N, N], by default what the indexer's formula chooses."""
+    heads, key_heads = layer.n_head, layer.n_kv_head
+    made = (x @ layer.c_attn.weight.T + layer.c_attn.bias).unflatten(-1, (heads + 2 * key_heads, -1)).transpose(1, 2)
+    q, k, v = made.split([heads, key_heads, key_heads], 1)
+    if layer.rotary is not None:
+        q, k = turned(q, layer.rotary), turned(k, layer.rotary)
+    k, v = (part.repeat_interleave(heads // key_heads, 1) for part in (k, v))
+    if seen is None:
+        seen = best(index_scores(layer, x, x), layer.indexer.config.index_topk)
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen[:, None], -torch.inf)
+    mixed = scores.softmax(-1).nan_to_num(0.0) @ v
+    return mixed.transpose(1, 2).flatten(2) @ layer.c_proj.weight.T + layer.c_proj.bias

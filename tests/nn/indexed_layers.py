@@ -114,7 +114,7 @@ def mask_of(selection: object, keys: int) -> Tensor:
 
 
 def dense_indexed(layer: IndexedAttention, x: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Heads of queries over fewer heads of keys, n×n; `seen` [B, N, N], by default what the indexer's formula chooses."""
+    """Heads of queries over fewer heads of keys, n×n; `seen` [B, N, N] is by default what the formula chooses."""
     heads, key_heads = layer.n_head, layer.n_kv_head
     made = (x @ layer.c_attn.weight.T + layer.c_attn.bias).unflatten(-1, (heads + 2 * key_heads, -1)).transpose(1, 2)
     q, k, v = made.split([heads, key_heads, key_heads], 1)

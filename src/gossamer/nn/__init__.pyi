@@ -6,6 +6,7 @@ from .chunked_local import ChunkedLocalAttention as ChunkedLocalAttention
 from .dense import CausalSelfAttention as CausalSelfAttention
 from .global_tokens import GlobalTokens as GlobalTokens
 from .indexed import IndexedAttention as IndexedAttention
+from .indexer import LightningIndexer as LightningIndexer
 from .latent import LatentAttention as LatentAttention
 from .longformer import LongformerAttention as LongformerAttention
 from .lsh import LSHAttention as LSHAttention

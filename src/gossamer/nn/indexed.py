@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from jaxtyping import Float, Int32
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from ..indexed import Selection, attend_indexed
 from ..patterns import Causal
 from .cache import KVCache
 from .indexer import LightningIndexer
-from .indexing import Index, Indexing, Stage, located
+from .indexing import Indexing, Stage, chosen, located
 from .positions import positions
 from .self_attention import SelfAttention
 
@@ -79,12 +77,12 @@ class IndexedAttention(SelfAttention):
         """
         within = located(cache, within, x.shape[1], x.device)
         q, k, v = self.project(x, cache)
-        index = Index.of(self.indexer, x, x, positions(x.shape[1], cache, x.device))
+        index = self.indexer.project(x, None, positions(x.shape[1], cache, x.device))
         if cache is not None:
             k, v, keys = cache.extend(layer, [k, v, index.k])
-            index = replace(index, k=keys)
+            index = index._replace(k=keys)
         if selection is None and self.stage == "sparse":
-            selection = index.choose(within)
+            selection = chosen(self.indexer, index, within)
         dropout = self.dropout if self.training else 0.0
         if selection is None:
             mixed, lse = attend(q, k, v, Causal(), dropout=dropout, within=within, return_lse=True)

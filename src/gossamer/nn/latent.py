@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple, get_args
 
 import torch
@@ -17,7 +16,7 @@ from ..patterns import Causal
 from .cache import KVCache
 from .heads import merged, split
 from .indexer import LightningIndexer
-from .indexing import Index, Indexing, Stage, located
+from .indexing import Indexing, Stage, chosen, located
 from .positions import positions, rotated
 
 
@@ -102,12 +101,12 @@ class LatentAttention(nn.Module):
         within = located(cache, within, x.shape[1], x.device)
         at = positions(x.shape[1], cache, x.device)
         source = self.query_source(x)
-        latents, index = self.latents(x, at), None if self.indexer is None else Index.of(self.indexer, x, source, at)
+        latents, index = self.latents(x, at), None if self.indexer is None else self.indexer.project(x, source, at)
         if cache is not None:
             latents, *keys = cache.extend(layer, [latents] if index is None else [latents, index.k])
-            index = index and replace(index, k=keys[0])
-        if selection is None and index is not None and self.stage == "sparse":
-            selection = index.choose(within)
+            index = index and index._replace(k=keys[0])
+        if selection is None and self.indexer is not None and index is not None and self.stage == "sparse":
+            selection = chosen(self.indexer, index, within)
         if mode is None:
             seen = None if selection is None else selection.size
             mode = self.config.cheaper_mode(x.shape[1], latents.shape[1], seen)

@@ -13,7 +13,7 @@ from ..selectors.peaks import MSA, highest_score_selection
 from ..selectors.selection import Selection
 from .grouped import GroupedHeads
 from .heads import require_sizes, split
-from .partial_rotary import turned_first
+from .partial_rotary import require_turned, turned_first
 from .whole_cache import WholeCache
 
 ROTARY = RotaryConfig(theta=5_000_000.0)
@@ -43,7 +43,8 @@ class BlockIndexer(nn.Module):
         super().__init__()
         require_sizes("BlockIndexer", {"width": width, "heads": heads, "index_width": index_width})
         self.heads, self.choice, self.rotary = heads, choice, rotary
-        self.rotary_width = index_width if rotary_width is None else rotary_width
+        self.rotary_width = index_width // 2 * 2 if rotary_width is None else rotary_width
+        require_turned("BlockIndexer", self.rotary_width, index_width)
         self.query = nn.Linear(width, heads * index_width, bias=False)
         self.key = nn.Linear(width, index_width, bias=False)
         self.query_norm = nn.RMSNorm(index_width, eps)
@@ -94,7 +95,8 @@ class BlockIndexedAttention(GroupedHeads):
         rotary_width: int | None = None,
     ):
         super().__init__(width, heads, key_heads, head_width, rotary=rotary)
-        self.rotary_width = head_width if rotary_width is None else rotary_width
+        self.rotary_width = head_width // 2 * 2 if rotary_width is None else rotary_width
+        require_turned("BlockIndexedAttention", self.rotary_width, head_width)
         self.query_norm = nn.RMSNorm(head_width, 1e-6)
         self.key_norm = nn.RMSNorm(head_width, 1e-6)
         self.indexer = BlockIndexer(

@@ -40,7 +40,7 @@ class EntryIndexer(nn.Module):
         entries: Float[Tensor, "B W D"],
         past: int = 0,
     ) -> Int32[Tensor, "B N n"]:
-        """Numbers of the chosen entries, ascending, -1 where a query sees fewer.
+        """Numbers of the chosen entries, ascending, -1 where a query sees fewer: those whose tokens have all come.
 
         Args:
             low: What queries are made from.
@@ -49,37 +49,8 @@ class EntryIndexer(nn.Module):
         """
         shape, at = self.shape, torch.arange(past, past + x.shape[1], device=x.device)
         q = turned_last(split(self.query(low), shape.index_n_heads), at, shape.rotary, shape.qk_rope_head_dim)
-        weights = self.weight(x).float() * (shape.index_n_heads * shape.index_head_dim) ** -0.5
-        count = min(shape.index_topk, entries.shape[1])
-        return top_entries(q, entries, weights, count, rate=self.rate, past=past, relu=shape.relu)
-
-
-def top_entries(
-    q: Float[Tensor, "B J N D"],
-    entries: Float[Tensor, "B W D"],
-    weights: Float[Tensor, "B N J"],
-    count: int,
-    *,
-    rate: int,
-    past: int = 0,
-    relu: bool = True,
-) -> Int32[Tensor, "B N n"]:
-    """`top_keys` where a query at position t sees the first `(t + 1) // rate` entries, which are whole by then.
-
-    Of every `rate` neighbouring queries each sees one entry more than the one `rate` before it. So these, one in
-    `rate`, are queries of a causal attention to entries, the last of which sees the last entry, and are asked together.
-
-    >>> q, entries, weights = torch.ones(1, 1, 7, 4), torch.randn(1, 3, 4), torch.ones(1, 7, 1)
-    >>> top_entries(q, entries, weights, 3, rate=2)[0].tolist()[:4]
-    [[-1, -1, -1], [0, -1, -1], [0, -1, -1], [0, 1, -1]]
-    """
-    tokens = q.shape[2]
-    chosen = torch.full((q.shape[0], tokens, count), -1, dtype=torch.int32, device=q.device)
-    for first in range(min(rate, tokens)):
-        start = first if past + first + 1 >= rate else first + rate  # the first of these that sees an entry
-        if start < tokens and count:
-            of_these = slice(start, None, rate)
-            last = start + (tokens - 1 - start) // rate * rate
-            whole = entries[:, : (past + last + 1) // rate]
-            chosen[:, of_these] = top_keys(q[:, :, of_these], whole, weights[:, of_these], count, relu=relu)
-    return chosen
+        weights = self.weight(x).to(torch.promote_types(x.dtype, torch.float32))
+        weights = weights * (shape.index_n_heads * shape.index_head_dim) ** -0.5
+        count = max(min(shape.index_topk, entries.shape[1]), 1)
+        whole = ((at + 1) // self.rate).expand(x.shape[0], -1)
+        return top_keys(q, entries, weights, count, relu=shape.relu, causal=False, visible=whole)

@@ -103,7 +103,7 @@ class HySparseAttention(GroupedHeads):
     def forward(
         self, x: Float[Tensor, "B N E"], shared: SharedKeys, *, cache: RecentCache | None = None
     ) -> Float[Tensor, "B N E"]:
-        """Attention of `x` to what the full layer lends in the same step, and to the last tokens: `cache` holds these."""
+        """Attention of `x` to what the full layer lends in the same step, and to the last tokens, held in `cache`."""
         q, k, v = self.project_at(x, 0 if cache is None else cache.seen)
         if cache is not None:
             k, v = cache.extend([k, v], self.window - 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -133,30 +131,30 @@ class NSAAttention(nn.Module):
         past = 0 if cache is None else cache.seen
         at = torch.arange(past, past + x.shape[1], device=x.device)
         q = self._turned(split(self.query(x), self.heads), at)
-        compressed = self._compressed(x, cache)
-        selectable, near = (self._key_values(branch, x, at) for branch in ("selected", "window"))
+        few_k, few_v = self._compressed(x, cache)
+        far_k, far_v = self._key_values("selected", x, at)
+        near_k, near_v = self._key_values("window", x, at)
         if cache is not None:
-            near = cache.window.extend(near, self.nsa.window - 1)
-            selectable = cache.selected.extend(selectable)
+            far_k, far_v = cache.selected.extend([far_k, far_v])
+            near_k, near_v = cache.window.extend([near_k, near_v], self.nsa.window - 1)
         stop = self.nsa.seen(at).to(torch.int32)[None]
-        out, lse = attend_runs(q, *compressed, torch.zeros_like(stop), stop, return_lse=True)
-        selection = self.nsa.select(q, compressed[0], lse, selectable[0].shape[2])
-        outs = (
-            out,
-            attend_indexed(q, *selectable, selection),
-            attend(q, *near, Causal() & Window(self.nsa.window)),
-        )
-        gates = self.gate(x).sigmoid().unflatten(-1, (len(BRANCHES), -1)).movedim(1, 3)  # [B, branch, H, N]
-        return self.dense(merged(sum(part * gate[..., None] for part, gate in zip(outs, gates.unbind(1), strict=True))))
+        few, lse = attend_runs(q, few_k, few_v, torch.zeros_like(stop), stop, return_lse=True)
+        far = attend_indexed(q, far_k, far_v, self.nsa.select(q, few_k, lse, far_k.shape[2]))
+        near = attend(q, near_k, near_v, Causal() & Window(self.nsa.window))
+        gates = (
+            self.gate(x).sigmoid().unflatten(-1, (len(BRANCHES), -1)).movedim(1, 3)[..., None]
+        )  # [B, branch, H, N, 1]
+        of_few, of_far, of_near = gates.unbind(1)
+        return self.dense(merged(few * of_few + far * of_far + near * of_near))
 
     def _turned(self, x: Tensor, at: Int64[Tensor, " N"]) -> Tensor:
         return x if self.rotary is None else rotated(x, at, self.rotary)
 
-    def _key_values(self, branch: str, x: Tensor, at: Int64[Tensor, " N"]) -> Sequence[Tensor]:
+    def _key_values(self, branch: str, x: Tensor, at: Int64[Tensor, " N"]) -> tuple[Tensor, Tensor]:
         k, v = split(self.keys[branch](x), self.key_heads), split(self.values[branch](x), self.key_heads)
         return self._turned(k, at), v
 
-    def _compressed(self, x: Tensor, cache: NSACache | None) -> Sequence[Tensor]:
+    def _compressed(self, x: Tensor, cache: NSACache | None) -> tuple[Tensor, Tensor]:
         """Keys and values of all compressed blocks so far."""
         k, v = (split(made["compressed"](x), self.key_heads) for made in (self.keys, self.values))
         nsa, before = self.nsa, 0
@@ -165,7 +163,9 @@ class NSAAttention(nn.Module):
             k, v = cache.tail.extend([k, v], after - nsa.compressed(after) * nsa.stride)
         k, v = self.compress_keys(k), self.compress_values(v)
         k = self._turned(k, nsa.stride * torch.arange(before, before + k.shape[2], device=x.device))
-        return (k, v) if cache is None else cache.compressed.extend([k, v])
+        if cache is not None:
+            k, v = cache.compressed.extend([k, v])
+        return k, v
 
 
 BRANCHES = "compressed", "selected", "window"

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..config.rotary import RotaryConfig
+from ..patterns.base import require_integer
 from .positions import rotated
 
 
@@ -37,3 +38,10 @@ def turned_last(
     if not features:
         return x
     return torch.cat([x[..., :-features], rotated(x[..., -features:], at, rotary)], -1)
+
+
+def require_turned(owner: str, features: int, width: int) -> int:
+    """`features`, or an error that names it where they are odd or more than the width has."""
+    if require_integer(owner, "rotary_width", features, least=0) % 2 or features > width:
+        raise ValueError(f"{owner}: rotary_width is {features}; give an even number of at most {width}")
+    return features

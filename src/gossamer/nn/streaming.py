@@ -72,26 +72,25 @@ class StreamingAttention(GroupedHeads):
         sinks: int = 4,
         rotary: RotaryConfig = HALVES,
     ):
-        super().__init__(width, heads, key_heads or heads, rotary=rotary)
+        super().__init__(width, heads, key_heads or heads, rotary=None)
         require_sizes("StreamingAttention", {"window": window, "sinks": sinks})
-        self.window, self.sinks = window, sinks
+        self.window, self.sinks, self.turns = window, sinks, rotary
 
     def forward(self, x: Float[Tensor, "B N E"], *, cache: StreamingCache | None = None) -> Float[Tensor, "B N E"]:
         """Attention of `x` to itself and to the tokens of earlier calls with the same `cache`."""
         past = 0 if cache is None else cache.seen
         at = torch.arange(past, past + x.shape[1], device=x.device)
         q, k, v = self.project(x)
-        k = rotated(k, at, self.rotary)
+        k = rotated(k, at, self.turns)
         new = max(self.sinks - past, 0)  # as many of these tokens, or all of them, are first ones
-        first, near = [k[:, :, :new], v[:, :, :new]], [k[:, :, new:], v[:, :, new:]]
+        first_k, first_v, near_k, near_v = k[:, :, :new], v[:, :, :new], k[:, :, new:], v[:, :, new:]
         if cache is not None:
-            first, near = cache.first.extend(first, self.sinks), cache.window.extend(near, self.window - 1)
-        return self.merge(self._attend(q, at, first, near))
-
-    def _attend(self, q: Tensor, at: Tensor, first: list[Tensor], near: list[Tensor]) -> Tensor:
-        """Over the first tokens and over those behind them, of which a query sees no more than the window."""
+            first_k, first_v = cache.first.extend([first_k, first_v], self.sinks)
+            near_k, near_v = cache.window.extend([near_k, near_v], self.window - 1)
         place = at.clamp(max=self.window + self.sinks - 1)
-        stop = (at + 1).clamp(max=first[0].shape[2]).to(torch.int32)[None]
-        of_first = attend_runs(rotated(q, place, self.rotary), *first, torch.zeros_like(stop), stop, return_lse=True)
-        of_near = attend(rotated(q, at, self.rotary), *near, Causal() & Window(self.window), return_lse=True)
-        return merge_attention([of_first, of_near])[0]
+        stop = (at + 1).clamp(max=first_k.shape[2]).to(torch.int32)[None]
+        placed, start = rotated(q, place, self.turns), torch.zeros_like(stop)
+        of_first = attend_runs(placed, first_k, first_v, start, stop, return_lse=True)
+        pattern = Causal() & Window(self.window)
+        of_near = attend(rotated(q, at, self.turns), near_k, near_v, pattern, return_lse=True)
+        return self.merge(merge_attention([of_first, of_near])[0])

@@ -11,6 +11,7 @@ from .dense import CausalSelfAttention as CausalSelfAttention
 from .global_tokens import GlobalTokens as GlobalTokens
 from .hysparse import HySparseAttention as HySparseAttention
 from .hysparse import HySparseFullAttention as HySparseFullAttention
+from .indexer import LightningIndexer as LightningIndexer
 from .longformer import LongformerAttention as LongformerAttention
 from .lsh import LSHAttention as LSHAttention
 from .masks import compute_sparsity as compute_sparsity

@@ -35,6 +35,7 @@ class HySparseFullAttention(GroupedHeads):
     number of blocks have no default, because what is public of the paper names none; nothing is chosen but by
     probability unless `choice` says so.
 
+    >>> import torch
     >>> layer = HySparseFullAttention(64, 4, 2, BlockTopK(16, 3, local=0))
     >>> out, shared = layer(torch.randn(1, 100, 64))
     >>> out.shape, shared.selection.indices.shape
@@ -74,6 +75,7 @@ class HySparseAttention(GroupedHeads):
     One set of queries serves both; the window's keys and values are the layer's own. Each head weighs the two by gates
     of its own, sigmoids of the input. No gradient passes through the choice, but one into the lent keys and values.
 
+    >>> import torch
     >>> full, layer = HySparseFullAttention(64, 4, 2, BlockTopK(16, 3, local=0)), HySparseAttention(64, 4, 2, window=32)
     >>> x = torch.randn(1, 100, 64)
     >>> layer(x, full(x)[1]).shape

@@ -250,3 +250,20 @@ def test_indexer_shapes_of_other_models() -> None:
     config = replace(LATENT, indexer=IndexerConfig(1, 4, 5, 0))
     layer, x = layer_of(config), text(20)
     torch.testing.assert_close(layer(x), dense_latent(layer, x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", [*MODES, None])
+def test_it_compiles_as_one_graph(mode: str | None) -> None:
+    torch.compiler.reset()
+    layer, x = layer_of(), text().requires_grad_()
+    within = torch.tensor([[0, 50], [3, 41]], dtype=torch.int32)
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        out, seen = layer(x, True, mode=mode)
+        return out + layer(x, mode=mode, within=within), seen.selection.indices
+
+    found, right = torch.compile(both, backend="aot_eager", fullgraph=True)(x), both(x)
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(out.square().sum(), x)[0] for out, _ in (found, right))
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    torch.compiler.reset()

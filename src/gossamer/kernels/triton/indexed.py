@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -14,10 +14,12 @@ from ..indexed import Inputs, Returning
 from ..inverse_lists import InverseLists, Rows, canonical, inverse_lists
 from ..layout import empty_beside
 from .backend import on, without_gpu
-from .indexed_configs import WIDEST, Kernel, config
+from .indexed_configs import Kernel, config, widest
 
 WORKSPACE = 2**29
 """Bytes of what comes to keys from single queries, before it is summed."""
+LEAST = 256
+"""Queries of a pass, where all key heads do not fit at once: with fewer, sums would be read and written too often."""
 MOST_SPLITS = 16
 """Of a block's list, which one program would take long to go through."""
 STEPS = 64
@@ -35,9 +37,9 @@ class Triton:
             return f"inputs are {given.q.dtype}; it computes float32, bfloat16 and float16"
         if find_spec("triton") is None:
             return "it needs Triton; pip install triton"
-        widths = given.q.shape[3], given.value_width
-        if max(widths) > WIDEST:
-            return f"heads are {widths[0]} and {widths[1]} wide; it computes {WIDEST} at most"
+        widths, most = (given.q.shape[3], given.value_width), widest(given.q.dtype)
+        if max(widths) > most:
+            return f"heads are {widths[0]} and {widths[1]} wide; it computes {most} at most in {given.q.dtype}"
         return without_gpu(given.q.device)
 
     def forward(self, given: Inputs) -> tuple[Tensor, Tensor]:
@@ -149,8 +151,10 @@ class Work:
     def shares(self) -> bool:
         """Whether a tile of the keys' leading columns is one of values."""
         width, value_width = self.widths
-        return self.given.v is None and value_width & (value_width - 1) == 0 and 16 <= value_width <= width < (
-            2 * value_width
+        return (
+            self.given.v is None
+            and value_width & (value_width - 1) == 0
+            and 16 <= value_width <= width < (2 * value_width)
         )
 
     def constants(self, kernel: Kernel) -> dict[str, Any]:
@@ -174,7 +178,7 @@ class Work:
         from .indexed_backward import indexed_backward_blocks
         from .operands import Matrix
 
-        (batch, groups, keys, _), queries = self.given.k.shape, self.given.q.shape[2]
+        (batch, _, keys, _), queries = self.given.k.shape, self.given.q.shape[2]
         constants = self.constants("backward_blocks")
         constants["KEYS"] = min(constants["KEYS"], up_to_power(self.rows.block, 16))
         constants["HEADS"] = min(constants["ROWS"], up_to_power(self.repeats, 1))
@@ -225,7 +229,7 @@ class Work:
         """(first query, last, workspaces [1, lanes, entries, width]) of passes over the queries."""
         queries, (width, value_width) = self.given.q.shape[2], self.widths
         room = WORKSPACE // (4 * self.rows.size * (width + (0 if self.shares else value_width)))  # lanes · queries
-        step = max(1, min(queries, room, max(256, room // max(self.lanes, 1))))
+        step = max(1, min(queries, room, max(LEAST, room // max(self.lanes, 1))))
         lanes = max(1, min(self.lanes, room // step))
         shape, like = (1, lanes, step * self.rows.size), self.given.k
         of_keys = like.new_empty(*shape, width, dtype=torch.float32)

@@ -16,13 +16,11 @@ from .indexed_tiles import (
     heads_of,
     keys_at,
     leading,
-    load_head,
-    load_tail,
+    load_rows,
     query_of,
     row_of,
     run_of,
-    store_head,
-    store_tail,
+    store_rows,
     zeros_tail,
 )
 from .tiles import bent, capped, drawn_for, kept
@@ -38,13 +36,11 @@ def indexed_backward_queries(
     part, query, batch, group, choice = query_of(tl.program_id(0), chosen, heads, axes, PARTS)
     head, exists = heads_of(part, group, heads, ROWS)
     position = query + axes.offset
-    row = row_of(q, batch, head, query)
-    q_head, q_tail = load_head(q, row, exists, WIDTH), load_tail(q, row, exists, WIDTH)
-    row = row_of(grad_out, batch, head, query)
-    g_head, g_tail = load_head(grad_out, row, exists, VALUE_WIDTH), load_tail(grad_out, row, exists, VALUE_WIDTH)
-    row = row_of(out, batch, head, query)
-    delta = tl.sum(g_head.to(tl.float32) * load_head(out, row, exists, VALUE_WIDTH).to(tl.float32), 1)
-    delta += tl.sum(g_tail.to(tl.float32) * load_tail(out, row, exists, VALUE_WIDTH).to(tl.float32), 1)
+    q_head, q_tail = load_rows(q, batch, head, query, exists, WIDTH)
+    g_head, g_tail = load_rows(grad_out, batch, head, query, exists, VALUE_WIDTH)
+    o_head, o_tail = load_rows(out, batch, head, query, exists, VALUE_WIDTH)
+    delta = tl.sum(g_head.to(tl.float32) * o_head.to(tl.float32), 1)
+    delta += tl.sum(g_tail.to(tl.float32) * o_tail.to(tl.float32), 1)
     if grad_lse is not None:
         delta -= tl.load(grad_lse.pointer + row_of(grad_lse, batch, head, query), mask=exists, other=0.0)
     tl.store(deltas.pointer + row_of(deltas, batch, head, query), delta, mask=exists)
@@ -54,13 +50,11 @@ def indexed_backward_queries(
     count = tl.load(chosen.counts + choice) * BLOCK
     for first in tl.range(0, count, KEYS):
         key, there = keys_at(first + tl.arange(0, KEYS), count, chosen, choice, axes, position, BLOCK, CAUSAL)
-        at = row_of(k, batch, group, key)
-        k_head, k_tail = load_head(k, at, there, WIDTH), load_tail(k, at, there, WIDTH)
+        k_head, k_tail = load_rows(k, batch, group, key, there, WIDTH)
         if SHARED:
             v_head, v_tail = k_head, k_tail
         else:
-            at = row_of(v, batch, group, key)
-            v_head, v_tail = load_head(v, at, there, VALUE_WIDTH), load_tail(v, at, there, VALUE_WIDTH)
+            v_head, v_tail = load_rows(v, batch, group, key, there, VALUE_WIDTH)
         turned = bent(across(q_head, q_tail, k_head, k_tail, WIDTH), scores)
         weight = tl.exp2(tl.where(there[None, :], capped(turned, scores), float("-inf")) - peak[:, None])
         grad = across(g_head, g_tail, v_head, v_tail, VALUE_WIDTH)
@@ -70,9 +64,16 @@ def indexed_backward_queries(
         total = tl.dot(grad, k_head, total, input_precision="ieee")
         total_tail = add_tail(grad, k_tail, total_tail, WIDTH)
     seen = count > 0  # whatever a query holds that sees nothing
-    row = row_of(dq, batch, head, query)
-    store_head(dq, row, exists, tl.where(seen, total * scores.scale, 0.0), WIDTH)
-    store_tail(dq, row, exists, tl.where(seen, total_tail * scores.scale, 0.0), WIDTH)
+    store_rows(
+        dq,
+        batch,
+        head,
+        query,
+        exists,
+        tl.where(seen, total * scores.scale, 0.0),
+        tl.where(seen, total_tail * scores.scale, 0.0),
+        WIDTH,
+    )
 
 
 @triton.jit
@@ -90,7 +91,7 @@ def pairs_of(
         dropped = weight * factor
         grad *= factor
     grad = of_product(weight * (grad - delta[None, :]), turned, scores)
-    return dropped, grad
+    return dropped, tl.where(seen, grad, 0.0)  # whatever a key holds that nobody sees
 
 
 @triton.jit
@@ -131,22 +132,17 @@ def indexed_backward_rows(
     if start < held:
         at = start + tl.arange(0, KEYS)
         key, there = keys_at(at, held, chosen, choice, axes, query + axes.offset, BLOCK, CAUSAL)
-        row = row_of(k, batch, group, key)
-        k_head, k_tail = load_head(k, row, there, WIDTH), load_tail(k, row, there, WIDTH)
+        k_head, k_tail = load_rows(k, batch, group, key, there, WIDTH)
         if SHARED:
             v_head, v_tail = k_head, k_tail
         else:
-            row = row_of(v, batch, group, key)
-            v_head, v_tail = load_head(v, row, there, VALUE_WIDTH), load_tail(v, row, there, VALUE_WIDTH)
+            v_head, v_tail = load_rows(v, batch, group, key, there, VALUE_WIDTH)
         dk, dk_tail = tl.zeros((KEYS, leading(WIDTH)), tl.float32), zeros_tail(KEYS, WIDTH)
         dv, dv_tail = tl.zeros((KEYS, leading(VALUE_WIDTH)), tl.float32), zeros_tail(KEYS, VALUE_WIDTH)
         for part in tl.range(0, PARTS):
             head, exists = heads_of(part, group, heads, ROWS)
-            row = row_of(q, batch, head, query)
-            q_head, q_tail = load_head(q, row, exists, WIDTH), load_tail(q, row, exists, WIDTH)
-            row = row_of(grad_out, batch, head, query)
-            g_head = load_head(grad_out, row, exists, VALUE_WIDTH)
-            g_tail = load_tail(grad_out, row, exists, VALUE_WIDTH)
+            q_head, q_tail = load_rows(q, batch, head, query, exists, WIDTH)
+            g_head, g_tail = load_rows(grad_out, batch, head, query, exists, VALUE_WIDTH)
             peak = finite_lse(tl.load(lse.pointer + row_of(lse, batch, head, query), mask=exists, other=0.0))
             delta = tl.load(deltas.pointer + row_of(deltas, batch, head, query), mask=exists, other=0.0)
             drawn = head if dropout is None else drawn_for(dropout, batch, head, query)
@@ -159,13 +155,9 @@ def indexed_backward_rows(
                 VALUE_WIDTH,
             )  # fmt: skip
         entry = place.to(tl.int64) * chosen.size + at
-        row = own.to(tl.int64) * of_keys.head + entry * of_keys.row
-        store_head(of_keys, row, there, dk, WIDTH)
-        store_tail(of_keys, row, there, dk_tail, WIDTH)
+        store_rows(of_keys, own * 0, own, entry, there, dk, dk_tail, WIDTH)
         if not SHARED:
-            row = own.to(tl.int64) * of_values.head + entry * of_values.row
-            store_head(of_values, row, there, dv, VALUE_WIDTH)
-            store_tail(of_values, row, there, dv_tail, VALUE_WIDTH)
+            store_rows(of_values, own * 0, own, entry, there, dv, dv_tail, VALUE_WIDTH)
 
 
 @triton.jit(do_not_specialize=["lane"])
@@ -219,13 +211,11 @@ def indexed_backward_blocks(
     inside = number % TILES * KEYS + tl.arange(0, KEYS)
     key = block * BLOCK + inside
     real = (inside < BLOCK) & (key < axes.keys)
-    row = row_of(k, batch, group, key)
-    k_head, k_tail = load_head(k, row, real, WIDTH), load_tail(k, row, real, WIDTH)
+    k_head, k_tail = load_rows(k, batch, group, key, real, WIDTH)
     if SHARED:
         v_head, v_tail = k_head, k_tail
     else:
-        row = row_of(v, batch, group, key)
-        v_head, v_tail = load_head(v, row, real, VALUE_WIDTH), load_tail(v, row, real, VALUE_WIDTH)
+        v_head, v_tail = load_rows(v, batch, group, key, real, VALUE_WIDTH)
     k_grad, k_grad_tail = tl.zeros((KEYS, leading(WIDTH)), tl.float32), zeros_tail(KEYS, WIDTH)
     v_grad, v_grad_tail = tl.zeros((KEYS, leading(VALUE_WIDTH)), tl.float32), zeros_tail(KEYS, VALUE_WIDTH)
     run = run_of(chosen, heads, lane)
@@ -241,10 +231,8 @@ def indexed_backward_blocks(
         place = step % parts * HEADS + tl.arange(0, ROWS) % HEADS
         exists = (at < end) & (place < heads.repeats)
         head = group * heads.repeats + tl.minimum(place, heads.repeats - 1)
-        row = row_of(q, batch, head, query)
-        q_head, q_tail = load_head(q, row, exists, WIDTH), load_tail(q, row, exists, WIDTH)
-        row = row_of(grad_out, batch, head, query)
-        g_head, g_tail = load_head(grad_out, row, exists, VALUE_WIDTH), load_tail(grad_out, row, exists, VALUE_WIDTH)
+        q_head, q_tail = load_rows(q, batch, head, query, exists, WIDTH)
+        g_head, g_tail = load_rows(grad_out, batch, head, query, exists, VALUE_WIDTH)
         peak = finite_lse(tl.load(lse.pointer + row_of(lse, batch, head, query), mask=exists, other=0.0))
         delta = tl.load(deltas.pointer + row_of(deltas, batch, head, query), mask=exists, other=0.0)
         drawn = head if dropout is None else drawn_for(dropout, batch, head, query)
@@ -260,10 +248,6 @@ def indexed_backward_blocks(
             WIDTH, VALUE_WIDTH,
         )  # fmt: skip
     batch += tl.program_id(1) * sequences
-    row = row_of(dk, batch, group, key)
-    store_head(dk, row, real, k_grad, WIDTH)
-    store_tail(dk, row, real, k_grad_tail, WIDTH)
+    store_rows(dk, batch, group, key, real, k_grad, k_grad_tail, WIDTH)
     if not SHARED:
-        row = row_of(dv, batch, group, key)
-        store_head(dv, row, real, v_grad, VALUE_WIDTH)
-        store_tail(dv, row, real, v_grad_tail, VALUE_WIDTH)
+        store_rows(dv, batch, group, key, real, v_grad, v_grad_tail, VALUE_WIDTH)

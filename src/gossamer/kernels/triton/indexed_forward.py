@@ -10,12 +10,10 @@ from .indexed_tiles import (
     heads_of,
     keys_at,
     leading,
-    load_head,
-    load_tail,
+    load_rows,
     query_of,
     row_of,
-    store_head,
-    store_tail,
+    store_rows,
     zeros_tail,
 )
 from .tiles import bent, capped, drawn_for, kept
@@ -31,8 +29,7 @@ def indexed_forward(
     part, query, batch, group, choice = query_of(tl.program_id(0), chosen, heads, axes, PARTS)
     head, exists = heads_of(part, group, heads, ROWS)
     position = query + axes.offset
-    row = row_of(q, batch, head, query)
-    q_head, q_tail = load_head(q, row, exists, WIDTH), load_tail(q, row, exists, WIDTH)
+    q_head, q_tail = load_rows(q, batch, head, query, exists, WIDTH)
     if sinks is None:
         peak = tl.full((ROWS,), float("-inf"), tl.float32)
     else:
@@ -44,13 +41,11 @@ def indexed_forward(
     count = tl.load(chosen.counts + choice) * BLOCK
     for first in tl.range(0, count, KEYS):
         key, there = keys_at(first + tl.arange(0, KEYS), count, chosen, choice, axes, position, BLOCK, CAUSAL)
-        at = row_of(k, batch, group, key)
-        k_head, k_tail = load_head(k, at, there, WIDTH), load_tail(k, at, there, WIDTH)
+        k_head, k_tail = load_rows(k, batch, group, key, there, WIDTH)
         if SHARED:
             v_head, v_tail = k_head, k_tail
         else:
-            at = row_of(v, batch, group, key)
-            v_head, v_tail = load_head(v, at, there, VALUE_WIDTH), load_tail(v, at, there, VALUE_WIDTH)
+            v_head, v_tail = load_rows(v, batch, group, key, there, VALUE_WIDTH)
         score = capped(bent(across(q_head, q_tail, k_head, k_tail, WIDTH), scores), scores)
         score = tl.where(there[None, :], score, float("-inf"))
         higher = tl.maximum(peak, tl.max(score, 1))
@@ -65,7 +60,5 @@ def indexed_forward(
         mean_tail = add_tail(weight, v_tail, mean_tail * shrink[:, None], VALUE_WIDTH)
         peak = higher
     share = 1.0 / tl.where(total == 0.0, 1.0, total)[:, None]
-    row = row_of(out, batch, head, query)
-    store_head(out, row, exists, mean * share, VALUE_WIDTH)
-    store_tail(out, row, exists, mean_tail * share, VALUE_WIDTH)
+    store_rows(out, batch, head, query, exists, mean * share, mean_tail * share, VALUE_WIDTH)
     tl.store(lse.pointer + row_of(lse, batch, head, query), (peak + tl.log2(total)) / LOG2E, mask=exists)

@@ -47,35 +47,27 @@ def part_cells(x, row, exists, FIRST: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_head(x, row, exists, WIDTH: tl.constexpr):
-    """The leading columns of rows; zero where they do not exist."""
+def load_rows(x, batch, head, index, exists, WIDTH: tl.constexpr):
+    """(the leading columns of rows, the columns behind); zero where rows do not exist, one such where no columns do."""
+    row = row_of(x, batch, head, index)
     pointers, mask = part_cells(x, row, exists, 0, in_head(WIDTH))
-    return tl.load(pointers, mask=mask, other=0.0)
-
-
-@triton.jit
-def load_tail(x, row, exists, WIDTH: tl.constexpr):
-    """The columns behind; where there are none, one of zeros."""
+    leaders = tl.load(pointers, mask=mask, other=0.0)
     if in_tail(WIDTH):
         pointers, mask = part_cells(x, row, exists, leading(WIDTH), in_tail(WIDTH))
-        return tl.load(pointers, mask=mask, other=0.0)
+        return leaders, tl.load(pointers, mask=mask, other=0.0)
     else:
-        return tl.zeros((exists.shape[0], 1), tl.float32)
+        return leaders, tl.zeros((exists.shape[0], 1), tl.float32)
 
 
 @triton.jit
-def store_head(x, row, exists, tile, WIDTH: tl.constexpr):
-    """Writes what `load_head` reads."""
+def store_rows(x, batch, head, index, exists, leaders, behind, WIDTH: tl.constexpr):
+    """Writes what `load_rows` reads."""
+    row = row_of(x, batch, head, index)
     pointers, mask = part_cells(x, row, exists, 0, in_head(WIDTH))
-    tl.store(pointers, tile.to(x.pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def store_tail(x, row, exists, tile, WIDTH: tl.constexpr):
-    """Writes what `load_tail` reads."""
+    tl.store(pointers, leaders.to(x.pointer.dtype.element_ty), mask=mask)
     if in_tail(WIDTH):
         pointers, mask = part_cells(x, row, exists, leading(WIDTH), in_tail(WIDTH))
-        tl.store(pointers, tile.to(x.pointer.dtype.element_ty), mask=mask)
+        tl.store(pointers, behind.to(x.pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ which registers hold it. Two programs share a multiprocessor, and each works whi
 
 from __future__ import annotations
 
+import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -60,9 +61,9 @@ def _entries(entries, start, count, TOGETHER: gl.constexpr, WIDTH: gl.constexpr)
 
 
 @gluon.jit
-def _query(entry, CHOSEN: gl.constexpr):
-    """The query of an entry, which is not negative: that makes the division cheap."""
-    return (entry.to(gl.uint32) // CHOSEN).to(gl.int32)
+def _query(entry, SLOTS: gl.constexpr):
+    """The query of an entry, which is not negative."""
+    return (entry.to(gl.uint32) // SLOTS).to(gl.int32)
 
 
 @gluon.jit
@@ -72,35 +73,35 @@ def _product(x, y):
 
 
 @gluon.jit
-def _gather(x, first, ring, turn, entry, CHOSEN: gl.constexpr, TOGETHER: gl.constexpr):
+def _gather(x, first, ring, turn, entry, SLOTS: gl.constexpr, TOGETHER: gl.constexpr):
     """Rows of entries' queries on their way into shared memory."""
     WIDTH: gl.constexpr = ring.shape[2]
     layout: gl.constexpr = _wide_rows(WIDTH)
     repeat = in_turn(gl.arange(0, TILE, gl.SliceLayout(1, layout)), turn) & (TOGETHER - 1)
-    place = _product(repeat, x.head) + _product(_query(entry, CHOSEN), x.row)
+    place = _product(repeat, x.head) + _product(_query(entry, SLOTS), x.row)
     column = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
     cells = first + gl.expand_dims(place * x.unit, 1) + gl.expand_dims(column, 0)
     async_copy.async_copy_global_to_shared(ring.index(turn & 1), cells)
 
 
 @gluon.jit
-def _gather_auxiliary(aux, ring, turn, entries, start, count, queries, CHOSEN: gl.constexpr, TOGETHER: gl.constexpr):
+def _gather_auxiliary(aux, ring, turn, entries, start, count, queries, SLOTS: gl.constexpr, TOGETHER: gl.constexpr):
     """Auxiliary rows of entries' queries on their way into shared memory."""
     layout: gl.constexpr = _wide_rows(AUX)
     place, repeat = _places(start, count, TOGETHER, gl.SliceLayout(1, layout))
-    row = (in_turn(repeat, turn) * queries + _query(gl.load(entries + place), CHOSEN)) * AUX
+    row = (in_turn(repeat, turn) * queries + _query(gl.load(entries + place), SLOTS)) * AUX
     column = gl.arange(0, AUX, gl.SliceLayout(0, layout))
     cells = aux + gl.expand_dims(row, 1) + gl.expand_dims(column, 0)
     async_copy.async_copy_global_to_shared(ring.index(turn & 1), cells)
 
 
 @gluon.jit
-def _shown(p, entries, start, count, block, axes, SIZE: gl.constexpr, CHOSEN: gl.constexpr, TOGETHER: gl.constexpr):
+def _shown(p, entries, start, count, block, axes, SIZE: gl.constexpr, SLOTS: gl.constexpr, TOGETHER: gl.constexpr):
     """p [keys, rows] where the row is one of an entry, whose query sees the key; else 0."""
     place = start + gl.arange(0, TILE, gl.SliceLayout(0, p.type.layout)) // TOGETHER
     last = gl.full([TILE], axes.keys - 1, gl.int32, gl.SliceLayout(0, p.type.layout))
     if axes.causal:
-        query = _query(gl.load(entries + gl.minimum(place, count - 1)), CHOSEN)
+        query = _query(gl.load(entries + gl.minimum(place, count - 1)), SLOTS)
         last = gl.minimum(last, query + axes.offset)
     last = gl.where(place < count, last, -1)
     key = block * SIZE + gl.arange(0, TILE, gl.SliceLayout(1, p.type.layout))
@@ -136,13 +137,16 @@ def _times_keys(ds_tile, k_tile, half: gl.constexpr, layout: gl.constexpr):
 
 @gluon.jit
 def _store_queries(
-    piece_dq, dq, half: gl.constexpr, entries, start, count, REPEATS: gl.constexpr, WIDTH: gl.constexpr
+    piece_dq, dq, half: gl.constexpr, entries, start, count, queries,
+    SLOTS: gl.constexpr, REPEATS: gl.constexpr, WIDTH: gl.constexpr,
 ):  # fmt: skip
     """64 columns of what a block gives to the queries of a tile's entries."""
     x = _turned(dq).to(piece_dq.dtype.element_ty)
     row = gl.arange(0, TILE, gl.SliceLayout(1, x.type.layout))
     place, repeat = _places(start, count, REPEATS, gl.SliceLayout(1, x.type.layout))
-    at = (gl.load(entries + place) * REPEATS + repeat).to(gl.int64) * WIDTH
+    entry = gl.load(entries + place)
+    piece = ((entry & (SLOTS - 1)) * queries + _query(entry, SLOTS)) * REPEATS + repeat
+    at = piece.to(gl.int64) * WIDTH
     column = half * TILE + gl.arange(0, TILE, gl.SliceLayout(0, x.type.layout))
     cells = piece_dq + gl.expand_dims(at, 1) + gl.expand_dims(column, 0)
     gl.store(cells, x, mask=gl.expand_dims(start + row // REPEATS < count, 1))
@@ -185,6 +189,7 @@ def backward_pieces(
 ):  # fmt: skip
     """What the block of an item gives to each entry's query, and what the entries give to its keys and values."""
     SIZE: gl.constexpr = TILE
+    SLOTS: gl.constexpr = triton.next_power_of_2(CHOSEN)
     ENTRIES: gl.constexpr = TILE // REPEATS
     scores: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     dk_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
@@ -196,7 +201,8 @@ def backward_pieces(
     if block < axes.blocks:
         at = lane * axes.blocks + block
         done = (gl.program_id(0) % rare.most - gl.load(rare.first_items + at)) * PART
-        count = gl.minimum(gl.load(rare.totals + at) - done, PART)
+        left = gl.load(rare.totals + at) - done
+        count = gl.where(left < PART + PART // 2, left, PART)
         entries = rare.entries + lane.to(gl.int64) * axes.queries * CHOSEN + gl.load(rare.starts + at) + done
         head = key_head * REPEATS
         q_first = q.pointer + (batch.to(gl.int64) * q.batch + head.to(gl.int64) * q.head) * q.unit
@@ -210,18 +216,15 @@ def backward_pieces(
         aux_ring = gl.allocate_shared_memory(gl.bfloat16, (2, TILE, AUX), _swizzled(AUX))
         ds_tile = gl.allocate_shared_memory(dtype, (TILE, TILE), _swizzled(TILE))
         entry = _entries(entries, 0, count, REPEATS, WIDTH)
-        _gather(q, q_first, q_ring, 0, entry, CHOSEN, REPEATS)
-        _gather(grad_out, grad_first, grad_ring, 0, _as_rows(entry, VALUE_WIDTH), CHOSEN, REPEATS)
-        _gather_auxiliary(aux, aux_ring, 0, entries, 0, count, axes.queries, CHOSEN, REPEATS)
+        _gather(q, q_first, q_ring, 0, entry, SLOTS, REPEATS)
+        _gather(grad_out, grad_first, grad_ring, 0, _as_rows(entry, VALUE_WIDTH), SLOTS, REPEATS)
+        _gather_auxiliary(aux, aux_ring, 0, entries, 0, count, axes.queries, SLOTS, REPEATS)
         async_copy.commit_group()
         k_tile = _loaded(k, batch, key_head, block * SIZE, axes.keys, WIDTH)
         v_tile = _loaded(v, batch, key_head, block * SIZE, axes.keys, VALUE_WIDTH)
         picks = picking(0), picking(3)
         edge = block * SIZE + SIZE > axes.keys
-        if axes.causal:
-            masked = gl.where(edge, count, SIZE - done)
-        else:
-            masked = gl.where(edge, count, 0)
+        masked = gl.where(edge, count, gl.where(axes.causal, SIZE - done, 0))
         dk_tile = gl.zeros((TILE, WIDTH), gl.float32, dk_layout)
         dv_tile = gl.zeros((TILE, VALUE_WIDTH), gl.float32, dv_layout)
         for turn in range(0, (count + ENTRIES - 1) // ENTRIES):
@@ -233,8 +236,8 @@ def backward_pieces(
             q_tile, grad_tile, aux_tile = q_ring.index(turn & 1), grad_ring.index(turn & 1), aux_ring.index(turn & 1)
             s = less(k_tile, q_tile, aux_tile, picks[0], scores)
             # The last turn gathers the last entry once more, which nobody reads.
-            _gather(q, q_first, q_ring, turn + 1, entry, CHOSEN, REPEATS)
-            _gather(grad_out, grad_first, grad_ring, turn + 1, _as_rows(entry, VALUE_WIDTH), CHOSEN, REPEATS)
+            _gather(q, q_first, q_ring, turn + 1, entry, SLOTS, REPEATS)
+            _gather(grad_out, grad_first, grad_ring, turn + 1, _as_rows(entry, VALUE_WIDTH), SLOTS, REPEATS)
             _gather_auxiliary(
                 aux, aux_ring, turn + 1, entries, start + ENTRIES, count, axes.queries, CHOSEN, REPEATS
             )  # fmt: skip
@@ -243,7 +246,7 @@ def backward_pieces(
             s = warpgroup_mma_wait(2, deps=(s,))
             p = gl.exp2(s * (scale * LOG2E))
             if (start < masked) | (start + ENTRIES > count):
-                p = _shown(p, entries, start, count, block, axes, SIZE, CHOSEN, REPEATS)
+                p = _shown(p, entries, start, count, block, axes, SIZE, SLOTS, REPEATS)
             dv_tile = warpgroup_mma(gl.convert_layout(p.to(dtype), dv_operand), grad_tile, dv_tile, is_async=True)
             dp = warpgroup_mma_wait(1, deps=(dp,))
             ds = (p * dp).to(dtype)
@@ -255,14 +258,14 @@ def backward_pieces(
             dk_tile, dv_tile, dq = warpgroup_mma_wait(0, deps=(dk_tile, dv_tile, dq))
             for half in gl.static_range(1, WIDTH // TILE):
                 then = _times_keys(ds_tile, k_tile, half, scores)
-                _store_queries(piece_dq, dq, half - 1, entries, start, count, REPEATS, WIDTH)
+                _store_queries(piece_dq, dq, half - 1, entries, start, count, axes.queries, SLOTS, REPEATS, WIDTH)
                 dq = warpgroup_mma_wait(0, deps=(then,))
-            _store_queries(piece_dq, dq, WIDTH // TILE - 1, entries, start, count, REPEATS, WIDTH)
+            _store_queries(piece_dq, dq, WIDTH // TILE - 1, entries, start, count, axes.queries, SLOTS, REPEATS, WIDTH)
         async_copy.wait_group(0)
         dk_tile *= scale
         # Worked out anew: it kept registers from the products else.
         here, batch, key_head, lane, block = _place(opaque(gl.program_id(0)), rare, heads, first_lane)
-        if gl.load(rare.totals + lane * axes.blocks + block) <= PART:
+        if gl.load(rare.totals + lane * axes.blocks + block) < PART + PART // 2:
             _store_keys(dk, dk_tile, batch, key_head, block * SIZE, axes.keys)
             _store_keys(dv, dv_tile, batch, key_head, block * SIZE, axes.keys)
         else:

@@ -1,14 +1,15 @@
 """The forward over chosen blocks on Hopper: tiles of queries over the blocks that enough of them share.
 
 A work item is a tile of neighbouring queries in all heads that share a key head, half of it for either consumer. The
-blocks of keys and values that the tile's list names pass through a ring for both. Rows whose query did not choose a
+blocks of keys and values that the tile's list names pass through a ring for both, and each leaves out what none of its
+queries chose. Rows whose query did not choose a
 block take no part in its softmax, which costs nothing for each score: what is subtracted from their scores is beyond
 all bounds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -43,7 +44,7 @@ class TilesConfig:
     repeats: int
     slots: int
     causal: bool
-    team: Team = Team(2)
+    team: Team = field(default_factory=lambda: Team(2))
     own: int = 2
     """Places for tiles of queries, one for each consumer."""
     takers: int = 2
@@ -55,13 +56,21 @@ class TilesConfig:
 
 
 class Shared(NamedTuple):
-    """For each tile of each lane: `counts` blocks, and the words of the queries that chose them."""
+    """For each tile of each lane: `counts` blocks."""
 
     blocks: gl.tensor
-    members: gl.tensor
     counts: gl.tensor
     tiles: gl.tensor
     most: gl.tensor
+
+
+class Own(NamedTuple):
+    """For each consumer of each tile: `counts` places of the tile's list, the blocks and who chose them."""
+
+    places: gl.tensor
+    blocks: gl.tensor
+    members: gl.tensor
+    counts: gl.tensor
 
 
 class Shape(NamedTuple):
@@ -77,12 +86,13 @@ class Shape(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A tile of queries, the blocks that it shares, and where their list begins."""
+    """A tile of queries, and how many blocks it shares."""
 
     batch: gl.tensor
     key_head: gl.tensor
     tile: gl.tensor
-    first: gl.tensor
+    place: gl.tensor
+    """Of the tile among those of all lanes."""
     count: gl.tensor
 
 
@@ -101,9 +111,7 @@ def _item(turn, shared, shape):
     tile = shared.tiles - 1 - (item - unit * shared.tiles)
     batch = unit // shape.key_heads
     place = unit // shape.alike * shared.tiles + tile
-    return Item(
-        batch, unit - batch * shape.key_heads, tile, place.to(gl.int64) * shared.most, gl.load(shared.counts + place)
-    )
+    return Item(batch, unit - batch * shape.key_heads, tile, place, gl.load(shared.counts + place))
 
 
 @gluon.jit
@@ -113,11 +121,27 @@ def _passes(item):
 
 
 @gluon.jit
-def _entry(shared, item, n):
-    """(block, word of the queries that chose it) of an item's n-th block; beyond the last, nobody chose block 0."""
-    there = n < item.count
-    block = gl.load(shared.blocks + item.first + n, mask=there, other=0)
-    return block, gl.load(shared.members + item.first + n, mask=there, other=0)
+def _block(shared, item, n):
+    """An item's n-th block; beyond the last, block 0."""
+    return gl.load(shared.blocks + item.place.to(gl.int64) * shared.most + n, mask=n < item.count, other=0)
+
+
+@gluon.jit
+def _entry(own, first, count, n, otherwise):
+    """(place in the item's list, block, word of the queries that chose it) of what a consumer takes as its n-th; beyond
+    the last, nobody chose block 0."""
+    there = n < count
+    place = gl.load(own.places + first + n, mask=there, other=0)
+    block = gl.load(own.blocks + first + n, mask=there, other=0)
+    return gl.where(there, place, otherwise), block, gl.load(own.members + first + n, mask=there, other=0)
+
+
+@gluon.jit
+def _leave_out(bars, start, stop, config: gl.constexpr):
+    """Frees the ring's places `start … stop - 1`, of which this consumer reads nothing."""
+    for i in range(start, stop):
+        mbarrier.wait(full(bars, i, config), phase(i, config.slots))
+        mbarrier.arrive(empty(bars, i, config), count=1)
 
 
 @gluon.jit
@@ -140,11 +164,11 @@ def _producer(brought, config: gl.constexpr):
             at = [item.batch, item.key_head * REPEATS, item.tile * (2 * QUERIES) + c * QUERIES, 0]
             tma.async_copy_global_to_shared(q_desc, at, ready, q_tiles.index(c))
         count = _passes(item)
-        block, _ = _entry(shared, item, 0)
+        block = _block(shared, item, 0)
         for n in range(0, count):
             i = done + n
             at = [item.batch, item.key_head, block * TILE, 0]
-            block, _ = _entry(shared, item, n + 1)  # on its way while the ring is full
+            block = _block(shared, item, n + 1)  # on its way while the ring is full
             ready = full(bars, i, config)
             mbarrier.wait(empty(bars, i, config), phase(i, SLOTS) ^ 1)
             mbarrier.expect(ready, nbytes)
@@ -182,92 +206,102 @@ def _scaled(x, factor):
 
 @gluon.jit
 def _attend(
-    q, own_read, ring, bars, shared, item, start, last, least, member, highest, scale,
+    q, own_read, ring, bars, own, listed, item, start, last, least, member, highest, scale,
     layout: gl.constexpr, config: gl.constexpr,
 ):  # fmt: skip
-    """(accumulator, maxima, sums held by threads) of a consumer's tile; `own_read` hears that q is read."""
+    """(accumulator, maxima, sums held by threads, word of the queries that chose something) of a consumer's tile;
+    `own_read` hears that q is read. `listed` says where the consumer's list begins, and how long it is."""
     k_tiles, v_tiles = ring
     WIDTH: gl.constexpr = v_tiles.shape[4]
     SLOTS: gl.constexpr = config.slots
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDTH, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
-    count = _passes(item)
-    block, word = _entry(shared, item, 0)
-    mbarrier.wait(full(bars, start, config), phase(start, SLOTS))
-    scores = _scores(q, k_tiles, start, layout, config)
-    then_block, then_word = _entry(shared, item, 1)
+    first, count = listed
+    passes = _passes(item)
+    place, block, word = _entry(own, first, count, 0, 0)
+    _leave_out(bars, start, start + place, config)
+    i = start + place
+    mbarrier.wait(full(bars, i, config), phase(i, SLOTS))
+    scores = _scores(q, k_tiles, i, layout, config)
+    then_place, then_block, then_word = _entry(own, first, count, 1, passes)
     mbarrier.arrive(own_read, count=1)
     scores = warpgroup_mma_wait(0, deps=(scores,))
     p, highest, sums = _softmax(scores, block, word, last, least, member, highest, scale)
+    seen = word
     p = gl.convert_layout(p.to(v_tiles.dtype), operand)
     acc = gl.zeros((TILE, WIDTH), gl.float32, acc_layout)
-    mbarrier.wait(full(bars, start + 1, config), phase(start + 1, SLOTS), pred=count > 1)
     for n in range(1, count):
-        i = start + n
+        before, i = i, start + then_place
+        _leave_out(bars, before + 1, i, config)
+        mbarrier.wait(full(bars, i, config), phase(i, SLOTS))
         block, word = then_block, then_word
+        seen |= word
         scores = _scores(q, k_tiles, i, layout, config)
-        acc = warpgroup_mma(p, tile_of(v_tiles, i - 1, SLOTS), acc, is_async=True)
-        then_block, then_word = _entry(shared, item, n + 1)
+        acc = warpgroup_mma(p, tile_of(v_tiles, before, SLOTS), acc, is_async=True)
+        then_place, then_block, then_word = _entry(own, first, count, n + 1, passes)
         scores = warpgroup_mma_wait(1, deps=(scores,))
         wide, new_highest, new_sums = _softmax(scores, block, word, last, least, member, highest, scale)
         factor = gl.exp2(highest - new_highest)
         highest = new_highest
         sums = _scaled(sums, factor) + new_sums
         # Between the softmax and the wait for the product under which it runs, or else ptxas moves it below that wait.
-        mbarrier.wait(full(bars, i + 1, config), phase(i + 1, SLOTS), pred=n + 1 < count)
+        mbarrier.wait(full(bars, i, config), phase(i, SLOTS))
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        mbarrier.arrive(empty(bars, i - 1, config), count=1)
+        mbarrier.arrive(empty(bars, before, config), count=1)
         acc = rescaled(acc, factor)
         p = gl.convert_layout(wide.to(v_tiles.dtype), operand)
-    i = start + count - 1
     acc = warpgroup_mma(p, tile_of(v_tiles, i, SLOTS), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=(acc,))
     mbarrier.arrive(empty(bars, i, config), count=1)
-    return acc, highest, sums
+    _leave_out(bars, i + 1, start + passes, config)
+    return acc, highest, sums, seen
 
 
 @gluon.jit
 def _consumer(given, config: gl.constexpr, c: gl.constexpr):
     """Half of the queries of every item."""
-    out_desc, out_tiles, q_tiles, ring, bars, lse, sinks, shared, shape, offset, scale = given
+    out_desc, out_tiles, q_tiles, ring, bars, lse, sinks, shared, own, shape, offset, scale = given
     QUERIES: gl.constexpr = config.queries
     REPEATS: gl.constexpr = config.repeats
     WIDTH: gl.constexpr = q_tiles.shape[4]
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     by_row: gl.constexpr = gl.SliceLayout(1, layout)
     row = gl.arange(0, TILE, by_row)
-    member = c * QUERIES + row % QUERIES
+    member = row % QUERIES
     done = 0
     then = _item(0, shared, shape)
     for turn in range(_turns(shape)):
         item = then
         then = _item(turn + 1, shared, shape)  # on its way while this item is worked on
-        first_query = item.tile * (2 * QUERIES)
+        first_query = item.tile * (2 * QUERIES) + c * QUERIES
         query, head = first_query + member, item.key_head * REPEATS + row // QUERIES
         last = gl.full([TILE], shape.keys - 1, gl.int32, by_row)
         least = shape.keys - 1
         if config.causal:
-            last, least = gl.minimum(last, query + offset), gl.minimum(least, first_query + c * QUERIES + offset)
+            last, least = gl.minimum(last, query + offset), gl.minimum(least, first_query + offset)
         highest = gl.full([TILE], LOWEST, gl.float32, by_row)
         if sinks is not None:
             sink = gl.load(sinks + head).to(gl.float32) * LOG2E
             highest = gl.maximum(highest, sink)
+        listed = (item.place * 2 + c).to(gl.int64) * shared.most, gl.load(own.counts + item.place * 2 + c)
         mbarrier.wait(own_full(bars, c, config), turn & 1)
         q = q_tiles.index(c).reshape((TILE, WIDTH)).load(gl.DotOperandLayout(0, layout, 2))
-        acc, highest, sums = _attend(
-            q, own_empty(bars, c, config), ring, bars, shared, item, done, last, least, member, highest, scale,
+        acc, highest, sums, seen = _attend(
+            q, own_empty(bars, c, config), ring, bars, own, listed, item, done, last, least, member, highest, scale,
             layout, config,
         )  # fmt: skip
-        sums = gl.convert_layout(gl.sum(sums, 1), by_row)
+        saw = ((seen >> member) & 1) != 0  # else whatever stands in the query was multiplied with zeros
+        sums = gl.where(saw, gl.convert_layout(gl.sum(sums, 1), by_row), 0)
         if sinks is not None:
             highest = gl.maximum(highest, sink)
             sums += gl.exp2(sink - highest)
         acc = _scaled(acc, gl.where(sums > 0, 1 / sums, 0))
+        acc = gl.where(gl.expand_dims(gl.convert_layout(saw, gl.SliceLayout(1, acc.type.layout)), 1), acc, 0)
         tma.store_wait(0)
         out = out_tiles.index(c)
         out.reshape((TILE, out_tiles.shape[4])).store(acc.to(out.dtype))
         fence_async_shared()
-        at = [item.batch, item.key_head * REPEATS, first_query + c * QUERIES, 0]
+        at = [item.batch, item.key_head * REPEATS, first_query, 0]
         tma.async_copy_shared_to_global(out_desc, at, out)
         places = lse + (item.batch * shape.heads + head).to(gl.int64) * shape.queries + query
         gl.store(places, (highest + gl.log2(sums)) * LN2, mask=query < shape.queries)
@@ -284,7 +318,9 @@ def _buffers(descriptor, count: gl.constexpr):
     )
 
 
-@gluon.jit(do_not_specialize=["tile_count", "most", "items", "heads", "key_heads", "alike", "queries", "keys", "offset"])
+@gluon.jit(
+    do_not_specialize=["tile_count", "most", "items", "heads", "key_heads", "alike", "queries", "keys", "offset"]
+)
 def _kernel(
     q, out, k, v, blocks, members, counts, tile_count, most, lse, sinks, scale, items, heads, key_heads, alike,
     queries, keys, offset, config: gl.constexpr,
@@ -295,7 +331,7 @@ def _kernel(
     q_tiles, out_tiles = _buffers(q, 2), _buffers(out, 2)
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
     bars = barriers_of(config)
-    given = (out, out_tiles, q_tiles, ring, bars, lse, sinks, shared, shape, offset, scale)
+    given = (out, out_tiles, q_tiles, ring, bars, lse, sinks, shared, own, shape, offset, scale)
     as_a_team(_consumer, given, _producer, (q, k, v, q_tiles, ring, bars, shared, shape), config)
 
 
@@ -306,25 +342,32 @@ def _group_tiles(x: Tensor, repeats: int) -> Tiles:
     return Tiles(x, x.shape, x.stride(), block, layout)
 
 
+def slots_of(width: int, value_width: int) -> int:
+    """Blocks of keys and values that the ring has room for."""
+    return (SHARED_MEMORY - RESERVED) // (2 * ROWS * (width + value_width)) - 2
+
+
 def forward_tiles(
-    inputs: tuple[Tensor, Tensor, Tensor], out: Tensor, lse: Tensor, sinks: Tensor | None, shared: tuple[Any, ...],
-    *, alike: int, causal: bool, scale: float,
+    inputs: tuple[Tensor, Tensor, Tensor], out: Tensor, lse: Tensor, sinks: Tensor | None,
+    shared: tuple[Any, ...], own: tuple[Tensor, ...], *, alike: int, causal: bool, scale: float,
 ) -> None:  # fmt: skip
-    """Writes `out` and the natural `lse` of queries over the blocks that their tiles share, of those that they chose."""
-    launch(_prepared, (*inputs, out, lse, sinks, *shared[:3]), alike, causal, scale)
+    """Writes `out` and the natural `lse` of queries over the blocks that their tiles share, of what they chose.
+
+    What a consumer takes of a tile's list leaves out fewer blocks in a row than the ring has places.
+    """
+    launch(_prepared, (*inputs, out, lse, sinks, shared[0], shared[2], *own), alike, causal, scale)
 
 
 def _prepared(operands: Operands, alike: int, causal: bool, scale: float) -> Launch:
-    q, k, v, out, lse, sinks, blocks, members, counts = operands
+    q, k, v, out, lse, sinks, blocks, counts, *own = operands
     batch, heads, queries, width = q.shape
     key_heads, keys, value_width = k.shape[1], k.shape[2], v.shape[3]
     repeats, (_, tile_count, most) = heads // key_heads, blocks.shape
-    slots = (SHARED_MEMORY - RESERVED) // (2 * ROWS * (width + value_width)) - 2
-    config = TilesConfig(repeats, slots, causal)
+    config = TilesConfig(repeats, slots_of(width, value_width), causal)
     items = batch * key_heads * tile_count
     arguments = (
         _group_tiles(q, repeats), _group_tiles(out, repeats), tiles(k, ROWS, width), tiles(v, ROWS, value_width),
-        blocks, members, counts, tile_count, most, lse, sinks, scale * LOG2E.value, items, heads, key_heads, alike,
+        blocks, counts, *own, tile_count, most, lse, sinks, scale * LOG2E.value, items, heads, key_heads, alike,
         queries, keys, keys - queries,
     )  # fmt: skip
     return Launch(_kernel, items, arguments, (config,), 2)

@@ -7,13 +7,10 @@ order of the query's choices. Nothing is added up in memory by several: the same
 import triton
 import triton.language as tl
 
-from .chosen_forward import item_of, lane_in, last_seen, rows_here
-from .tiles import load_tile, load_vector, padded, store_tile
+from ..rows import load_tile, load_vector, padded, store_tile
+from ..chosen.places import item_of, lane_in, last_seen, piece_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
-ABSENT = tl.constexpr(2.0**100)
-"""Stands for the log-sum-exp of a query that sees nothing: its probabilities become 0, and nothing becomes NaN."""
-
 
 @triton.jit
 def prepare(
@@ -38,36 +35,6 @@ def prepare(
 
 
 @triton.jit
-def prepare_auxiliary(
-    out, grad_out, lse, grad_lse, aux, queries, heads, scale, ROWS: tl.constexpr, VALUE_WIDTH: tl.constexpr
-):  # fmt: skip
-    """Rows of 16: three parts of the log-sum-exp over the scale, and three of what `prepare` calls `deltas`."""
-    parts = tl.cdiv(queries, ROWS)
-    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    batch, head = number // heads.count, number % heads.count
-    query = part * ROWS + tl.arange(0, ROWS)
-    exists = query < queries
-    grad_tile = load_tile(grad_out, batch, head, query, exists, VALUE_WIDTH).to(tl.float32)
-    out_tile = load_tile(out, batch, head, query, exists, VALUE_WIDTH).to(tl.float32)
-    delta = tl.sum(grad_tile * out_tile, 1)
-    if grad_lse is not None:
-        delta -= load_vector(grad_lse, batch, head, query, exists)
-    peak = load_vector(lse, batch, head, query, exists)
-    absent = peak == float("-inf")
-    peak, delta = tl.where(absent, ABSENT, peak / scale)[:, None], tl.where(absent, 0.0, delta)[:, None]
-    column = tl.arange(0, 16)[None, :]
-    given = tl.where(column < 3, peak, delta)
-    high = given.to(tl.bfloat16)
-    rest = given - high.to(tl.float32)
-    middle = rest.to(tl.bfloat16)
-    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
-    which = column % 3
-    value = tl.where(which == 0, high, tl.where(which == 1, middle, low))
-    cells = aux + (number.to(tl.int64) * queries + query)[:, None] * 16 + column
-    tl.store(cells, tl.where(column < 6, value, 0.0), mask=exists[:, None])
-
-
-@triton.jit
 def backward_pieces(
     q, k, v, grad_out, peaks, deltas, piece_dq, dk, dv, part_dk, part_dv, rare, heads, axes, first_lane, unit, scale,
     SIZE: tl.constexpr, CHOSEN: tl.constexpr, PART: tl.constexpr, REPEATS: tl.constexpr, ROWS: tl.constexpr,
@@ -80,6 +47,7 @@ def backward_pieces(
         return
     block, first, count, is_all = item_of(rare, axes, lane, item, PART)
     TOGETHER: tl.constexpr = triton.next_power_of_2(REPEATS)
+    SLOTS: tl.constexpr = triton.next_power_of_2(CHOSEN)
     row = tl.arange(0, ROWS)
     repeat = row % TOGETHER
     head = key_head * REPEATS + repeat
@@ -95,7 +63,7 @@ def backward_pieces(
         place = start + row // TOGETHER
         there = (place < count) & (repeat < REPEATS)
         entry = tl.load(entries + place, mask=place < count, other=0)
-        query = entry // CHOSEN
+        query, rank = entry // SLOTS, entry % SLOTS
         q_tile = load_tile(q, batch, head, query, there, WIDTH)
         grad_tile = load_tile(grad_out, batch, head, query, there, VALUE_WIDTH)
         number = (batch * heads.count + head).to(tl.int64) * axes.queries + query
@@ -109,7 +77,7 @@ def backward_pieces(
         grad = (weight * (grad - delta[None, :])).to(q_tile.dtype)
         dk_tile = tl.dot(grad, q_tile, dk_tile, input_precision="ieee")
         dq_tile = tl.dot(tl.trans(grad), k_tile, input_precision="ieee")
-        at = (here.to(tl.int64) * axes.queries * CHOSEN + entry) * REPEATS + repeat
+        at = piece_of(axes, here, rank, query, repeat, CHOSEN, REPEATS)
         mask = there[:, None] & (column < WIDTH)[None, :]
         cells = piece_dq + at[:, None] * WIDTH + column[None, :]
         tl.store(cells, dq_tile.to(piece_dq.dtype.element_ty), mask=mask)
@@ -122,52 +90,3 @@ def backward_pieces(
         tl.store(part_dk + number * padded(WIDTH) + column[None, :], dk_tile)
         value_column = tl.arange(0, padded(VALUE_WIDTH))
         tl.store(part_dv + number * padded(VALUE_WIDTH) + value_column[None, :], dv_tile)
-
-
-@triton.jit
-def join_queries(
-    dq, piece_dq, used, heads, axes, first_lane, scale,
-    CHOSEN: tl.constexpr, REPEATS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, TURNED: tl.constexpr,
-):  # fmt: skip
-    """Writes `dq`, the sum of each query's pieces, whose columns may be turned as registers hold them."""
-    here, batch, lane, query, repeat, head, exists = rows_here(heads, axes, first_lane, REPEATS, ROWS)
-    used += (lane.to(tl.int64) * axes.queries + query) * CHOSEN
-    pieces = (here.to(tl.int64) * axes.queries + query) * CHOSEN * REPEATS + repeat
-    column = tl.arange(0, padded(WIDTH))
-    total = tl.zeros((ROWS, padded(WIDTH)), tl.float32)
-    for slot in tl.range(0, CHOSEN):
-        is_used = tl.load(used + slot, mask=exists, other=0) != 0
-        cells = piece_dq + (pieces + slot * REPEATS)[:, None] * WIDTH + column[None, :]
-        mask = is_used[:, None] & (column < WIDTH)[None, :]
-        total += tl.load(cells, mask=mask, other=0.0).to(tl.float32)
-    if TURNED:
-        total = tl.reshape(tl.permute(tl.reshape(total, (ROWS, WIDTH // 32, 4, 4, 2)), (0, 1, 3, 2, 4)), (ROWS, WIDTH))
-    store_tile(dq, batch, head, query, exists, total * scale, WIDTH)
-
-
-@triton.jit
-def join_keys(
-    dk, dv, part_dk, part_dv, rare, heads, axes, first_lane,
-    SIZE: tl.constexpr, PART: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
-):  # fmt: skip
-    """Writes the gradients of blocks whose lists have several parts, or none."""
-    PARTS: tl.constexpr = SIZE // KEYS
-    blocks = axes.blocks * PARTS
-    here, place = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    batch, key_head, lane = lane_in(heads, first_lane + here)
-    at = lane * axes.blocks + place // PARTS
-    parts = tl.cdiv(tl.load(rare.totals + at), PART)
-    if parts == 1:
-        return
-    inner = place % PARTS * KEYS + tl.arange(0, KEYS)
-    column, value_column = tl.arange(0, padded(WIDTH)), tl.arange(0, padded(VALUE_WIDTH))
-    dk_tile = tl.zeros((KEYS, padded(WIDTH)), tl.float32)
-    dv_tile = tl.zeros((KEYS, padded(VALUE_WIDTH)), tl.float32)
-    first = here.to(tl.int64) * rare.most + tl.load(rare.first_items + at)
-    for part in tl.range(0, parts):
-        number = ((first + part) * SIZE + inner)[:, None]
-        dk_tile += tl.load(part_dk + number * padded(WIDTH) + column[None, :])
-        dv_tile += tl.load(part_dv + number * padded(VALUE_WIDTH) + value_column[None, :])
-    key = place // PARTS * SIZE + inner
-    store_tile(dk, batch, key_head, key, key < axes.keys, dk_tile, WIDTH)
-    store_tile(dv, batch, key_head, key, key < axes.keys, dv_tile, VALUE_WIDTH)

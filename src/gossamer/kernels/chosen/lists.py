@@ -1,4 +1,4 @@
-"""Lists of chosen blocks, made on the device without waiting for it: see `chosen_tables`."""
+"""Lists of chosen blocks, made on the device without waiting for it: see `tables`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import chosen_tables
+from . import tables
 
 PART = 1024
-"""Entries of a block's list that one program works through at most."""
+"""Entries of a block's list that one program works through, and half as many more where these are the last."""
 
 WORDS = 1024
 """Words that a program reads at a time."""
@@ -27,6 +27,15 @@ class ChosenAxes(NamedTuple):
     offset: int
     blocks: int
     causal: tl.constexpr
+
+
+class Own(NamedTuple):
+    """What each part of a tile takes of the tile's list, in order: `counts` places of it, and their blocks and words."""
+
+    places: Tensor
+    blocks: Tensor
+    members: Tensor
+    counts: Tensor
 
 
 class Shared(NamedTuple):
@@ -43,16 +52,28 @@ class Rare(NamedTuple):
     """For each block of each lane its entries, and items of work: parts of lists, `most` of them at most."""
 
     entries: Tensor
-    """int32 [lanes, Q * n]: choices, by block."""
+    """int32 [lanes, Q * n], by block: `query * slots + rank`, slots being the power of two from n on."""
     starts: Tensor
     totals: Tensor
     items: Tensor
     """int32 [lanes, most]: the block of an item; the number of blocks where there is no item."""
     first_items: Tensor
     """int32 [lanes, blocks]: its first item."""
-    used: Tensor
-    """int8 [lanes, Q, n]: whether a choice has an entry."""
+    counts: Tensor
+    """int32 [lanes, Q]: entries of each query."""
     most: int
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """When a block is computed for a whole tile of queries rather than for those who chose it."""
+
+    least: int
+    """So many of the tile's queries chose it, and as many again for each part of the tile that has to compute it."""
+    parts: int = 1
+    """Each computes what some query of it chose."""
+    step: int = 1
+    """Of blocks in a row that a part could leave out, it takes every so manyth."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +95,7 @@ class Choices:
         tiles = triton.cdiv(queries, tile)
         marks = torch.zeros(lanes, tiles, axes.blocks, dtype=torch.int32, device=indices.device)
         choices = Choices(indices, axes, size, tile, marks)
-        chosen_tables.mark[lanes * tiles,](indices, marks, axes, tiles, TILE=tile, **choices._constants)
+        tables.mark[lanes * tiles,](indices, marks, axes, tiles, TILE=tile, **choices._constants)
         return choices
 
     @property
@@ -82,36 +103,45 @@ class Choices:
         chosen = self.indices.shape[2]
         return {"SIZE": self.size, "CHOSEN": chosen, "PADDED": triton.next_power_of_2(chosen)}
 
-    def shared(self, least: int) -> Shared:
-        """Blocks that at least so many queries of a tile chose."""
+    def shared(self, sharing: Sharing) -> tuple[Shared, Own]:
+        """Blocks that are computed for whole tiles, and what each of their parts takes of them."""
         lanes, tiles, blocks = self.marks.shape
-        most = min(blocks, self.tile * self.indices.shape[2] // least)
+        most = min(blocks, self.tile * self.indices.shape[2] // max(1, 2 * sharing.least))
         listed, members = (self.marks.new_empty(lanes, tiles, most) for _ in range(2))
         counts = self.marks.new_empty(lanes, tiles)
+        own = Own(
+            *(self.marks.new_empty(lanes, tiles, sharing.parts, most) for _ in range(3)),
+            self.marks.new_empty(lanes, tiles, sharing.parts),
+        )
         width = min(WORDS, triton.next_power_of_2(blocks))
-        launch = chosen_tables.list_shared[lanes * tiles,]
-        launch(self.marks, listed, members, counts, self.axes, most, LEAST=least, WIDTH=width)
-        return Shared(listed, members, counts, tiles, most)
+        tables.list_shared[lanes * tiles,](
+            self.marks, listed, members, counts, own if sharing.parts > 1 else None, self.axes, most,
+            WIDTH=width, STEP=sharing.step, **self._parted(sharing),
+        )  # fmt: skip
+        return Shared(listed, members, counts, tiles, most), own
 
-    def rare(self, least: int) -> Rare:
-        """What fewer queries of a tile chose, block by block."""
+    def rare(self, sharing: Sharing) -> Rare:
+        """All others, block by block."""
         lanes, tiles, blocks = self.marks.shape
         _, queries, chosen = self.indices.shape
         rows, columns = 64, 16
         before, totals = torch.empty_like(self.marks), self.marks.new_empty(lanes, blocks)
-        launch = chosen_tables.count_rare[lanes * triton.cdiv(blocks, columns),]
-        launch(self.marks, before, totals, self.axes, tiles, LEAST=least, ROWS=rows, COLUMNS=columns)
+        launch = tables.count_rare[lanes * triton.cdiv(blocks, columns),]
+        launch(self.marks, before, totals, self.axes, tiles, ROWS=rows, COLUMNS=columns, **self._parted(sharing))
         starts = (totals.cumsum(1) - totals).int()
-        parts = (totals + (PART - 1)) // PART
+        parts = torch.maximum((totals + PART // 2) // PART, totals.clamp(max=1))
         ends = parts.cumsum(1).int()
         most = queries * chosen // PART + blocks
         numbers = torch.arange(most, dtype=torch.int32, device=totals.device).expand(lanes, -1).contiguous()
         items = torch.searchsorted(ends, numbers, right=True, out_int32=True)
         entries = self.marks.new_empty(lanes, queries * chosen)
-        used = torch.empty(lanes, queries, chosen, dtype=torch.int8, device=totals.device)
+        counts = self.marks.new_empty(lanes, queries)
         together = max(1, 4096 // triton.next_power_of_2(chosen) ** 2)
-        chosen_tables.enter_rare[lanes * triton.cdiv(queries, together),](
-            self.indices, self.marks, before, starts, entries, used, self.axes, tiles,
-            LEAST=least, TILE=self.tile, QUERIES=together, **self._constants,
+        tables.enter_rare[lanes * triton.cdiv(queries, together),](
+            self.indices, self.marks, before, starts, entries, counts, self.axes, tiles, QUERIES=together,
+            **self._parted(sharing), **self._constants,
         )  # fmt: skip
-        return Rare(entries, starts, totals, items, ends - parts, used, most)
+        return Rare(entries, starts, totals, items, ends - parts, counts, most)
+
+    def _parted(self, sharing: Sharing) -> dict[str, int]:
+        return {"LEAST": sharing.least, "PART": self.tile // sharing.parts, "PARTS": sharing.parts}

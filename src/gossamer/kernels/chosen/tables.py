@@ -1,4 +1,4 @@
-"""Who chose what, turned about: for tiles of queries the blocks that they share, for blocks the queries that chose them.
+"""Who chose what, turned about: for tiles of queries what they share, for blocks the queries that chose them.
 
 A tile's queries and a block meet in one word, of which a bit says that its query chose the block. Blocks that many of a
 tile chose are worth computing for the whole tile; the others are rare, and computed for those who chose them.
@@ -48,8 +48,38 @@ def mark(
 
 
 @triton.jit
-def list_shared(marks, blocks, members, counts, axes, most, LEAST: tl.constexpr, WIDTH: tl.constexpr):
-    """Lists, for each tile, the blocks that at least so many of its queries chose, in ascending order."""
+def is_shared(word, LEAST: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
+    """Whether a block is computed for a whole tile: `LEAST` of its queries chose it, and as many again for each part
+    of the tile that would have to compute it."""
+    parts = tl.zeros_like(word)
+    for part in tl.static_range(PARTS):
+        parts += (in_part(word, part, PART, PARTS) != 0).to(tl.int32)
+    return (word != 0) & (ones_in(word) >= LEAST * (parts + 1))
+
+
+@triton.jit
+def in_part(word, part: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
+    """The bits of a part's queries, as its own word."""
+    if PARTS == 1:
+        return word
+    else:
+        return (word >> (part * PART)) & ((1 << PART) - 1)
+
+
+@triton.jit
+def _later(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def list_shared(
+    marks, blocks, members, counts, own, axes, most,
+    LEAST: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Lists, for each tile, the blocks that its queries share, in ascending order, and what each part takes of them.
+
+    A part takes what some query of it chose, and of others in a row every `STEP`th.
+    """
     number = tl.program_id(0)
     words = marks + number.to(tl.int64) * axes.blocks
     row = number.to(tl.int64) * most
@@ -57,17 +87,37 @@ def list_shared(marks, blocks, members, counts, axes, most, LEAST: tl.constexpr,
     for first in range(0, axes.blocks, WIDTH):
         block = first + tl.arange(0, WIDTH)
         word = tl.load(words + block, mask=block < axes.blocks, other=0)
-        shared = (ones_in(word) >= LEAST).to(tl.int32)
-        at = row + listed + tl.cumsum(shared, 0) - 1
-        tl.store(blocks + at, block, mask=shared > 0)
-        tl.store(members + at, word, mask=shared > 0)
-        listed += tl.sum(shared, 0)
+        shared = is_shared(word, LEAST, PART, PARTS)
+        place = listed + tl.cumsum(shared.to(tl.int32), 0) - 1
+        tl.store(blocks + row + place, block, mask=shared)
+        tl.store(members + row + place, word, mask=shared)
+        listed += tl.sum(shared.to(tl.int32), 0)
     tl.store(counts + number, listed)
+    if own is not None:
+        tl.debug_barrier()  # what was listed is read by other threads
+        for part in tl.static_range(PARTS):
+            taken, latest = 0, -1
+            mine = number * PARTS + part
+            for first in range(0, listed, WIDTH):
+                place = first + tl.arange(0, WIDTH)
+                there = place < listed
+                word = in_part(tl.load(members + row + place, mask=there, other=0), part, PART, PARTS)
+                block = tl.load(blocks + row + place, mask=there, other=0)
+                last = tl.maximum(tl.associative_scan(tl.where(word != 0, place, -1), 0, _later), latest)
+                takes = there & ((place - last) % STEP == 0)
+                at = mine.to(tl.int64) * most + taken + tl.cumsum(takes.to(tl.int32), 0) - 1
+                tl.store(own.places + at, place, mask=takes)
+                tl.store(own.blocks + at, block, mask=takes)
+                tl.store(own.members + at, word, mask=takes)
+                taken += tl.sum(takes.to(tl.int32), 0)
+                latest = tl.max(last, 0)
+            tl.store(own.counts + mine, taken)
 
 
 @triton.jit
 def count_rare(
-    marks, before, totals, axes, tiles, LEAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    marks, before, totals, axes, tiles,
+    LEAST: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """How many of the tiles before chose each block rarely, and how many of all."""
     columns = tl.cdiv(axes.blocks, COLUMNS)
@@ -78,8 +128,8 @@ def count_rare(
         tile = first + tl.arange(0, ROWS)
         exists = (tile < tiles)[:, None] & (block < axes.blocks)[None, :]
         at = (lane.to(tl.int64) * tiles + tile)[:, None] * axes.blocks + block[None, :]
-        count = ones_in(tl.load(marks + at, mask=exists, other=0))
-        count = tl.where(count < LEAST, count, 0)
+        word = tl.load(marks + at, mask=exists, other=0)
+        count = tl.where(is_shared(word, LEAST, PART, PARTS), 0, ones_in(word))
         tl.store(before + at, total[None, :] + tl.cumsum(count, 0) - count, mask=exists)
         total += tl.sum(count, 0)
     tl.store(totals + lane * axes.blocks + block, total, mask=block < axes.blocks)
@@ -87,13 +137,15 @@ def count_rare(
 
 @triton.jit
 def enter_rare(
-    indices, marks, before, starts, entries, used, axes, tiles, LEAST: tl.constexpr, SIZE: tl.constexpr,
-    TILE: tl.constexpr, CHOSEN: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr,
+    indices, marks, before, starts, entries, counts, axes, tiles, LEAST: tl.constexpr, PART: tl.constexpr,
+    PARTS: tl.constexpr, SIZE: tl.constexpr, CHOSEN: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
-    """Enters choices into the lists of their blocks, as `query * CHOSEN + slot`, in ascending order of the queries.
+    """Enters rare choices into the lists of their blocks, in ascending order of the queries.
 
-    `used` says of each choice whether it was entered: rare, visible, and the first of its query's that names the block.
+    An entry is `query * PADDED + rank`, its rank that among the query's own entries, of which there are `counts`. A
+    block that a query names twice is entered once.
     """
+    TILE: tl.constexpr = PART * PARTS
     parts = tl.cdiv(axes.queries, QUERIES)
     lane = tl.program_id(0) // parts
     query = tl.program_id(0) % parts * QUERIES + tl.arange(0, QUERIES)
@@ -103,11 +155,11 @@ def enter_rare(
     sees &= tl.sum(earlier.to(tl.int32), 2) == 0
     at = (lane.to(tl.int64) * tiles + query // TILE)[:, None] * axes.blocks + block
     word = tl.load(marks + at, mask=sees, other=0)
-    sees &= ones_in(word) < LEAST
+    sees &= ~is_shared(word, LEAST, PART, PARTS)
     lower = (1 << (query % TILE)) - 1
     place = tl.load(starts + lane * axes.blocks + block, mask=sees, other=0)
     place += tl.load(before + at, mask=sees, other=0) + ones_in(word & lower[:, None])
-    choice = query[:, None] * CHOSEN + slot[None, :]
-    first = lane.to(tl.int64) * axes.queries * CHOSEN
-    tl.store(entries + first + place, choice, mask=sees)
-    tl.store(used + first + choice, sees.to(tl.int8), mask=(query < axes.queries)[:, None] & (slot < CHOSEN)[None, :])
+    rank = tl.cumsum(sees.to(tl.int32), 1) - 1
+    first = lane.to(tl.int64) * axes.queries
+    tl.store(entries + first * CHOSEN + place, query[:, None] * PADDED + rank, mask=sees)
+    tl.store(counts + first + query, tl.sum(sees.to(tl.int32), 1), mask=query < axes.queries)

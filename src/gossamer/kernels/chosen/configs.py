@@ -1,4 +1,4 @@
-"""Sizes of tiles for the kernels over chosen blocks, by dtype and head width: data, so that a tuner can rewrite them."""
+"""Sizes of tiles for the kernels over chosen blocks, by dtype and head width: data that a tuner can rewrite."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ChosenConfig:
     rows: int
     """Rows of a tile: the heads of a group for each of its queries."""
     share: int
-    """A block is computed for a whole tile where at least one in so many of its queries chose it."""
+    """A block is computed for a whole tile where twice one in so many of its queries chose it."""
     tiles: dict[str, int]
     pieces: dict[str, int]
     backward: dict[str, int]
@@ -25,27 +25,27 @@ class ChosenConfig:
 
 HALF: dict[int, ChosenConfig] = {
     128: ChosenConfig(
-        rows=128, share=4,
-        tiles={"NUM_STAGES": 3, "num_warps": 8},
-        pieces={"ROWS": 64, "NUM_STAGES": 3, "num_warps": 4},
+        rows=128, share=8,
+        tiles={"NUM_STAGES": 2, "num_warps": 8, "maxnreg": 128},
+        pieces={"ROWS": 64, "NUM_STAGES": 4, "num_warps": 4},
         backward={"ROWS": 64, "NUM_STAGES": 2, "num_warps": 4},
-        join={"ROWS": 32, "num_warps": 4},
+        join={"ROWS": 16, "num_warps": 4},
     ),
     256: ChosenConfig(
-        rows=64, share=4,
+        rows=64, share=8,
         tiles={"NUM_STAGES": 2, "num_warps": 4},
         pieces={"ROWS": 64, "NUM_STAGES": 2, "num_warps": 4},
         backward={"ROWS": 32, "NUM_STAGES": 1, "num_warps": 8},
-        join={"ROWS": 32, "num_warps": 4},
+        join={"ROWS": 16, "num_warps": 4},
     ),
 }  # fmt: skip
 SINGLE: dict[int, ChosenConfig] = {
     256: ChosenConfig(
-        rows=32, share=4,
+        rows=32, share=8,
         tiles={"NUM_STAGES": 1, "num_warps": 8},
         pieces={"ROWS": 32, "NUM_STAGES": 1, "num_warps": 8},
         backward={"ROWS": 16, "NUM_STAGES": 1, "num_warps": 8},
-        join={"ROWS": 32, "num_warps": 4},
+        join={"ROWS": 16, "num_warps": 4},
     ),
 }  # fmt: skip
 

@@ -322,11 +322,11 @@ def _buffers(descriptor, count: gl.constexpr):
     do_not_specialize=["tile_count", "most", "items", "heads", "key_heads", "alike", "queries", "keys", "offset"]
 )
 def _kernel(
-    q, out, k, v, blocks, members, counts, tile_count, most, lse, sinks, scale, items, heads, key_heads, alike,
-    queries, keys, offset, config: gl.constexpr,
+    q, out, k, v, blocks, counts, own_places, own_blocks, own_members, own_counts, tile_count, most, lse, sinks,
+    scale, items, heads, key_heads, alike, queries, keys, offset, config: gl.constexpr,
 ):  # fmt: skip
     SLOTS: gl.constexpr = config.slots
-    shared = Shared(blocks, members, counts, tile_count, most)
+    shared, own = Shared(blocks, counts, tile_count, most), Own(own_places, own_blocks, own_members, own_counts)
     shape = Shape(items, heads, key_heads, alike, queries, keys)
     q_tiles, out_tiles = _buffers(q, 2), _buffers(out, 2)
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))

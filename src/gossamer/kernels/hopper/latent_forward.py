@@ -8,7 +8,6 @@ registers. Where a tile of weights is made, the other tile is on its way.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 from triton.experimental import gluon
@@ -31,6 +30,7 @@ from .latent_ring import (
     VECTOR,
     WARPS,
     WIDE,
+    Chunk,
     Latents,
     Lists,
     Packing,
@@ -38,47 +38,17 @@ from .latent_ring import (
     gather,
     gathered,
     heads_tiles,
+    latents_in_memory,
     listed,
+    members_of,
     own_rows,
+    place_of,
     products,
-    tiles_in_memory,
+    turns_of,
 )
 from .launch import Launch, Operands, launch
-from .sweep import buffers
 from .ring import LN2, LOG2E, LOWEST, TILE, barriers, opaque, row_max, settle, thread_sum
-
-
-class Rows(NamedTuple):
-    """Heads and queries of the whole tensor, and the parts that heads are cut into."""
-
-    heads: gl.tensor
-    queries: gl.tensor
-    parts: gl.tensor
-    items: gl.tensor
-
-
-class Place(NamedTuple):
-    """Where 64 rows stand."""
-
-    batch: gl.tensor
-    group: gl.tensor
-    head: gl.tensor
-    count: gl.tensor
-
-
-@gluon.jit
-def place_of(item, lists, rows, config: gl.constexpr):
-    """The place of an item: all parts of a group's heads come one after the other, for they read the same latents."""
-    HEADS: gl.constexpr = config.heads
-    part, group = item % rows.parts, item // rows.parts
-    count = gl.load(lists.counts + group)
-    return Place(group // lists.groups, group % lists.groups, part * HEADS, count)
-
-
-@gluon.jit
-def turns_of(rows):
-    """How many items this program takes."""
-    return gl.cdiv(rows.items - gl.program_id(0), gl.num_programs(0))
+from .sweep import buffers
 
 
 @gluon.jit
@@ -89,13 +59,13 @@ def tiles_of(count):
 
 @gluon.jit
 def _producer(given, room, config: gl.constexpr):
-    q, q_rotary, latents, lists, rows = given
+    q, q_rotary, latents, lists, chunk = given
     q_halves, q_last, q_full, q_empty = room[0]
     halves, rotary, full, empty = room[1]
     QUERIES: gl.constexpr = config.queries
     done = 0
-    for turn in range(turns_of(rows)):
-        at = place_of(gl.program_id(0) + turn * gl.num_programs(0), lists, rows, config)
+    for turn in range(turns_of(chunk)):
+        at = place_of(gl.program_id(0) + turn * gl.num_programs(0), lists, chunk, config)
         entries, exists = listed(lists, at.batch, at.group, 0, at.count)
         for tile in range(tiles_of(at.count)):
             i = (done + tile) & 1
@@ -123,8 +93,7 @@ def _seen(s, lists, at, place, config: gl.constexpr):
     if lists.members is None:
         return gl.where(gl.expand_dims(columns < at.count, 0), s, float("-inf"))
     else:
-        row = lists.members + (at.batch.to(gl.int64) * lists.groups + at.group) * lists.places
-        bits = gl.load(row + columns, mask=columns < at.count, other=0)
+        bits = members_of(lists, at, columns)
         query = gl.arange(0, TILE, gl.SliceLayout(1, SCORES)) // config.heads
         return gl.where((gl.expand_dims(bits, 0) >> gl.expand_dims(query, 1)) & 1 != 0, s, float("-inf"))
 
@@ -139,11 +108,11 @@ def _scaled(x, factor):
 def _own(state, q, tiles, shared, lists, at, place, parity, scale, c: gl.constexpr, config: gl.constexpr):
     """A tile whose weights this consumer makes."""
     acc, highest, sums = state
-    halves, _, full, empty = tiles
+    halves, rotary, full, empty = tiles
     here = opaque(gl.to_tensor(c))
     weights, maxima, made = shared
     gathered(full.index(c), parity)
-    s = products(own_rows(q[0], q[1]), tiles, here)
+    s = products(own_rows(q[0], q[1]), (halves.index(2 * here), halves.index(2 * here + 1), rotary.index(here)))
     s = warpgroup_mma_wait(0, deps=(s,))
     s = _seen(s, lists, at, place, config)
     new = gl.maximum(highest, row_max(s) * scale)
@@ -207,15 +176,15 @@ def _with_sinks(highest, total, sinks, head, exists):
 
 @gluon.jit
 def _consumer(given, room, config: gl.constexpr, c: gl.constexpr):
-    out, lse, sinks, lists, rows, scale = given
+    out, lse, sinks, lists, chunk, scale = given
     q_halves, q_last, q_full, q_empty = room[0]
     tiles, shared = room[1], room[2]
     both, told = room[3]
     HEADS: gl.constexpr = config.heads
     QUERIES: gl.constexpr = config.queries
     pairs = 0
-    for turn in range(turns_of(rows)):
-        at = place_of(gl.program_id(0) + turn * gl.num_programs(0), lists, rows, config)
+    for turn in range(turns_of(chunk)):
+        at = place_of(gl.program_id(0) + turn * gl.num_programs(0), lists, chunk, config)
         acc = gl.zeros((TILE, HALF), gl.float32, WIDE)
         highest = gl.full((TILE,), LOWEST, gl.float32, gl.SliceLayout(1, SCORES))
         sums = thread_sum(gl.zeros((TILE, TILE), gl.float32, SCORES))
@@ -234,7 +203,7 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr):
         total = _total(sums, both, told, turn & 1, c)
         row = gl.arange(0, TILE, gl.SliceLayout(1, SCORES))
         query, head = at.group * QUERIES + row // HEADS, at.head + row % HEADS
-        exists = (query < rows.queries) & (head < rows.heads)
+        exists = (query < chunk.queries) & (head < chunk.heads)
         if sinks is not None:
             highest, total, factor = _with_sinks(highest, total, sinks, head, exists)
         else:
@@ -243,7 +212,7 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr):
         as_matrix(q_halves.index(c)).store(acc.to(out.dtype))
         if c == 0:
             natural = gl.where(total > 0, (highest + gl.log2(total)) * LN2, float("-inf"))
-            to = (at.batch.to(gl.int64) * rows.heads + head) * rows.queries + query
+            to = (at.batch.to(gl.int64) * chunk.heads + head) * chunk.queries + query
             gl.store(lse + to, natural, mask=exists)
         fence_async_shared()
         tma.async_copy_shared_to_global(out, [at.batch, at.group * QUERIES, at.head, c * HALF], q_halves.index(c))
@@ -260,21 +229,21 @@ def _kernel(
     q_halves = buffers(q, 2)
     q_last = buffers(q_rotary, 1)
     own = (q_halves, q_last, barriers(1, 1), barriers(1, 2))
-    tiles = tiles_in_memory(q.dtype, 2)
+    tiles = latents_in_memory(q.dtype, 2)
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     weights = gl.allocate_shared_memory(q.dtype, [TILE, TILE], SWIZZLED)
     maxima = gl.allocate_shared_memory(gl.float32, [TILE], flat)
     both = gl.allocate_shared_memory(gl.float32, [2, TILE], flat)
     shared = (weights, maxima, barriers(2, 1))
     room = (own, tiles, shared, (both, barriers(2, 1)))
-    lists, rows = Lists(entries, counts, members, groups, places), Rows(heads, queries, parts, items)
-    given = (out, lse, sinks, lists, rows, scale * LOG2E)
+    lists, chunk = Lists(entries, counts, members, groups, places), Chunk(heads, queries, parts, items, 0)
+    given = (out, lse, sinks, lists, chunk, scale * LOG2E)
     latents = Latents(latents, latent_row, latent_batch)
     gl.warp_specialize(
         [
             (_consumer, (given, room, config, 0)),
             (_consumer, (given, room, config, 1)),
-            (_producer, ((q, q_rotary, latents, lists, rows), (own, tiles), config)),
+            (_producer, ((q, q_rotary, latents, lists, chunk), (own, tiles), config)),
         ],
         WARPS,
         REGISTERS,

@@ -61,6 +61,25 @@ class Lists(NamedTuple):
     places: gl.tensor
 
 
+class Chunk(NamedTuple):
+    """Some groups of all sequences laid end to end, the heads of each in so many parts."""
+
+    heads: gl.tensor
+    queries: gl.tensor
+    parts: gl.tensor
+    items: gl.tensor
+    first: gl.tensor
+
+
+class Place(NamedTuple):
+    """Where an item's 64 rows stand, and how many latents they read."""
+
+    batch: gl.tensor
+    group: gl.tensor
+    head: gl.tensor
+    count: gl.tensor
+
+
 class Latents(NamedTuple):
     """Rows to gather: where they begin, and how far apart rows and sequences lie, in vectors of 16 bytes."""
 
@@ -74,7 +93,7 @@ def heads_tiles(x: Tensor, packing: Packing, width: int) -> Tiles:
     turned = x.transpose(1, 2)
     block = [1, packing.queries, packing.heads, width]
     layout = gl.NVMMASharedLayout.get_default_for(block, ELEMENT[x.dtype])
-    return Tiles(turned, turned.shape, turned.stride(), block, layout)
+    return Tiles(x, turned.shape, turned.stride(), block, layout)
 
 
 def swizzled() -> gl.NVMMASharedLayout:
@@ -86,12 +105,37 @@ SWIZZLED = gl.constexpr(swizzled())
 COPIED = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
 
 
+def rows_tiles(x: Tensor) -> Tiles:
+    """Tiles of 64 rows of a dense x [..., 64] laid end to end."""
+    layout = gl.NVMMASharedLayout.get_default_for([TILE.value, x.shape[-1]], ELEMENT[x.dtype])
+    shape = [x.numel() // x.shape[-1], x.shape[-1]]
+    return Tiles(x, shape, [x.shape[-1], 1], [TILE.value, x.shape[-1]], layout)
+
+
 @gluon.jit
-def tiles_in_memory(dtype: gl.constexpr, tiles: gl.constexpr):
-    """(halves of the values, two a tile; the rotary columns) in shared memory, and barriers (full, empty)."""
+def turns_of(chunk):
+    """How many items this program takes."""
+    return gl.cdiv(chunk.items - gl.program_id(0), gl.num_programs(0))
+
+
+@gluon.jit
+def place_of(item, lists, chunk, config: gl.constexpr):
+    """The place of an item: all parts of a group's heads come one after the other, for they read the same latents."""
+    HEADS: gl.constexpr = config.heads
+    part, group = item % chunk.parts, item // chunk.parts + chunk.first
+    count = gl.load(lists.counts + group)
+    return Place(group // lists.groups, group % lists.groups, part * HEADS, count)
+
+
+@gluon.jit
+def latents_in_memory(dtype: gl.constexpr, tiles: gl.constexpr, besides: gl.constexpr = 0):
+    """(halves of the values, two a tile; the rotary columns) in shared memory, and barriers (full, empty).
+
+    A tile is there when all that copy have said so, and `besides` so many others.
+    """
     halves = gl.allocate_shared_memory(dtype, [2 * tiles, TILE, HALF], SWIZZLED)
     rotary = gl.allocate_shared_memory(dtype, [tiles, TILE, ROTARY], SWIZZLED)
-    return halves, rotary, barriers(tiles, GATHERERS), barriers(tiles, 2)
+    return halves, rotary, barriers(tiles, GATHERERS + besides), barriers(tiles, 2)
 
 
 @gluon.jit
@@ -101,6 +145,13 @@ def listed(lists, batch, group, place, count):
     row = lists.entries + (batch.to(gl.int64) * lists.groups + group) * lists.places
     exists = places < count
     return gl.load(row + places, mask=exists, other=-1), exists
+
+
+@gluon.jit
+def members_of(lists, at, places):
+    """The bits of a group's queries that see the latents at these places."""
+    row = lists.members + (at.batch.to(gl.int64) * lists.groups + at.group) * lists.places
+    return gl.load(row + places, mask=places < at.count, other=0)
 
 
 @gluon.jit
@@ -126,12 +177,12 @@ def gathered(ready, parity):
 
 
 @gluon.jit
-def products(a, tiles, b):
-    """a @ b^T over all columns, begun: a is (two halves, rotary columns), b the number of a tile in memory."""
+def products(a, b):
+    """a @ b^T over all columns, begun; both are (first half, second half, rotary columns) in memory."""
     s = gl.zeros((TILE, TILE), gl.float32, SCORES)
-    s = warpgroup_mma(a[0], tiles[0].index(2 * b).permute((1, 0)), s, use_acc=False, is_async=True)
-    s = warpgroup_mma(a[1], tiles[0].index(2 * b + 1).permute((1, 0)), s, is_async=True)
-    return warpgroup_mma(a[2], tiles[1].index(b).permute((1, 0)), s, is_async=True)
+    s = warpgroup_mma(a[0], b[0].permute((1, 0)), s, use_acc=False, is_async=True)
+    s = warpgroup_mma(a[1], b[1].permute((1, 0)), s, is_async=True)
+    return warpgroup_mma(a[2], b[2].permute((1, 0)), s, is_async=True)
 
 
 @gluon.jit

@@ -54,12 +54,27 @@ from .ring import LOG2E, TILE, barriers, opaque, settle
 from .sweep import buffers
 
 
+def _vectors(columns: int) -> gl.DistributedLinearLayout:
+    """Tiles [64, columns] as `in_threads` leaves them: eight neighbouring columns a thread, and 32 four threads."""
+    further = [[0, 32 << n] for n in range((columns // 32).bit_length() - 1)]
+    return gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [0, 4], [8, 0], *further],
+        lane_bases=[[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[16, 0], [32, 0]],
+        block_bases=[],
+        shape=[TILE.value, columns],
+    )
+
+
+VECTORS, VECTORS_WIDE = gl.constexpr(_vectors(ROTARY.value)), gl.constexpr(_vectors(HALF.value))
+
+
 class Scratch(NamedTuple):
     """What is written for every place of an item's list: [items, places, 576], by columns `in_threads`."""
 
     pointer: gl.tensor
     scores: gl.tensor
-    """Descriptor of the gradients of the scores [items · places, 64]."""
+    """Descriptor of the gradients of the scores, whole tiles of 64 places."""
 
 
 @gluon.jit
@@ -103,7 +118,8 @@ def in_threads(x):
     thread t as 8 t + 2 j + e. Nothing moves, and a thread stores 16 bytes at once."""
     COLUMNS: gl.constexpr = x.shape[1]
     split = gl.reshape(x, (TILE, COLUMNS // 32, 4, 4, 2))
-    return gl.reshape(gl.permute(split, (0, 1, 3, 2, 4)), (TILE, COLUMNS))
+    turned = gl.reshape(gl.permute(split, (0, 1, 3, 2, 4)), (TILE, COLUMNS))
+    return gl.convert_layout(turned, VECTORS_WIDE if COLUMNS == HALF else VECTORS)
 
 
 @gluon.jit
@@ -218,7 +234,7 @@ def _second(given, room, config: gl.constexpr):
             fence_async_shared()
             gl.thread_barrier()
             mbarrier.arrive(made.index(1), count=1)
-            tma.async_copy_shared_to_global(scratch.scores, [item * lists.places + tile * TILE, 0], due)
+            tma.async_copy_shared_to_global(scratch.scores, [(item * gl.cdiv(lists.places, TILE) + tile) * TILE, 0], due)
             here = opaque(gl.to_tensor(0))
             acc = gl.zeros((TILE, HALF), gl.float32, WIDE)
             last = gl.zeros((TILE, ROTARY), gl.float32, SCORES)
@@ -272,7 +288,7 @@ def latent_backward_keys(
 
     `inputs` are q [B, H, Q, 576], the gradient of the output [B, H, Q, 512], latents [B, K, 576], and lse and delta
     [B, H, Q] in float32. `scratch` [groups · parts, places, 576] takes the latents' gradients, columns `in_threads`,
-    and `scores` [groups · parts, places, 64] those of the scores.
+    and `scores` [groups · parts, places up to a multiple of 64, 64] those of the scores.
     """
     launch(_prepared, (*inputs, *lists, scratch, scores), scale, packing, chunk)
 

@@ -66,7 +66,7 @@ def _producer(given, room, config: gl.constexpr):
             mbarrier.wait(empty.index(i), ((done >> 1) & 1) ^ 1)
             mbarrier.expect(full.index(i), scores.block_type.nbytes)
             tma.async_copy_global_to_shared(
-                scores, [item * lists.places + tile * TILE, 0], full.index(i), due.index(i)
+                scores, [(item * gl.cdiv(lists.places, TILE) + tile) * TILE, 0], full.index(i), due.index(i)
             )
             gather(latents, at.batch, entries, exists, halves, rotary, i)
             async_copy.mbarrier_arrive(full.index(i), increment_count=False)
@@ -155,7 +155,7 @@ def latent_backward_queries(
     scores: Tensor, latents: Tensor, lists: Sequence[Tensor | None], dq: Tensor,
     *, packing: Packing, chunk: tuple[int, int],
 ) -> None:  # fmt: skip
-    """Writes `dq` [B, H, Q, 576] of the groups of a chunk, from their `scores` [groups · parts, places, 64]."""
+    """Writes `dq` [B, H, Q, 576] of the groups of a chunk, from their `scores` [groups · parts, places up to a multiple of 64, 64]."""
     launch(_prepared, (scores, latents, dq, *lists), packing, chunk)
 
 

@@ -3,18 +3,25 @@
 from .bigbird import BigBirdConfig
 from .encoder import EncoderConfig
 from .gpt2 import GPT2Config
+from .indexer import IndexerConfig
+from .latent import LatentConfig
 from .longformer import LongformerConfig
 from .longformer_lm import longformer_lm
 from .reformer import ReformerConfig
+from .rotary import RotaryConfig, YarnConfig
 from .sparse import SparseAttentionConfig, compute_dynamic_window_size, get_recommended_config
 
 __all__ = [
     "BigBirdConfig",
     "EncoderConfig",
     "GPT2Config",
+    "IndexerConfig",
+    "LatentConfig",
     "LongformerConfig",
     "ReformerConfig",
+    "RotaryConfig",
     "SparseAttentionConfig",
+    "YarnConfig",
     "compute_dynamic_window_size",
     "get_recommended_config",
     "longformer_lm",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..patterns.base import Pattern, require_integer
 from .layer_cache import LayerCache, counted
+from .whole_cache import WholeCache
 
 
 class KVCache:
@@ -38,11 +39,13 @@ class KVCache:
         self.padding = None if padding is None else counted("KVCache", padding)
         self.length = 0
         self.layers: dict[int, LayerCache] = {}
+        self.whole: dict[int, WholeCache] = {}
+        """What layers hold of every token, because they choose at run time what they read."""
 
     @property
     def nbytes(self) -> int:
-        """Memory of all keys and values that are held."""
-        return sum(layer.nbytes for layer in self.layers.values())
+        """Memory of all that is held."""
+        return sum(layer.nbytes for layer in (*self.layers.values(), *self.whole.values()))
 
     @torch.compiler.disable  # what is counted here changes at each call, and must not be compiled into a graph
     def attend(
@@ -59,27 +62,49 @@ class KVCache:
             ValueError: The new tokens exceed the capacity, their shape or dtype is not that of the ones before, the
                 layer had another pattern, or has taken other tokens than `advance` has counted.
         """
-        end = self.length + k.shape[2]
-        if end > self.capacity:
-            raise ValueError(
-                f"KVCache: full: {self.length} of capacity={self.capacity} tokens have come and "
-                f"{k.shape[2]} more do not fit; make the cache with capacity={end} or more"
-            )
+        self._require_room(k.shape[2])
         held = self.layers.get(layer) or LayerCache(pattern, padding=self.padding)
         if held.pattern != pattern:
             raise ValueError(
                 f"KVCache: layer {layer} began with the pattern {held.pattern}, and now has {pattern}; what the new "
                 f"one reads may be gone: begin with a new cache"
             )
-        if held.seen != self.length:
-            raise ValueError(
-                f"KVCache: layer {layer} has taken {held.seen} tokens, but {self.length} are counted: a forward broke "
-                f"off, or advance was not called once after each; begin with a new cache"
-            )
+        self._require_counted(layer, held.seen)
         out = held.attend(q, k, v)
         self.layers[layer] = held
         return out
 
+    @torch.compiler.disable
+    def extend(self, layer: int, new: Sequence[Float[Tensor, "B *G N D"]]) -> list[Tensor]:
+        """What `layer` made of all tokens so far, these the last of them: [B, *G, K, D] for each thing in `new`.
+
+        For attention that chooses what it reads at run time (latents and index keys, say): all is kept.
+
+        Raises:
+            ValueError: As `attend`, and where a layer hands over other things than before.
+        """
+        self._require_room(new[0].shape[-2] if new else 0)
+        held = self.whole.get(layer) or WholeCache()
+        self._require_counted(layer, held.seen)
+        every = held.extend(new, self.capacity)
+        self.whole[layer] = held
+        return every
+
     def advance(self, tokens: int) -> None:
         """Counts `tokens` as come: called once, after every layer has taken them."""
         self.length += tokens
+
+    def _require_room(self, tokens: int) -> None:
+        end = self.length + tokens
+        if end > self.capacity:
+            raise ValueError(
+                f"KVCache: full: {self.length} of capacity={self.capacity} tokens have come and "
+                f"{tokens} more do not fit; make the cache with capacity={end} or more"
+            )
+
+    def _require_counted(self, layer: int, seen: int) -> None:
+        if seen != self.length:
+            raise ValueError(
+                f"KVCache: layer {layer} has taken {seen} tokens, but {self.length} are counted: a forward broke "
+                f"off, or advance was not called once after each; begin with a new cache"
+            )

@@ -1,0 +1,110 @@
+"""The operator that finds, for each query, the keys of largest score, with its shape and the work it does.
+
+No gradient passes through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ..kernels.problem import Unsupported
+from ..kernels.tiled.top_keys import TILED_SCORES, TILED_SELECTION
+from ..kernels.top_keys import Indexed, Road
+from ..selectors.quantized import Precision, quantized
+from ..selectors.topk import seen_from
+from .boundary import LIBRARY, own_dtypes
+
+ROADS: tuple[Road, ...] = (Road("tiled", TILED_SCORES, TILED_SELECTION),)
+"""In the order in which they are tried."""
+
+FEWEST_QUERIES = 128
+"""Scored at a time, where the choice is of fewer keys and the scorer's measure allows it."""
+
+torch.library.define(
+    "gossamer::top_keys",
+    "(Tensor q, Tensor k, Tensor weights, Tensor? visible, int count, bool relu, bool causal, str precision, "
+    "str? backend) -> Tensor",
+)
+
+
+def road(index: Indexed, name: str | None = None) -> Road:
+    """The first road that takes such tensors, or the one called `name`.
+
+    Raises:
+        ValueError: There is no road called `name`.
+        Unsupported: The named road, or every one, refuses; the message gives the reasons.
+    """
+    candidates = [each for each in ROADS if name in (None, each.name)]
+    if not candidates:
+        known = ", ".join(each.name for each in ROADS)
+        raise ValueError(f"backend is {name!r}; give one of: {known}, or None to let Gossamer choose")
+    refusals = {each.name: each.scorer.refuses(index) for each in candidates}
+    for each in candidates:
+        if refusals[each.name] is None:
+            return each
+    reasons = (f"\n  {each}: {reason}" for each, reason in refusals.items())
+    raise Unsupported("no backend accepts this problem" + "".join(reasons))
+
+
+def indexed(
+    q: Tensor, k: Tensor, weights: Tensor, visible: Tensor | None, *, relu: bool, causal: bool, precision: Precision
+) -> Indexed:
+    """The tensors as roads read them: quantized where that is asked for, and with what each query may see."""
+    batch, _, queries, _ = q.shape
+    keys = k.shape[1]
+    seen = torch.full((queries,), keys, dtype=torch.int32, device=q.device)
+    if causal:
+        seen = seen_from(torch.arange(keys - queries, keys, device=q.device), keys)
+    seen = seen.expand(batch, queries)
+    if visible is not None:
+        seen = torch.minimum(seen, visible.clamp(0, keys).to(torch.int32))
+    weights = weights.to(torch.promote_types(q.dtype, torch.float32))
+    if precision == "as given":
+        return Indexed(q, k, weights, seen, relu)
+    (q, q_scales), (k, k_scales) = quantized(q, precision), quantized(k, precision)
+    return Indexed(q, k, weights * q_scales.transpose(1, 2), seen, relu, k_scales)
+
+
+@torch.library.impl(LIBRARY, "top_keys", "CompositeExplicitAutograd")
+def _top_keys(
+    q: Tensor, k: Tensor, weights: Tensor, visible: Tensor | None, count: int, relu: bool, causal: bool,
+    precision: Precision, backend: str | None,
+) -> Tensor:  # fmt: skip
+    batch, queries, keys = q.shape[0], q.shape[2], k.shape[1]
+    found = q.new_full((batch, queries, count), -1, dtype=torch.int32)
+    if 0 in (batch, queries, keys):
+        return found
+    with own_dtypes(q.device):
+        index = indexed(q, k, weights, visible, relu=relu, causal=causal, precision=precision)
+        _, scorer, selector = road(index, backend)
+        for rows, some in _parts(batch, queries, keys, max(count, FEWEST_QUERIES), scorer.most_scores):
+            seen = min(keys, max(keys - queries + some.stop, 0)) if causal else keys
+            if seen:
+                part = index.part(rows, some, seen)
+                chosen = selector.select(scorer.score(part).flatten(0, 1), part.visible.flatten(), count)
+                found[rows, some] = chosen.view(*part.visible.shape, count)
+    return found
+
+
+def _parts(batch: int, queries: int, keys: int, most_queries: int, most_scores: int) -> Iterator[tuple[slice, slice]]:
+    """Sequences and queries that are scored together: at most so many queries, and scores unless one has more."""
+    most = max(1, min(most_queries, most_scores // keys))
+    rows = max(1, most // queries)
+    for row in range(0, batch, rows):
+        for first in range(0, queries, most):
+            yield slice(row, min(row + rows, batch)), slice(first, min(first + most, queries))
+
+
+@torch.library.register_fake("gossamer::top_keys")
+def _top_keys_shape(q: Tensor, k: Tensor, weights: Tensor, visible: Tensor | None, count: int, *_: Any) -> Tensor:
+    return q.new_empty(q.shape[0], q.shape[2], count, dtype=torch.int32)
+
+
+@register_flop_formula(torch.ops.gossamer.top_keys)
+def _top_keys_operations(q, k, *_, out_shape=None, **__) -> int:
+    return 2 * q[0] * q[1] * q[2] * k[1] * q[3]  # every pair, as if all were visible

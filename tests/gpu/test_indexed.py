@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gossamer.integrations.huggingface.indexed import indexed_attention
-from gossamer.integrations.huggingface.layouts import Layout
-from gossamer.integrations.huggingface.selection import Selection
+from gossamer.indexed import Selection, attend_indexed
+from gossamer.kernels import Softmax
+from gossamer.kernels.indexed import Inputs
+from gossamer.kernels.tiled.indexed_layouts import Layout
 
 pytestmark = pytest.mark.gpu
 
@@ -35,8 +36,8 @@ def test_it_is_as_on_the_cpu(keys: int, dtype: torch.dtype, no_waiting: None) ->
     for device in ("cpu", "cuda", "cuda"):
         tensors = [x.to(device, non_blocking=True).requires_grad_() for x in (q, k, v)]
         selection = Selection(chosen.to(device, non_blocking=True), mask=mask.to(device, non_blocking=True))
-        assert Layout.of(*tensors, selection).gathers == (keys == 4000)
-        out = indexed_attention(*tensors, selection)
+        assert Layout.of(Inputs(*tensors, 32, None, selection, Softmax(1.0))).gathers == (keys == 4000)
+        out = attend_indexed(*tensors, selection, backend="tiled")
         found.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), tensors)])
     torch.cuda.set_sync_debug_mode("default")
     for want, first, second in zip(*found, strict=True):

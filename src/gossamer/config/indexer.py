@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ..patterns.base import require_integer
 from .rotary import HALVES, RotaryConfig
 
+PRECISIONS = ("as given", "fp8", "fp8 ue8m0")
+
 
 @dataclass(frozen=True)
 class IndexerConfig:
@@ -31,6 +33,12 @@ class IndexerConfig:
     """How they are turned: by halves, as DeepSeek's are (its main attention turns neighbours), unlike GLM-5's."""
     relu: bool = True
     """Whether products below zero count as zero, before heads are summed."""
+    precision: str = "as given"
+    """What queries and keys are scored in; "fp8" rounds each vector to e4m3 with a scale of its own, "fp8 ue8m0" with
+    one that is a power of two."""
+    hadamard: bool = False
+    """Whether both are turned by a Hadamard matrix, which spreads large features over all before they are rounded to
+    eight bits, and changes no product. The width then is a power of two."""
 
     def __post_init__(self) -> None:
         for name, least in _INTEGERS.items():
@@ -43,8 +51,14 @@ class IndexerConfig:
             )
         if not isinstance(self.rotary, RotaryConfig):
             raise ValueError(f"IndexerConfig: rotary is {self.rotary!r}; give a RotaryConfig")
-        if not isinstance(self.relu, bool):
-            raise ValueError(f"IndexerConfig: relu is {self.relu!r}; give True or False")
+        for name in ("relu", "hadamard"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"IndexerConfig: {name} is {getattr(self, name)!r}; give True or False")
+        if self.precision not in PRECISIONS:
+            known = ", ".join(map(repr, PRECISIONS))
+            raise ValueError(f"IndexerConfig: precision is {self.precision!r}; give one of: {known}")
+        if self.hadamard and self.index_head_dim & (self.index_head_dim - 1):
+            raise ValueError(f"IndexerConfig: index_head_dim is {self.index_head_dim}; hadamard takes a power of two")
 
 
 _INTEGERS = {"index_n_heads": 1, "index_head_dim": 1, "index_topk": 1, "qk_rope_head_dim": 0}

@@ -1,5 +1,8 @@
 """Attention over keys that were chosen for each query, and the choice of them."""
 
+from ..selectors.selection import Selection
+from .attend import attend_indexed, attend_latent
+from .merge import merge_attention
 from .top_keys import top_keys
 
-__all__ = ["top_keys"]
+__all__ = ["Selection", "attend_indexed", "attend_latent", "merge_attention", "top_keys"]

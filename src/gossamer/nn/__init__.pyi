@@ -5,6 +5,7 @@ from .chunked_feed_forward import ChunkedFeedForward as ChunkedFeedForward
 from .chunked_local import ChunkedLocalAttention as ChunkedLocalAttention
 from .dense import CausalSelfAttention as CausalSelfAttention
 from .global_tokens import GlobalTokens as GlobalTokens
+from .indexer import LightningIndexer as LightningIndexer
 from .longformer import LongformerAttention as LongformerAttention
 from .lsh import LSHAttention as LSHAttention
 from .masks import compute_sparsity as compute_sparsity

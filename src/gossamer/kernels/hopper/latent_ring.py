@@ -45,6 +45,11 @@ class Packing:
 
     heads: int
 
+    @classmethod
+    def of(cls, heads: int) -> Packing:
+        """The one that leaves the fewest rows empty, and of these the one with the fewest queries."""
+        return min((cls(each) for each in (64, 32, 16, 8)), key=lambda each: -(-heads // each.heads) * each.heads)
+
     @property
     def queries(self) -> int:
         return TILE.value // self.heads

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .latent_lists import GroupLists
+
 
 WIDTH, HALF, ROTARY = 576, tl.constexpr(512), tl.constexpr(64)
 TOGETHER = 4
@@ -36,12 +38,29 @@ def _sum(scratch, starts, entries, totals, parts, places, WIDTH: tl.constexpr, T
         tl.store(to + narrow, tl.load(to + narrow) + rest)
 
 
-def add_owed(scratch: Tensor, lists: tuple[Tensor, Tensor], totals: Tensor, *, parts: int, places: int) -> None:
-    """Adds to totals [K, 576] in float32 the rows of the scratch [groups · parts, places, 576] by the lists of a chunk.
+def owed_to(lists: GroupLists, keys: int, chunk: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(starts [B · K + 1], entries) of every latent's list: the places of the lists of a chunk that name it.
 
-    An entry of a list is group · places + place, the group counted from the first of the chunk.
+    A place is group · places + place, the group counted from the first of the chunk, and a list ascends.
     """
-    keys = totals.shape[0]
+    batch, groups, places = lists.entries.shape
+    first, count = chunk
+    entries, counts = (x.flatten(0, 1)[first : first + count] for x in lists[:2])
+    device = entries.device
+    sequence = torch.arange(first, first + count, device=device, dtype=torch.int32)[:, None] // groups
+    exists = torch.arange(places, device=device) < counts[:, None]
+    named = torch.where(exists, entries + sequence * keys, batch * keys).flatten()
+    named, order = named.sort(stable=True)
+    starts = torch.searchsorted(named, torch.arange(batch * keys + 1, device=device, dtype=torch.int32), out_int32=True)
+    return starts, order.to(torch.int32)
+
+
+def add_owed(scratch: Tensor, lists: tuple[Tensor, Tensor], totals: Tensor, *, parts: int, places: int) -> None:
+    """Adds to totals [B, K, 576] in float32 the rows of the scratch [groups · parts, places, 576] by the lists of a chunk.
+
+    `lists` are those of `owed_to`.
+    """
+    keys = totals.shape[0] * totals.shape[1]
     _sum[(keys,)](scratch, *lists, totals, parts, places, WIDTH, TOGETHER, num_warps=2)
 
 

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warp
 from ..devices import made_current, multiprocessors
 from ..top_keys import Indexed
 from .configs import PAIR_REGISTERS, PAIR_WARPS
-from .descriptors import ELEMENT, Tiles
+from .descriptors import ELEMENT, Tiles, addressable
 from .launch import Launch, Operands, launch
 from .ring import TILE, barriers, phase, settle, slot
 from .sweep import buffers
@@ -36,8 +36,6 @@ way to registers that go to others."""
 
 SLOTS = {1: 8, 2: 4}
 """Tiles of keys on their way, by the bytes of an element."""
-
-DTYPES = (torch.float8_e4m3fn, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -193,31 +191,20 @@ def _kernel(
     )
 
 
-class HopperScores:
-    """Scores in float32 of half precision or of eight bits."""
+def score(index: Indexed) -> Tensor:
+    """[B, Q, K], as `Scorer` says."""
+    batch, _, queries, _ = index.q.shape
+    scores = index.q.new_empty(batch, queries, index.k.shape[1], dtype=torch.float32)
+    with made_current(index.q.device):
+        scales = None if index.key_scales is None else index.key_scales.contiguous()
+        operands = _rows(index.q), _rows(index.k), index.weights.contiguous(), _seen(index), scales, scores
+        launch(_prepared, operands, index.relu)
+    return scores
 
-    most_scores = 2**28
-    """One gigabyte."""
 
-    def refuses(self, index: Indexed) -> str | None:
-        """Why it cannot score such tensors, or None where it can."""
-        width, heads = index.q.shape[3], index.q.shape[1]
-        if index.q.dtype not in DTYPES:
-            return f"it multiplies {', '.join(map(str, DTYPES))}, not {index.q.dtype}"
-        if width not in (64, 128):
-            return f"it takes keys 64 or 128 wide, not {width}"
-        if heads not in (8, 16, 32, 64):
-            return f"it takes 8, 16, 32 or 64 index heads, not {heads}"
-        return None
-
-    def score(self, index: Indexed) -> Tensor:
-        """[B, Q, K], as `Scorer` says."""
-        batch, _, queries, _ = index.q.shape
-        scores = index.q.new_empty(batch, queries, index.k.shape[1], dtype=torch.float32)
-        with made_current(index.q.device):
-            operands = index.q, index.k, index.weights.contiguous(), _seen(index), index.key_scales, scores
-            launch(_prepared, operands, index.relu)
-        return scores
+def _rows(x: Tensor) -> Tensor:
+    """x as the copy engine can address it: itself, or a copy."""
+    return addressable(x if x.dim() == 4 else x[:, None])
 
 
 def _seen(index: Indexed) -> Tensor:
@@ -237,14 +224,11 @@ def _prepared(operands: Operands, relu: bool) -> Launch:
     config = IndexConfig(heads, SLOTS[size], relu, 32 // size)
     turned = q.transpose(1, 2)
     tiles = -(-queries // config.queries)
-    segments = -(-k.shape[1] // (TILE.value * SEGMENT.value))
+    segments = -(-k.shape[2] // (TILE.value * SEGMENT.value))
     items = batch * tiles * segments
     arguments = (
         _tiles(q, turned.shape, turned.stride(), [1, config.queries, heads, width]),
-        _tiles(k, (batch, 1, *k.shape[1:]), (k.stride(0), k.stride(0), *k.stride()[1:]), [1, 1, TILE.value, width]),
-        *(weights, seen, key_scales, scores, queries, k.shape[1], tiles, segments, items),
+        _tiles(k, k.shape, k.stride(), [1, 1, TILE.value, width]),
+        *(weights, seen, key_scales, scores, queries, k.shape[2], tiles, segments, items),
     )
     return Launch(_kernel, items, arguments, (config,))
-
-
-HOPPER_SCORES = HopperScores()

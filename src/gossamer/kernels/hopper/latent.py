@@ -1,4 +1,4 @@
-"""Hopper's road to attention over chosen latents: 576 columns wide, of which 512 are the value (multi-head latent
+"""Attention over chosen latents: 576 columns wide, of which 512 are the value (multi-head latent
 attention, DeepSeek-V2, arXiv 2405.04434; chosen as in DeepSeek-V3.2, arXiv 2512.02556).
 
 Rows of 64 fill a matrix instruction: the heads of one query, or of several neighbouring ones that read the union of
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..devices import capability, made_current, multiprocessors
+from ..devices import made_current, multiprocessors
 from ..indexed import Inputs, Returning
 from .descriptors import addressable
 from .latent_backward_keys import latent_backward_keys
@@ -28,66 +28,38 @@ SCRATCH = 4 << 30
 """Bytes of gradients that are written out before they are summed, if one group of queries has not more."""
 
 
-class HopperLatent:
-    """Runs on GPUs of compute capability 9.0, in bfloat16 and float16."""
-
-    name = "hopper"
-
-    def refuses(self, given: Inputs, *, backward: bool) -> str | None:
-        """Why it cannot run on such inputs, or None where it can."""
-        q, k, selection, softmax = given.q, given.k, given.selection, given.softmax
-        device = capability(q.device)
-        if device != (9, 0):
-            return f"it is compiled for NVIDIA GPUs of compute capability 9.0, not for {device or q.device}"
-        if q.dtype not in (torch.bfloat16, torch.float16):
-            return f"it takes bfloat16 and float16, not {q.dtype}"
-        if given.v is not None:
-            return "it takes latents, whose leading columns are the values: attend_latent"
-        if (q.shape[3], given.value_width) != (WIDTH, VALUE):
-            return f"it takes latents {WIDTH} wide with values of {VALUE}, not {q.shape[3]} and {given.value_width}"
-        if k.shape[1] != 1:
-            return f"it takes one key head, not {k.shape[1]}"
-        if selection.block_size != 1:
-            return f"it takes numbers of single keys, not of blocks of {selection.block_size}"
-        if selection.mask is not None:
-            return "it takes no mask"
-        if softmax.softcap or softmax.dropout:
-            return "it has no softcap and no dropout"
-        if softmax.scale <= 0:
-            return f"it takes a positive scale, not {softmax.scale}"
-        return None
-
-    def forward(self, given: Inputs) -> tuple[Tensor, Tensor]:
-        """(out, natural log-sum-exp), as `Road` says."""
-        q, k = given.q, given.k
-        batch, heads, queries, _ = q.shape
-        out = q.new_empty(batch, queries, heads, VALUE).transpose(1, 2)
-        lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
-        if not lse.numel():
-            return out, lse
-        packing = Packing.of(heads)
-        with made_current(q.device):
-            lists = _lists(given, packing)
-            inputs = _seeing(addressable(q), lists), _rows(k)
-            latent_forward(*inputs, lists, out, lse, given.sinks, scale=given.softmax.scale, packing=packing)
+def forward(given: Inputs) -> tuple[Tensor, Tensor]:
+    """(out, natural log-sum-exp), as `Road` says."""
+    q, k = given.q, given.k
+    batch, heads, queries, _ = q.shape
+    out = q.new_empty(batch, queries, heads, VALUE).transpose(1, 2)
+    lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
+    if not lse.numel():
         return out, lse
+    packing = Packing.of(heads)
+    with made_current(q.device):
+        lists = _lists(given, packing)
+        inputs = _seeing(addressable(q), lists), _rows(k)
+        latent_forward(*inputs, lists, out, lse, given.sinks, scale=given.softmax.scale, packing=packing)
+    return out, lse
 
-    def backward(self, given: Inputs, come: Returning) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Gradients of q and k; there is no v."""
-        q, k = given.q, given.k
-        batch, heads, queries, _ = q.shape
-        dq = q.new_empty(batch, queries, heads, WIDTH).transpose(1, 2)
-        if not come.lse.numel():
-            return dq, torch.zeros_like(k), None
-        packing = Packing.of(heads)
-        with made_current(q.device):
-            lists = _lists(given, packing)
-            latents, grad_out = _rows(k), _seeing(addressable(come.grad_out), lists)
-            grad_lse = None if come.grad_lse is None else come.grad_lse.contiguous()
-            delta = delta_of(come.out, grad_out, grad_lse)
-            inputs = _seeing(addressable(q), lists), grad_out, latents, come.lse.contiguous(), delta
-            totals = _gradients(inputs, lists, dq, given.softmax.scale, packing)
-        return dq, in_order(totals, k.dtype)[:, None], None
+
+def backward(given: Inputs, come: Returning) -> tuple[Tensor, Tensor]:
+    """Gradients of q and k."""
+    q, k = given.q, given.k
+    batch, heads, queries, _ = q.shape
+    dq = q.new_empty(batch, queries, heads, WIDTH).transpose(1, 2)
+    if not come.lse.numel():
+        return dq, torch.zeros_like(k)
+    packing = Packing.of(heads)
+    with made_current(q.device):
+        lists = _lists(given, packing)
+        latents, grad_out = _rows(k), _seeing(addressable(come.grad_out), lists)
+        grad_lse = None if come.grad_lse is None else come.grad_lse.contiguous()
+        delta = delta_of(come.out, grad_out, grad_lse)
+        inputs = _seeing(addressable(q), lists), grad_out, latents, come.lse.contiguous(), delta
+        totals = _gradients(inputs, lists, dq, given.softmax.scale, packing)
+    return dq, in_order(totals, k.dtype)[:, None]
 
 
 def _gradients(inputs: tuple[Tensor, ...], lists: GroupLists, dq: Tensor, scale: float, packing: Packing) -> Tensor:
@@ -130,6 +102,3 @@ def _seeing(x: Tensor, lists: GroupLists) -> Tensor:
 def _rows(k: Tensor) -> Tensor:
     """Latents [B, K, 576], each dense and at a multiple of 16 bytes."""
     return addressable(k)[:, 0]
-
-
-HOPPER_LATENT = HopperLatent()

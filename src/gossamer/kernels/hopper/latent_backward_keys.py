@@ -126,6 +126,7 @@ def in_threads(x):
 def _write(scratch, x, item, lists, place, count, column):
     """Rows of x, as far as places exist, from a column of the scratch on."""
     x = in_threads(x.to(scratch.dtype.element_ty))
+    place = opaque(place)  # else what follows from it is kept in registers while the products are made
     places = place + gl.arange(0, TILE, gl.SliceLayout(1, x.type.layout))
     columns = gl.arange(0, x.shape[1], gl.SliceLayout(0, x.type.layout))
     rows = (item.to(gl.int64) * lists.places + places) * ((2 * HALF + ROTARY) // VECTOR) * VECTOR

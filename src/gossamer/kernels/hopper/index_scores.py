@@ -16,7 +16,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from ..devices import made_current, multiprocessors
+from ..devices import made_current
 from ..top_keys import Indexed
 from .configs import PAIR_REGISTERS, PAIR_WARPS
 from .descriptors import ELEMENT, Tiles, addressable
@@ -24,8 +24,9 @@ from .launch import Launch, Operands, launch
 from .ring import TILE, barriers, phase, settle, slot
 from .sweep import buffers
 
-COLUMNS = gl.constexpr(256)
-"""Heads of queries that meet a tile of keys at once: the widest matrix instruction."""
+MOST_COLUMNS, MOST_QUERIES = 256, 16
+"""Heads of queries, and queries, that meet a tile of keys at once: the widest matrix instruction, and what registers
+take."""
 
 SEGMENT = gl.constexpr(128)
 """Tiles of keys that an item takes at most."""
@@ -50,7 +51,16 @@ class IndexConfig:
 
     @property
     def queries(self) -> int:
-        return COLUMNS.value // self.heads
+        return queries_together(self.heads)
+
+    @property
+    def columns(self) -> int:
+        return self.queries * self.heads
+
+
+def queries_together(heads: int) -> int:
+    """Queries that meet a tile of keys at once."""
+    return min(MOST_QUERIES, MOST_COLUMNS // heads)
 
 
 class Work(NamedTuple):
@@ -138,6 +148,7 @@ def _tile(given, room, done, tile, config: gl.constexpr):
     scores, key_scales, q, w, item, work = given
     k_tiles, full, empty = room[3], room[4], room[5]
     SLOTS: gl.constexpr = config.slots
+    COLUMNS: gl.constexpr = config.columns
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
     here = slot(done + tile, SLOTS)
     mbarrier.wait(full.index(here), phase(done + tile, SLOTS))
@@ -153,6 +164,7 @@ def _tile(given, room, done, tile, config: gl.constexpr):
 def _consumer(weights, key_scales, scores, work, room, config: gl.constexpr, c: gl.constexpr):
     q_tiles, q_full, q_empty = room[0], room[1], room[2]
     WIDTH: gl.constexpr = q_tiles.shape[4]
+    COLUMNS: gl.constexpr = config.columns
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
     column = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     done = 0
@@ -209,7 +221,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def _seen(index: Indexed) -> Tensor:
     """int32 [B, tiles of queries]: how many of the first keys the queries of a tile see, the one that sees the most."""
-    together = COLUMNS.value // index.q.shape[1]
+    together = queries_together(index.q.shape[1])
     return pad(index.visible, (0, -index.visible.shape[1] % together)).unflatten(1, (-1, together)).amax(2)
 
 

@@ -39,7 +39,7 @@ def forward(given: Inputs) -> tuple[Tensor, Tensor]:
     packing = Packing.of(heads)
     with made_current(q.device):
         lists = _lists(given, packing)
-        inputs = _seeing(addressable(q), lists), _rows(k)
+        inputs = _seeing(addressable(q), lists, packing), _rows(k)
         latent_forward(*inputs, lists, out, lse, given.sinks, scale=given.softmax.scale, packing=packing)
     return out, lse
 
@@ -54,10 +54,10 @@ def backward(given: Inputs, come: Returning) -> tuple[Tensor, Tensor]:
     packing = Packing.of(heads)
     with made_current(q.device):
         lists = _lists(given, packing)
-        latents, grad_out = _rows(k), _seeing(addressable(come.grad_out), lists)
+        latents, grad_out = _rows(k), _seeing(addressable(come.grad_out), lists, packing)
         grad_lse = None if come.grad_lse is None else come.grad_lse.contiguous()
         delta = delta_of(come.out, grad_out, grad_lse)
-        inputs = _seeing(addressable(q), lists), grad_out, latents, come.lse.contiguous(), delta
+        inputs = _seeing(addressable(q), lists, packing), grad_out, latents, come.lse.contiguous(), delta
         totals = _gradients(inputs, lists, dq, given.softmax.scale, packing)
     return dq, in_order(totals, k.dtype)[:, None]
 
@@ -91,12 +91,12 @@ def _lists(given: Inputs, packing: Packing) -> GroupLists:
     return group_lists(selection.indices[:, 0], given.k.shape[2], together=packing.queries, causal=selection.causal)
 
 
-def _seeing(x: Tensor, lists: GroupLists) -> Tensor:
+def _seeing(x: Tensor, lists: GroupLists, packing: Packing) -> Tensor:
     """x [B, H, Q, D], zeros where a query sees nothing and shares a tile with others that do: whatever stands there
     would be multiplied with zeros."""
     if lists.members is None:
         return x
-    return x.masked_fill(lists.blind(x.shape[2])[:, None, :, None], 0.0)
+    return x.masked_fill(lists.blind(x.shape[2], packing.queries)[:, None, :, None], 0.0)
 
 
 def _rows(k: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def _row_values(x, at, chunk, missing, config: gl.constexpr):
 @gluon.jit
 def _weights(rows, tiles, lists, at, place, norm, scale, config: gl.constexpr):
     """[latents, rows] the weights again; zero where a row does not see the latent."""
-    halves, rotary, full, empty = tiles
+    halves, rotary, empty = tiles[0], tiles[1], tiles[3]
     here = opaque(gl.to_tensor(0))
     s = products((halves.index(here), halves.index(here + 1), rotary.index(here)), own_rows(rows[0], rows[1]))
     s = warpgroup_mma_wait(0, deps=(s,))
@@ -208,7 +208,7 @@ def _second(given, room, config: gl.constexpr):
     scratch, _, delta, lists, chunk, scale = given
     q_halves, q_last, grad_halves, own_full, own_empty = room[0]
     tiles, exchange = room[1], room[2]
-    halves, rotary, full, empty = tiles
+    halves, full, empty = tiles[0], tiles[2], tiles[3]
     weights, due, made, free = exchange
     operand: gl.constexpr = gl.DotOperandLayout(0, WIDE, 2)
     narrow: gl.constexpr = gl.DotOperandLayout(0, SCORES, 2)
@@ -235,7 +235,9 @@ def _second(given, room, config: gl.constexpr):
             fence_async_shared()
             gl.thread_barrier()
             mbarrier.arrive(made.index(1), count=1)
-            tma.async_copy_shared_to_global(scratch.scores, [(item * gl.cdiv(lists.places, TILE) + tile) * TILE, 0], due)
+            tma.async_copy_shared_to_global(
+                scratch.scores, [(item * gl.cdiv(lists.places, TILE) + tile) * TILE, 0], due
+            )
             here = opaque(gl.to_tensor(0))
             acc = gl.zeros((TILE, HALF), gl.float32, WIDE)
             last = gl.zeros((TILE, ROTARY), gl.float32, SCORES)

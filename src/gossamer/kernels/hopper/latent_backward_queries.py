@@ -44,7 +44,7 @@ from .latent_ring import (
     turns_of,
 )
 from .launch import Launch, Operands, launch
-from .ring import TILE, barriers, opaque, settle
+from .ring import TILE, settle
 from .sweep import buffers
 
 SLOTS = gl.constexpr(2)
@@ -112,7 +112,7 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr):
         at = place_of(gl.program_id(0) + turn * gl.num_programs(0), lists, chunk, config)
         acc = gl.zeros((TILE, HALF), gl.float32, WIDE)
         last = gl.zeros((TILE, ROTARY), gl.float32, SCORES)
-        for tile in range(gl.cdiv(at.count, TILE)):
+        for _ in range(gl.cdiv(at.count, TILE)):
             i = done & 1
             gathered(full.index(i), (done >> 1) & 1)
             acc = _add(acc, due.index(i), halves.index(2 * i + c))
@@ -155,7 +155,7 @@ def latent_backward_queries(
     scores: Tensor, latents: Tensor, lists: Sequence[Tensor | None], dq: Tensor,
     *, packing: Packing, chunk: tuple[int, int],
 ) -> None:  # fmt: skip
-    """Writes `dq` [B, H, Q, 576] of the groups of a chunk, from their `scores` [groups · parts, places up to a multiple of 64, 64]."""
+    """Writes `dq` [B, H, Q, 576] of the groups of a chunk, from their `scores`, as another kernel has kept them."""
     launch(_prepared, (scores, latents, dq, *lists), packing, chunk)
 
 

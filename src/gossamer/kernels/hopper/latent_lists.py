@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..devices import multiprocessors
 
-TILE = 2048
+TILE = 512
 """Numbers that a program looks at together."""
 
 PROGRAMS = 4
@@ -32,12 +32,10 @@ class GroupLists(NamedTuple):
     members: Tensor | None
     """Like the entries: a bit for each query of the group that sees the latent; None where a group is one query."""
 
-    def blind(self, queries: int) -> Tensor:
-        """[B, Q] whether a query sees nothing, where groups are several queries."""
-        batch, groups, places = self.entries.shape
-        exists = torch.arange(places, device=self.entries.device) < self.counts[..., None]
+    def blind(self, queries: int, together: int) -> Tensor:
+        """[B, Q] whether a query sees nothing, where groups are `together` queries."""
+        exists = torch.arange(self.entries.shape[2], device=self.entries.device) < self.counts[..., None]
         bits = torch.where(exists, self.members, 0)
-        together = -(-queries // groups)
         return torch.stack([~(bits >> m & 1).any(-1) for m in range(together)], -1).flatten(1)[:, :queries]
 
 
@@ -127,9 +125,10 @@ def _lists(
 
 
 def group_lists(indices: Tensor, keys: int, *, together: int, causal: bool) -> GroupLists:
-    """Lists of groups of `together` neighbouring queries, from indices [B, Q, n]; the last query stands at the last key.
+    """Lists of groups of `together` neighbouring queries, from indices [B, Q, n].
 
-    A row that is a list already, as `top_keys` gives them, is only copied where a group is one query.
+    The last query stands at the last key. A row that is a list already, as `top_keys` gives them, is only copied where
+    a group is one query.
     """
     indices = indices.contiguous()
     batch, queries, chosen = indices.shape
@@ -143,6 +142,6 @@ def group_lists(indices: Tensor, keys: int, *, together: int, causal: bool) -> G
     marks = entries.new_empty(programs, together, -(-keys // 32))
     _lists[(programs,)](
         indices, entries, counts, members, marks, queries, keys, chosen, groups, places, batch * groups,
-        causal, together, TILE, num_warps=8,
+        causal, together, TILE, num_warps=4,
     )  # fmt: skip
     return GroupLists(entries, counts, members if together > 1 else None)

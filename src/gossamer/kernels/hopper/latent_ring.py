@@ -162,9 +162,7 @@ def members_of(lists, at, places):
 @gluon.jit
 def gather(latents, batch, entries, exists, halves, rotary, i):
     """Begins to copy latents into tile i; those that do not exist are zeros."""
-    rows = latents.pointer + (
-        (batch.to(gl.int64) * latents.batch + entries.to(gl.int64) * latents.row) * VECTOR
-    )
+    rows = latents.pointer + ((batch.to(gl.int64) * latents.batch + entries.to(gl.int64) * latents.row) * VECTOR)
     rows = gl.expand_dims(rows, 1)
     exists = gl.expand_dims(exists, 1)
     wide = gl.expand_dims(gl.arange(0, HALF, gl.SliceLayout(0, COPIED)), 0)

@@ -9,19 +9,16 @@ from torch import Tensor
 
 from .latent_lists import GroupLists
 
-
 WIDTH, HALF, ROTARY = 576, tl.constexpr(512), tl.constexpr(64)
 TOGETHER = 4
 """Rows that a program asks for before it waits for the first."""
-
-
 
 
 @triton.jit(do_not_specialize=["parts", "places"])
 def _sum(scratch, starts, entries, totals, parts, places, WIDTH: tl.constexpr, TOGETHER: tl.constexpr):
     key = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(starts + key), tl.load(starts + key + 1)
-    wide, narrow = tl.arange(0, HALF), HALF + tl.arange(0, ROTARY)
+    wide, narrow = tl.arange(0, HALF), tl.arange(0, ROTARY) + HALF
     total = tl.zeros([HALF], tl.float32)
     rest = tl.zeros([ROTARY], tl.float32)
     for first in range(begin * parts, end * parts, TOGETHER):
@@ -56,10 +53,7 @@ def owed_to(lists: GroupLists, keys: int, chunk: tuple[int, int]) -> tuple[Tenso
 
 
 def add_owed(scratch: Tensor, lists: tuple[Tensor, Tensor], totals: Tensor, *, parts: int, places: int) -> None:
-    """Adds to totals [B, K, 576] in float32 the rows of the scratch [groups · parts, places, 576] by the lists of a chunk.
-
-    `lists` are those of `owed_to`.
-    """
+    """Adds to totals [B, K, 576] in float32 rows of the scratch [groups · parts, places, 576], by `owed_to`."""
     keys = totals.shape[0] * totals.shape[1]
     _sum[(keys,)](scratch, *lists, totals, parts, places, WIDTH, TOGETHER, num_warps=2)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..top_keys import Indexed
 from .requirements import without_hopper
 
-WIDTHS, HEADS = (64, 128), (8, 16, 32, 64)
+WIDTHS, HEADS = (64, 128), (4, 8, 16, 32, 64)
 DTYPES = (torch.float8_e4m3fn, torch.bfloat16, torch.float16)
 
 

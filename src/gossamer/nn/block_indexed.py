@@ -13,6 +13,7 @@ from ..selectors.peaks import MSA, highest_score_selection
 from ..selectors.selection import Selection
 from .grouped import GroupedHeads
 from .heads import require_sizes, split
+from .norms import normalised
 from .partial_rotary import require_turned, turned_first
 from .whole_cache import WholeCache
 
@@ -54,7 +55,8 @@ class BlockIndexer(nn.Module):
         self, x: Float[Tensor, "B N E"], past: int = 0
     ) -> tuple[Float[Tensor, "B J N D"], Float[Tensor, "B N D"]]:
         """Index queries and the index keys of tokens that stand behind `past` others."""
-        q, k = self.query_norm(split(self.query(x), self.heads)), self.key_norm(split(self.key(x), 1))
+        q = normalised(split(self.query(x), self.heads), self.query_norm)
+        k = normalised(split(self.key(x), 1), self.key_norm)
         at = torch.arange(past, past + x.shape[1], device=x.device)
         q, k = (turned_first(each, at, self.rotary, self.rotary_width) for each in (q, k))
         return q, k[:, 0]
@@ -108,8 +110,8 @@ class BlockIndexedAttention(GroupedHeads):
         past = 0 if cache is None else cache.seen
         at = torch.arange(past, past + x.shape[1], device=x.device)
         q, k, v = self.project(x)
-        q = turned_first(self.query_norm(q), at, self.rotary, self.rotary_width)
-        k = turned_first(self.key_norm(k), at, self.rotary, self.rotary_width)
+        q = turned_first(normalised(q, self.query_norm), at, self.rotary, self.rotary_width)
+        k = turned_first(normalised(k, self.key_norm), at, self.rotary, self.rotary_width)
         with torch.no_grad():
             index_q, index_k = self.indexer.project(x, past)
         if cache is not None:

@@ -16,6 +16,7 @@ from ..selectors.selection import Selection
 from .compressor import EntryCompressor
 from .entry_indexer import EntryIndexer
 from .heads import merged, split
+from .norms import normalised
 from .partial_rotary import turned_last
 from .recent_cache import RecentCache
 from .whole_cache import WholeCache
@@ -93,10 +94,10 @@ class CompressedAttention(nn.Module):
         """Attention of `x` to itself and to the tokens of earlier calls with the same `cache`."""
         past = 0 if cache is None else cache.seen
         at = torch.arange(past, past + x.shape[1], device=x.device)
-        low = self.query_norm(self.query_down(x))
+        low = normalised(self.query_down(x), self.query_norm)
         q = split(self.query_up(low), self.config.num_attention_heads)
         q = self._turned(rms_norm(q, q.shape[-1:], eps=self.config.norm_eps), at)
-        near = self._turned(self.key_value_norm(self.key_value(x)), at)
+        near = self._turned(normalised(self.key_value(x), self.key_value_norm)[:, None], at)[:, 0]
         made = self._entries(x, past, cache)
         if cache is not None:
             (near,) = cache.window.extend([near], self.config.sliding_window - 1)

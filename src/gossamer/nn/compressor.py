@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..config.rotary import RotaryConfig
+from .norms import normalised
 from .partial_rotary import turned_last
 
 
@@ -64,9 +65,9 @@ class EntryCompressor(nn.Module):
         if self.overlap:
             value, gate = _with_run_before(value, 0.0), _with_run_before(gate, -torch.inf)
         weight = gate.softmax(2, dtype=torch.promote_types(gate.dtype, torch.float32)).to(value.dtype)
-        entries = self.norm((weight * value).sum(2))[:, again:]
+        entries = normalised((weight * value).sum(2), self.norm)[:, again:]
         at = self.rate * torch.arange(made, made + new, device=x.device)
-        return turned_last(entries, at, self.rotary, self.rotary_width)
+        return turned_last(entries[:, None], at, self.rotary, self.rotary_width)[:, 0]
 
 
 def _with_run_before(x: Tensor, nothing: float) -> Tensor:

@@ -11,7 +11,9 @@ from .dense import CausalSelfAttention as CausalSelfAttention
 from .global_tokens import GlobalTokens as GlobalTokens
 from .hysparse import HySparseAttention as HySparseAttention
 from .hysparse import HySparseFullAttention as HySparseFullAttention
+from .indexed import IndexedAttention as IndexedAttention
 from .indexer import LightningIndexer as LightningIndexer
+from .latent import LatentAttention as LatentAttention
 from .longformer import LongformerAttention as LongformerAttention
 from .lsh import LSHAttention as LSHAttention
 from .masks import compute_sparsity as compute_sparsity

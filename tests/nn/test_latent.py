@@ -1,0 +1,304 @@
+"""Latent attention: the written-out formula, two modes, transformers' layer, caches, choices, gradients, leaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from gossamer.config import IndexerConfig, LatentConfig
+from gossamer.indexed import Selection
+from gossamer.nn import KVCache, LatentAttention
+from tests.nn.indexed_layers import INDEXER, LATENT, LATENT_SHAPES, best, dense_latent, index_scores, mask_of
+
+MODES = ("mha", "mqa")
+
+
+def layer_of(config: LatentConfig = LATENT, dtype: torch.dtype = torch.float64) -> LatentAttention:
+    torch.manual_seed(1)
+    layer = LatentAttention(config).to(dtype)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return layer
+
+
+def text(tokens: int = 50, batch: int = 2, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(batch, tokens, 64, dtype=dtype)
+
+
+@pytest.mark.parametrize("mode", [*MODES, None])
+@pytest.mark.parametrize("name", LATENT_SHAPES)
+def test_it_is_the_formula(name: str, mode: str | None) -> None:
+    layer, x = layer_of(LATENT_SHAPES[name]), text()
+    torch.testing.assert_close(layer(x, mode=mode), dense_latent(layer, x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [1, 11, 12, 13, 37])
+def test_lengths_around_the_number_of_chosen_keys(tokens: int) -> None:
+    layer, x = layer_of(), text(tokens)
+    for mode in MODES:
+        torch.testing.assert_close(layer(x, mode=mode), dense_latent(layer, x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LATENT_SHAPES)
+def test_gradients_of_both_modes_are_those_of_the_formula(name: str) -> None:
+    layer, x = layer_of(LATENT_SHAPES[name]), text().requires_grad_()
+    given = torch.randn_like(x)
+    wanted = [parameter for parameter_name, parameter in layer.named_parameters() if "indexer" not in parameter_name]
+    right = torch.autograd.grad((dense_latent(layer, x) * given).sum(), [x, *wanted])
+    for mode in MODES:
+        found = torch.autograd.grad((layer(x, mode=mode) * given).sum(), [x, *wanted])
+        torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-11)
+
+
+def test_choosing_as_many_keys_as_there_are_is_dense_attention() -> None:
+    config = replace(LATENT, indexer=replace(INDEXER, index_topk=50))
+    layer, dense, x = layer_of(config, torch.float32), layer_of(replace(LATENT, indexer=None), torch.float32), None
+    dense.load_state_dict({name: x for name, x in layer.state_dict().items() if "indexer" not in name})
+    for tokens in (49, 50):
+        x = text(tokens, dtype=torch.float32)
+        for mode in MODES:
+            torch.testing.assert_close(layer(x, mode=mode), dense(x, mode="mha"), rtol=0, atol=1e-5)
+
+
+def test_the_choice_itself_made_with_room_for_all_is_dense_attention() -> None:
+    """Against the road of chosen keys, which the layer leaves where nothing is left out."""
+    layer, x = layer_of(replace(LATENT, indexer=None)), text(40)
+    everything = Selection(torch.arange(40, dtype=torch.int32).expand(2, 40, -1), causal=True)
+    for mode in MODES:
+        torch.testing.assert_close(layer(x, mode=mode, selection=everything), layer(x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", [*MODES, None])
+@pytest.mark.parametrize("pieces", [[1] * 50, [50], [30] + [1] * 20, [7, 1, 20, 3, 19], [11, 1, 1, 37]])
+@pytest.mark.parametrize("name", LATENT_SHAPES)
+def test_decoding_in_pieces_is_one_forward(name: str, pieces: list[int], mode: str | None) -> None:
+    layer, x, cache = layer_of(LATENT_SHAPES[name]), text(), KVCache(64)
+    out = []
+    with torch.no_grad():
+        for piece in x.split(pieces, dim=1):
+            out.append(layer(piece, mode=mode, cache=cache, layer=3))
+            cache.advance(piece.shape[1])
+        torch.testing.assert_close(torch.cat(out, 1), layer(x, mode="mha"), rtol=1e-11, atol=1e-12)
+
+
+def test_the_cache_holds_a_latent_and_an_index_key_of_each_token_and_no_more() -> None:
+    layer, cache = layer_of(dtype=torch.float32), KVCache(50)
+    with torch.no_grad():
+        layer(text(dtype=torch.float32), cache=cache)
+    assert cache.nbytes == 2 * 50 * (24 + 8 + 16) * 4
+
+
+def padded(x: Tensor, padding: list[int]) -> Tensor:
+    """Each row moved behind so many tokens of noise, all rows as long as before."""
+    noise = torch.randn_like(x) * 5
+    return torch.stack([torch.cat([noise[row, :n], x[row, : x.shape[1] - n]]) for row, n in enumerate(padding)])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("pieces", [[40], [3, 30, 1, 6], [25] + [1] * 15])
+@pytest.mark.parametrize("name", ["indexed", "dense"])
+def test_padding_before_a_sequence_changes_nothing_in_it(name: str, pieces: list[int], mode: str) -> None:
+    layer, x, padding = layer_of(LATENT_SHAPES[name]), text(40, batch=4), [0, 9, 26, 9]
+    cache, out = KVCache(40, padding=padding), []
+    with torch.no_grad():
+        for piece in padded(x, padding).split(pieces, dim=1):
+            out.append(layer(piece, mode=mode, cache=cache))
+            cache.advance(piece.shape[1])
+        out = torch.cat(out, 1)
+        for row, n in enumerate(padding):
+            alone = layer(x[row : row + 1, : 40 - n])
+            torch.testing.assert_close(out[row : row + 1, n:], alone, rtol=1e-10, atol=1e-11)
+            assert not out[row, :n].any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["indexed", "dense"])
+def test_sequences_within_rows_are_those_alone(name: str, mode: str) -> None:
+    """Noise on either side, gradients too: nothing comes from outside and nothing goes there."""
+    layer, x = layer_of(LATENT_SHAPES[name]), text(40, batch=3).requires_grad_()
+    within = torch.tensor([[0, 40], [5, 33], [17, 29]], dtype=torch.int32)
+    out = layer(x, mode=mode, within=within)
+    (grad,) = torch.autograd.grad(out.square().sum(), x)
+    for row, (first, end) in enumerate(within.tolist()):
+        part = x[row : row + 1, first:end].detach().requires_grad_()
+        alone = layer(part)
+        torch.testing.assert_close(out[row : row + 1, first:end], alone, rtol=1e-10, atol=1e-11)
+        (own,) = torch.autograd.grad(alone.square().sum(), part)
+        torch.testing.assert_close(grad[row : row + 1, first:end], own, rtol=1e-9, atol=1e-10)
+        assert not grad[row, :first].any() and not grad[row, end:].any() and not out[row, :first].any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["indexed", "dense"])
+def test_later_tokens_leave_earlier_outputs_bit_equal(name: str, mode: str) -> None:
+    layer, x = layer_of(LATENT_SHAPES[name], torch.float32), text(dtype=torch.float32)
+    for cut in (5, 12, 13, 30):
+        other = x.clone()
+        other[:, cut:] = torch.randn_like(other[:, cut:]) * 10
+        assert torch.equal(layer(x, mode=mode)[:, :cut], layer(other, mode=mode)[:, :cut])
+
+
+def test_exactly_the_chosen_keys_are_seen() -> None:
+    """A token's output moves when, and only when, a token that it has chosen has another value."""
+    layer, x = layer_of(), text(30, batch=1)
+    _, seen = layer(x, True)
+    right = best(index_scores(layer, x, layer.query_source(x)), 12)
+    assert torch.equal(mask_of(seen.selection, 30), right)
+    for mode in MODES:
+        leaf = layer.latents(x, torch.arange(30)).detach().requires_grad_()
+        layer.latents = lambda *_, leaf=leaf: leaf
+        out, _ = layer(x, True, mode=mode, selection=seen.selection)
+        moved = [
+            torch.autograd.grad(out[0, t].sum(), leaf, retain_graph=True)[0][0].abs().sum(-1) > 0 for t in range(30)
+        ]
+        assert torch.equal(torch.stack(moved), right[0])
+        del layer.latents
+
+
+def test_one_layer_may_take_the_choice_of_another() -> None:
+    chooser, follower, x = layer_of(), layer_of(replace(LATENT, indexer=None)), text()
+    _, seen = chooser(x, True)
+    torch.testing.assert_close(
+        follower(x, selection=seen.selection),
+        dense_latent(follower, x, mask_of(seen.selection, 50)),
+        rtol=1e-11,
+        atol=1e-12,
+    )
+    other = text()
+    again, passed_on = chooser(other, True, selection=seen.selection)
+    assert passed_on.selection is seen.selection
+    assert not torch.allclose(again, chooser(other))
+
+
+def test_a_choice_is_taken_over_in_decoding_too() -> None:
+    chooser, follower, x = layer_of(), layer_of(replace(LATENT, indexer=None)), text()
+    cache, out = KVCache(50), []
+    with torch.no_grad():
+        for piece in x.split([20, 1, 1, 28], dim=1):
+            _, seen = chooser(piece, True, cache=cache, layer=0)
+            out.append(follower(piece, cache=cache, layer=1, selection=seen.selection))
+            cache.advance(piece.shape[1])
+        _, seen = chooser(x, True)
+        whole = follower(x, selection=seen.selection)
+    torch.testing.assert_close(torch.cat(out, 1), whole, rtol=1e-11, atol=1e-12)
+
+
+def test_warming_up_sees_all_keys_and_still_knows_what_the_indexer_made() -> None:
+    layer, x = layer_of(), text()
+    layer.stage = "warm_up"
+    out, seen = layer(x, True)
+    everything = torch.ones(50, 50, dtype=torch.bool).tril().expand(2, -1, -1)
+    torch.testing.assert_close(out, dense_latent(layer, x, everything), rtol=1e-11, atol=1e-12)
+    assert seen.selection is None and seen.index is not None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_language_model_s_loss_leaves_the_indexer_alone(mode: str) -> None:
+    layer, x = layer_of(), text().requires_grad_()
+    layer(x, mode=mode).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert (parameter.grad is None) == ("indexer" in name), name
+
+
+def test_a_mode_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="mode is 'dense'; give 'mha', 'mqa', or None"):
+        layer_of()(text(), mode="dense")
+
+
+def test_a_sequence_s_place_is_said_once() -> None:
+    layer = layer_of()
+    with pytest.raises(ValueError, match=r"within is given beside a cache; make the cache with KVCache\(padding=...\)"):
+        layer(text(4), cache=KVCache(4), within=torch.tensor([[0, 4], [0, 3]], dtype=torch.int32))
+
+
+@pytest.mark.parametrize("name", ["indexed", "dense"])
+def test_bfloat16_by_autocast_stays_near_and_is_held_as_such(name: str) -> None:
+    layer, x, cache = layer_of(LATENT_SHAPES[name], torch.float32), text(dtype=torch.float32), KVCache(50)
+    _, seen = layer(x, True)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        outs = [layer(x, mode=mode, selection=seen.selection) for mode in MODES]
+        layer(x, cache=cache)
+    right = layer(x, selection=seen.selection)
+    for out in outs:
+        assert (out - right).abs().max() < 0.05 * right.abs().max()
+    assert {rows.dtype for held in cache.whole.values() for rows in held.rows[:1]} == {torch.bfloat16}
+
+
+def theirs(config: LatentConfig, attention: str = "eager") -> tuple[torch.nn.Module, object]:
+    """transformers' layer of this shape, and its rotary embedding."""
+    from transformers import DeepseekV32Config
+    from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
+
+    rope = {"rope_type": "default", "rope_theta": config.rotary.theta}
+    if (yarn := config.rotary.yarn) is not None:
+        rope |= {"rope_type": "yarn", "factor": yarn.factor, "mscale": yarn.mscale}
+        rope |= {"original_max_position_embeddings": yarn.original_max_position_embeddings}
+        rope |= {"mscale_all_dim": yarn.mscale_all_dim, "beta_fast": yarn.beta_fast, "beta_slow": yarn.beta_slow}
+    names = ("hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim")
+    names = (*names, "qk_rope_head_dim", "v_head_dim", "attention_bias")
+    shape = {name: getattr(config, name) for name in names}
+    index = {name: getattr(config.indexer, name) for name in ("index_n_heads", "index_head_dim", "index_topk")}
+    made = DeepseekV32Config(
+        **shape, **index, num_key_value_heads=config.num_attention_heads, rope_parameters=rope,
+        max_position_embeddings=128, attn_implementation=attention,
+    )  # fmt: skip
+    assert LatentConfig.of_model(made.to_dict()) == config
+    return DeepseekV32Attention(made, 0).eval(), DeepseekV32RotaryEmbedding(made)
+
+
+def require_no_ties(layer: LatentAttention, x: Tensor) -> None:
+    """Which of equal scores are taken is no rule of transformers': the data must leave nothing to that."""
+    exact = LatentAttention(layer.config).double()
+    exact.load_state_dict(layer.state_dict())
+    scores = index_scores(exact, x.double(), exact.query_source(x.double()))
+    ordered = scores.sort(dim=-1, descending=True).values[:, 12:, 11:13]
+    assert (ordered[..., 0] - ordered[..., 1]).min() > 1e-6
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["indexed", "biases and yarn"])
+def test_a_layer_of_transformers_gives_the_same_and_chooses_the_same(name: str, mode: str) -> None:
+    config = LATENT_SHAPES[name]
+    config = replace(config, indexer=replace(config.indexer, index_n_heads=16))
+    (other, rotary), x = theirs(config), text(dtype=torch.float32)
+    layer = LatentAttention(config)
+    layer.load_state_dict(other.state_dict())
+    require_no_ties(layer, x)
+    causal = torch.ones(50, 50, dtype=torch.bool).tril().expand(2, 1, -1, -1)
+    places = rotary(x, torch.arange(50)[None])
+    bias = torch.zeros(2, 1, 50, 50).masked_fill(~causal, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        right, _ = other(x, places, bias)
+        out, seen = layer(x, True, mode=mode)
+        chosen = other.indexer(x, layer.query_source(x), places, causal[:, 0], None).long()
+    torch.testing.assert_close(out, right, rtol=0, atol=1e-4)
+    their_mask = torch.zeros(2, 50, 50, dtype=torch.bool).scatter_(-1, chosen, True) & causal[:, 0]
+    assert torch.equal(mask_of(seen.selection, 50), their_mask)
+
+
+def test_an_indexer_turned_the_wrong_way_chooses_others() -> None:
+    """The layout is a setting because a wrong one raises nothing."""
+    layer, x = layer_of(), text(batch=1)
+    wrong = LatentAttention(replace(LATENT, indexer=replace(INDEXER, rotary=LATENT.rotary))).double()
+    wrong.load_state_dict(layer.state_dict())
+    first, second = (each(x, True)[1].selection.indices for each in (layer, wrong))
+    assert not torch.equal(first, second)
+
+
+def test_products_below_zero_count_where_the_config_says_so() -> None:
+    config = replace(LATENT, indexer=replace(INDEXER, relu=False))
+    layer, x = layer_of(config), text()
+    torch.testing.assert_close(layer(x), dense_latent(layer, x), rtol=1e-11, atol=1e-12)
+    assert not torch.allclose(layer(x), layer_of()(x))
+
+
+def test_indexer_shapes_of_other_models() -> None:
+    """An indexer that turns nothing, with one head."""
+    config = replace(LATENT, indexer=IndexerConfig(1, 4, 5, 0))
+    layer, x = layer_of(config), text(20)
+    torch.testing.assert_close(layer(x), dense_latent(layer, x), rtol=1e-11, atol=1e-12)

@@ -16,7 +16,7 @@ from ..patterns import Causal
 from .cache import KVCache
 from .heads import merged, split
 from .indexer import LightningIndexer
-from .indexing import Indexing, Stage, chosen, located
+from .indexing import Indexing, Stage, all_keys, chosen, located
 from .positions import positions, rotated
 
 
@@ -154,6 +154,9 @@ class LatentAttention(nn.Module):
         still, turned = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
         q = torch.cat([torch.einsum("bhqd,hdl->bhql", still, to_key), turned], -1)
         k, scale = latents[:, None], config.softmax_scale
+        if selection is None and q.is_cuda and q.shape[2] <= config.latent_width // 2:
+            # GPUs' kernels for all keys are not as wide as latents; that many numbers of keys weigh less than these.
+            selection = all_keys(len(q), q.shape[2], latents.shape[1], within, q.device)
         if selection is None:
             out, lse = attend(q, k, k[..., :rank], Causal(), scale=scale, within=within, return_lse=True)
         else:

@@ -46,6 +46,26 @@ for decoder, head in ((True, "lm"), (False, "classification")):
     reformer(tokens, targets, attention_mask=torch.ones(2, 150), buckets=output.buckets).loss.backward()
 """
 
+CHOOSING = """
+import torch
+from gossamer.config import IndexerConfig
+from gossamer.nn import IndexedAttention, KVCache, LatentAttention
+from tests.nn.indexed_layers import LATENT_SHAPES
+
+x = torch.randn(2, 40, 64)
+layers = [LatentAttention(shape) for shape in LATENT_SHAPES.values()]
+layers.append(IndexedAttention(4, 64, IndexerConfig(3, 16, 12, 8), n_kv_head=2))
+for layer in layers:
+    out, seen = layer(x, return_intermediate=True, within=torch.tensor([[0, 40], [3, 30]], dtype=torch.int32))
+    layer(x, selection=seen.selection).sum().backward()
+    cache = KVCache(40, padding=[0, 5])
+    for piece in x.split(11, dim=1):
+        layer(piece, cache=cache)
+        cache.advance(piece.shape[1])
+for mode in ("mha", "mqa"):
+    layers[0](x, mode=mode)
+"""
+
 RELATIVES = """
 import torch
 from gossamer import Causal, Window
@@ -84,6 +104,10 @@ def run_hooked(code: str) -> str:
 
 def test_the_promised_shapes_hold() -> None:
     run_hooked(RIGHT)
+
+
+def test_the_promised_shapes_of_layers_that_choose_hold() -> None:
+    run_hooked(CHOOSING)
 
 
 def test_the_promised_shapes_of_relatives_hold() -> None:

@@ -173,3 +173,10 @@ def test_it_stands_in_a_gpt2_and_writes_text() -> None:
     assert torch.equal(cached, again)
     _, (_, seen) = model.features(tokens, return_intermediate=True)
     assert seen.selection.indices.shape == (2, 1, 20, 6)
+
+
+def test_a_stage_that_is_none_is_refused() -> None:
+    layer = layer_of()
+    layer.stage = "dense"
+    with pytest.raises(ValueError, match="stage is 'dense'; give 'sparse', or 'warm_up'"):
+        layer(text())

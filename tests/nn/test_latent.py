@@ -267,3 +267,10 @@ def test_it_compiles_as_one_graph(mode: str | None) -> None:
     gradients = (torch.autograd.grad(out.square().sum(), x)[0] for out, _ in (found, right))
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
     torch.compiler.reset()
+
+
+def test_a_stage_that_is_none_is_refused() -> None:
+    layer = layer_of()
+    layer.stage = "dense"
+    with pytest.raises(ValueError, match="stage is 'dense'; give 'sparse', or 'warm_up'"):
+        layer(text())

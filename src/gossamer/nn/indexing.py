@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int32
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..indexed import Selection
 from .cache import KVCache
@@ -63,6 +63,17 @@ class Indexing:
     k: Float[Tensor, "B G K D"]
     lse: Float[Tensor, "B H Q"]
     scale: float
+
+
+def attends_to_chosen(owner: nn.Module, stage: str) -> bool:
+    """Whether a layer in this stage sees the chosen keys alone.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    if stage not in get_args(Stage):
+        raise ValueError(f"{type(owner).__name__}: stage is {stage!r}; give 'sparse', or 'warm_up' to see all keys")
+    return stage == "sparse"
 
 
 def located(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossamer import GPT2Config
+from gossamer import GPT2, GPT2Config, generate
 from gossamer.config import RotaryConfig
 from gossamer.nn import CausalSelfAttention, IndexedAttention, KVCache
 from tests.nn.indexed_layers import INDEXER, best, dense_indexed, index_scores, mask_of
@@ -136,3 +136,58 @@ def test_pairs_are_dropped_in_training_alone(tokens: int) -> None:
 def test_key_heads_that_do_not_divide_the_heads_are_refused() -> None:
     with pytest.raises(ValueError, match="IndexedAttention: n_kv_head is 3; give a divisor of the 4 heads"):
         layer_of(n_kv_head=3)
+
+
+def test_it_compiles_as_one_graph() -> None:
+    torch.compiler.reset()
+    layer, x = layer_of(n_kv_head=2), text().requires_grad_()
+    found, right = torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x)
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(out.square().sum(), x)[0] for out in (found, right))
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    torch.compiler.reset()
+
+
+def test_bfloat16_by_autocast_stays_near() -> None:
+    layer, x, cache = layer_of(torch.float32, n_kv_head=2), text(dtype=torch.float32), KVCache(50)
+    _, seen = layer(x, True)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        out = layer(x, selection=seen.selection)
+        pieces = []
+        for piece in x.split([20, *[1] * 30], dim=1):
+            pieces.append(layer(piece, cache=cache))
+            cache.advance(piece.shape[1])
+        assert torch.cat(pieces, 1).shape == x.shape
+    right = layer(x, selection=seen.selection)
+    assert (out - right).abs().max() < 0.05 * right.abs().max()
+
+
+def test_it_stands_in_a_gpt2_and_writes_text() -> None:
+    """The block hands over what it hands to any attention, and the model's cache serves layers of either kind."""
+    config = GPT2Config(vocab_size=32, context_size=64, n_layer=2, n_head=4, n_embed=64)
+    model = GPT2(config).eval()
+    model.h[1].attn = IndexedAttention(4, 64, replace(INDEXER, index_topk=6))
+    tokens = torch.randint(32, (2, 20))
+    cached = generate(model, tokens, max_new_tokens=12, temperature=0.0)
+    again = generate(model, tokens, max_new_tokens=12, temperature=0.0, use_cache=False)
+    assert torch.equal(cached, again)
+    _, (_, seen) = model.features(tokens, return_intermediate=True)
+    assert seen.selection.indices.shape == (2, 1, 20, 6)
+
+
+def test_a_stage_that_is_none_is_refused() -> None:
+    layer = layer_of()
+    layer.stage = "dense"
+    with pytest.raises(ValueError, match="stage is 'dense'; give 'sparse', or 'warm_up'"):
+        layer(text())
+
+
+@pytest.mark.parametrize("stage", ["sparse", "warm_up"])
+def test_what_the_indexer_learns_from_leads_to_nobody_else(stage: str) -> None:
+    layer, x = layer_of(), text().requires_grad_()
+    layer.stage = stage
+    _, seen = layer(x, True)
+    sum(part.square().sum() for part in seen.index).backward()
+    for name, parameter in layer.named_parameters():
+        assert (parameter.grad is None) == ("indexer" not in name), name
+    assert x.grad is None and not any(each.requires_grad for each in (seen.q, seen.k, seen.lse))

@@ -229,58 +229,6 @@ def test_bfloat16_by_autocast_stays_near_and_is_held_as_such(name: str) -> None:
     assert {rows.dtype for held in cache.whole.values() for rows in held.rows[:1]} == {torch.bfloat16}
 
 
-def theirs(config: LatentConfig, attention: str = "eager") -> tuple[torch.nn.Module, object]:
-    """transformers' layer of this shape, and its rotary embedding."""
-    from transformers import DeepseekV32Config
-    from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32RotaryEmbedding
-
-    rope = {"rope_type": "default", "rope_theta": config.rotary.theta}
-    if (yarn := config.rotary.yarn) is not None:
-        rope |= {"rope_type": "yarn", "factor": yarn.factor, "mscale": yarn.mscale}
-        rope |= {"original_max_position_embeddings": yarn.original_max_position_embeddings}
-        rope |= {"mscale_all_dim": yarn.mscale_all_dim, "beta_fast": yarn.beta_fast, "beta_slow": yarn.beta_slow}
-    names = ("hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim")
-    names = (*names, "qk_rope_head_dim", "v_head_dim", "attention_bias")
-    shape = {name: getattr(config, name) for name in names}
-    index = {name: getattr(config.indexer, name) for name in ("index_n_heads", "index_head_dim", "index_topk")}
-    made = DeepseekV32Config(
-        **shape, **index, num_key_value_heads=config.num_attention_heads, rope_parameters=rope,
-        max_position_embeddings=128, attn_implementation=attention,
-    )  # fmt: skip
-    assert LatentConfig.of_model(made.to_dict()) == config
-    return DeepseekV32Attention(made, 0).eval(), DeepseekV32RotaryEmbedding(made)
-
-
-def require_no_ties(layer: LatentAttention, x: Tensor) -> None:
-    """Which of equal scores are taken is no rule of transformers': the data must leave nothing to that."""
-    exact = LatentAttention(layer.config).double()
-    exact.load_state_dict(layer.state_dict())
-    scores = index_scores(exact, x.double(), exact.query_source(x.double()))
-    ordered = scores.sort(dim=-1, descending=True).values[:, 12:, 11:13]
-    assert (ordered[..., 0] - ordered[..., 1]).min() > 1e-6
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["indexed", "biases and yarn"])
-def test_a_layer_of_transformers_gives_the_same_and_chooses_the_same(name: str, mode: str) -> None:
-    config = LATENT_SHAPES[name]
-    config = replace(config, indexer=replace(config.indexer, index_n_heads=16))
-    (other, rotary), x = theirs(config), text(dtype=torch.float32)
-    layer = LatentAttention(config)
-    layer.load_state_dict(other.state_dict())
-    require_no_ties(layer, x)
-    causal = torch.ones(50, 50, dtype=torch.bool).tril().expand(2, 1, -1, -1)
-    places = rotary(x, torch.arange(50)[None])
-    bias = torch.zeros(2, 1, 50, 50).masked_fill(~causal, torch.finfo(torch.float32).min)
-    with torch.no_grad():
-        right, _ = other(x, places, bias)
-        out, seen = layer(x, True, mode=mode)
-        chosen = other.indexer(x, layer.query_source(x), places, causal[:, 0], None).long()
-    torch.testing.assert_close(out, right, rtol=0, atol=1e-4)
-    their_mask = torch.zeros(2, 50, 50, dtype=torch.bool).scatter_(-1, chosen, True) & causal[:, 0]
-    assert torch.equal(mask_of(seen.selection, 50), their_mask)
-
-
 def test_an_indexer_turned_the_wrong_way_chooses_others() -> None:
     """The layout is a setting because a wrong one raises nothing."""
     layer, x = layer_of(), text(batch=1)
@@ -302,3 +250,48 @@ def test_indexer_shapes_of_other_models() -> None:
     config = replace(LATENT, indexer=IndexerConfig(1, 4, 5, 0))
     layer, x = layer_of(config), text(20)
     torch.testing.assert_close(layer(x), dense_latent(layer, x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", [*MODES, None])
+def test_it_compiles_as_one_graph(mode: str | None) -> None:
+    torch.compiler.reset()
+    layer, x = layer_of(), text().requires_grad_()
+    within = torch.tensor([[0, 50], [3, 41]], dtype=torch.int32)
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        out, seen = layer(x, True, mode=mode)
+        return out + layer(x, mode=mode, within=within), seen.selection.indices
+
+    found, right = torch.compile(both, backend="aot_eager", fullgraph=True)(x), both(x)
+    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(out.square().sum(), x)[0] for out, _ in (found, right))
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    torch.compiler.reset()
+
+
+def test_a_stage_that_is_none_is_refused() -> None:
+    layer = layer_of()
+    layer.stage = "dense"
+    with pytest.raises(ValueError, match="stage is 'dense'; give 'sparse', or 'warm_up'"):
+        layer(text())
+
+
+@pytest.mark.parametrize("stage", ["sparse", "warm_up"])
+def test_what_the_indexer_learns_from_leads_to_nobody_else(stage: str) -> None:
+    layer, x = layer_of(), text().requires_grad_()
+    layer.stage = stage
+    _, seen = layer(x, True)
+    sum(part.square().sum() for part in seen.index).backward()
+    for name, parameter in layer.named_parameters():
+        assert (parameter.grad is None) == ("indexer" not in name), name
+    assert x.grad is None and not any(each.requires_grad for each in (seen.q, seen.k, seen.lse))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_looked_at_can_be_told_from_what_is_handed_over(mode: str) -> None:
+    """The log-sum-exps, queries and keys of a run give back the very weights that attention had."""
+    layer, x = layer_of(), text()
+    _, seen = layer(x, True, mode=mode)
+    mask = mask_of(seen.selection, 50)
+    weights = (seen.q @ seen.k.mT * seen.scale - seen.lse[..., None]).exp().masked_fill(~mask[:, None], 0.0)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 50).double(), rtol=1e-11, atol=1e-12)

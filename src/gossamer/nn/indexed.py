@@ -11,7 +11,7 @@ from ..indexed import Selection, attend_indexed
 from ..patterns import Causal
 from .cache import KVCache
 from .indexer import LightningIndexer
-from .indexing import Indexing, Stage, chosen, located
+from .indexing import Indexing, Stage, attends_to_chosen, chosen, located
 from .positions import positions
 from .self_attention import SelfAttention
 
@@ -73,7 +73,7 @@ class IndexedAttention(SelfAttention):
                 which sees nothing. For training; beside a cache, its `padding` says it.
 
         Raises:
-            ValueError: The tokens do not fit the cache, or `within` is given beside one.
+            ValueError: The stage is unknown, the tokens do not fit the cache, or `within` is given beside one.
         """
         within = located(cache, within, x.shape[1], x.device)
         q, k, v = self.project(x, cache)
@@ -81,7 +81,7 @@ class IndexedAttention(SelfAttention):
         if cache is not None:
             k, v, keys = cache.extend(layer, [k, v, index.k])
             index = index._replace(k=keys)
-        if selection is None and self.stage == "sparse":
+        if attends_to_chosen(self, self.stage) and selection is None:
             selection = chosen(self.indexer, index, within)
         dropout = self.dropout if self.training else 0.0
         if selection is None:
@@ -89,7 +89,9 @@ class IndexedAttention(SelfAttention):
         else:
             mixed, lse = attend_indexed(q, k, v, selection, dropout=dropout, return_lse=True)
         out = self.merge(mixed)
-        return (out, Indexing(selection, index, q, k, lse, q.shape[-1] ** -0.5)) if return_intermediate else out
+        if not return_intermediate:
+            return out
+        return out, Indexing(selection, index, q.detach(), k.detach(), lse.detach(), q.shape[-1] ** -0.5)
 
     def pattern(self, length: int) -> Causal:
         """What may be chosen from."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int32
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..indexed import Selection
 from .cache import KVCache
@@ -39,6 +39,18 @@ def chosen(indexer: LightningIndexer, index: Projected, within: Int32[Tensor, "B
     return Selection(torch.where(found < 0, found, found + first[..., None].to(found.dtype)))
 
 
+def all_keys(
+    batch: int, queries: int, keys: int, within: Int32[Tensor, "B 2"] | None, device: torch.device
+) -> Selection:
+    """Every key up to each query as a choice, for kernels that read chosen keys: [B, Q, K] numbers."""
+    places = torch.arange(keys, dtype=torch.int32, device=device)
+    if within is None:
+        return Selection(places.expand(batch, queries, -1), causal=True)
+    inside = (places >= within[:, :1]) & (places < within[:, 1:])  # [B, K]
+    seen = inside[:, keys - queries :, None] & inside[:, None]
+    return Selection(torch.where(seen, places, -1), causal=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Indexing:
     """What an indexed layer looked at in the run that returned this, and what its indexer learns from."""
@@ -51,6 +63,17 @@ class Indexing:
     k: Float[Tensor, "B G K D"]
     lse: Float[Tensor, "B H Q"]
     scale: float
+
+
+def attends_to_chosen(owner: nn.Module, stage: str) -> bool:
+    """Whether a layer in this stage sees the chosen keys alone.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    if stage not in get_args(Stage):
+        raise ValueError(f"{type(owner).__name__}: stage is {stage!r}; give 'sparse', or 'warm_up' to see all keys")
+    return stage == "sparse"
 
 
 def located(

@@ -16,7 +16,7 @@ from ..patterns import Causal
 from .cache import KVCache
 from .heads import merged, split
 from .indexer import LightningIndexer
-from .indexing import Indexing, Stage, chosen, located
+from .indexing import Indexing, Stage, all_keys, attends_to_chosen, chosen, located
 from .positions import positions, rotated
 
 
@@ -94,7 +94,8 @@ class LatentAttention(nn.Module):
                 which sees nothing. For training; beside a cache, its `padding` says it.
 
         Raises:
-            ValueError: The mode is none of the two, the tokens do not fit the cache, or `within` is given beside one.
+            ValueError: The mode or the stage is unknown, the tokens do not fit the cache, or `within` is given beside
+                one.
         """
         if mode not in (None, *get_args(Mode)):
             raise ValueError(f"LatentAttention: mode is {mode!r}; give 'mha', 'mqa', or None for the cheaper one")
@@ -105,7 +106,7 @@ class LatentAttention(nn.Module):
         if cache is not None:
             latents, *keys = cache.extend(layer, [latents] if index is None else [latents, index.k])
             index = index and index._replace(k=keys[0])
-        if selection is None and self.indexer is not None and index is not None and self.stage == "sparse":
+        if attends_to_chosen(self, self.stage) and selection is None and self.indexer is not None and index is not None:
             selection = chosen(self.indexer, index, within)
         if mode is None:
             seen = None if selection is None else selection.size
@@ -114,7 +115,8 @@ class LatentAttention(nn.Module):
         out = self.o_proj(merged(mixed.out))
         if not return_intermediate:
             return out
-        return out, Indexing(selection, index, mixed.q, mixed.k, mixed.lse, self.config.softmax_scale)
+        seen = mixed.q.detach(), mixed.k.detach(), mixed.lse.detach()
+        return out, Indexing(selection, index, *seen, self.config.softmax_scale)
 
     def query_source(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N R"]:
         """What queries, and an indexer's queries, are made from: the normalised low-rank vectors, or `x` itself."""
@@ -154,6 +156,9 @@ class LatentAttention(nn.Module):
         still, turned = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
         q = torch.cat([torch.einsum("bhqd,hdl->bhql", still, to_key), turned], -1)
         k, scale = latents[:, None], config.softmax_scale
+        if selection is None and q.is_cuda and q.shape[2] <= config.latent_width // 2:
+            # GPUs' kernels for all keys are not as wide as latents; that many numbers of keys weigh less than these.
+            selection = all_keys(len(q), q.shape[2], latents.shape[1], within, q.device)
         if selection is None:
             out, lse = attend(q, k, k[..., :rank], Causal(), scale=scale, within=within, return_lse=True)
         else:

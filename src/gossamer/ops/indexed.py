@@ -17,10 +17,11 @@ from ..kernels.layout import beside, empty_beside
 from ..kernels.problem import Saved, Softmax, Unsupported
 from ..kernels.sinks import sink_gradient
 from ..kernels.tiled.indexed import TILED_INDEXED
+from ..kernels.triton.indexed import TRITON_INDEXED
 from ..selectors.selection import Selection
 from .boundary import LIBRARY, own_dtypes
 
-ROADS: tuple[Road, ...] = (HOPPER_INDEXED, TILED_INDEXED)
+ROADS: tuple[Road, ...] = (HOPPER_INDEXED, TRITON_INDEXED, TILED_INDEXED)
 """In the order in which they are tried."""
 
 _INPUTS = "Tensor q, Tensor k, Tensor? v, Tensor? sinks, Tensor? seed, Tensor indices, Tensor? mask"

@@ -34,6 +34,8 @@ class GroupLists(NamedTuple):
 
     def blind(self, queries: int, together: int) -> Tensor:
         """[B, Q] whether a query sees nothing, where groups are `together` queries."""
+        if self.members is None:
+            return self.counts == 0
         exists = torch.arange(self.entries.shape[2], device=self.entries.device) < self.counts[..., None]
         bits = torch.where(exists, self.members, 0)
         return torch.stack([~(bits >> m & 1).any(-1) for m in range(together)], -1).flatten(1)[:, :queries]

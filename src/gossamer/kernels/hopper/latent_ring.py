@@ -133,7 +133,7 @@ def place_of(item, lists, chunk, config: gl.constexpr):
 
 
 @gluon.jit
-def latents_in_memory(dtype: gl.constexpr, tiles: gl.constexpr, besides: gl.constexpr = 0):
+def latents_in_memory(dtype: gl.constexpr, tiles: gl.constexpr, besides: gl.constexpr):
     """(halves of the values, two a tile; the rotary columns) in shared memory, and barriers (full, empty).
 
     A tile is there when all that copy have said so, and `besides` so many others.

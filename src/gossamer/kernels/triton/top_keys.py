@@ -34,7 +34,7 @@ class TritonScores:
             return "it needs Triton; pip install triton"
         if width > WIDEST:
             return f"heads are {width} wide; it scores {WIDEST} at most"
-        most = index_config(dtype, width).queries
+        most = index_config(dtype, width, heads).queries
         if heads > most:
             return f"there are {heads} heads; of this width and dtype it sums {most} at most"
         return without_gpu(index.q.device)

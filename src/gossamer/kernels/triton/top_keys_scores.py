@@ -26,7 +26,7 @@ def scores_of(index: Indexed) -> Tensor:
     batch, heads, queries, width = index.q.shape
     keys = index.k.shape[1]
     room = torch.empty(batch, queries, triton.cdiv(keys, ROW) * ROW, dtype=torch.float32, device=index.q.device)
-    tile, head_tile = index_config(index.q.dtype, width), triton.next_power_of_2(heads)
+    tile, head_tile = index_config(index.q.dtype, width, heads), triton.next_power_of_2(heads)
     some = max(1, tile.queries // head_tile)
     tiles, steps = triton.cdiv(queries, some), triton.cdiv(keys, tile.keys)
     each = max(1, min(LONGEST, batch * tiles * steps // PROGRAMS))

@@ -1,12 +1,15 @@
-"""The best of each row of scores, exactly: two launches, of which the first leaves few scores to the second.
+"""The best of each row of scores, exactly, in three launches; rows of a few thousand scores need the last alone.
 
-A long row is sampled; a score below the sample's lower bound for the choice is read once and never again. What is not
-below it stands side by side then, with its positions, and the second launch finds the threshold among it, eight bits
-at a time, and writes what is above in order. Where the bound was bad, or too much equals it, the second launch reads
-the whole row: slower, and the same choice.
+A long row is sampled, and gets a bound that somewhat more of its scores reach than are chosen. The second launch reads
+the row once and puts those aside with their positions. The third finds among them the last that is chosen, eight bits
+of it at a time, and writes in order where all above it stand, and the first of those that equal it. Where the sample
+misled, the third launch reads the whole row in place of what was put aside: slower, and the same choice.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,29 +22,73 @@ VECTOR = 4
 """Scores, 16 bytes of them, that one load takes."""
 
 
-def select_top(
-    scores: Tensor, visible: Tensor, count: int, *, sample: int = 4096, tile: int = 2048, least: int = 1024
-) -> Tensor:
-    """int32 [R, count], as `Selector` says, of float32 scores whose rows lie side by side.
+class Narrowed(NamedTuple):
+    """What the first launches leave of rows that are long: nothing of the others."""
 
-    `sample` scores of a row tell a bound for the choice, if there are more than four times as many as are chosen, and
-    than `least`; `tile` are read at a time. All are powers of two.
-    """
-    rows, keys = scores.shape
-    found = torch.empty(rows, count, dtype=torch.int32, device=scores.device)
-    room = max(least, 4 * triton.next_power_of_2(count))
-    narrows = keys > max(room, sample)
-    narrowed = torch.empty(rows if narrows else 0, 3, dtype=torch.int32, device=scores.device)
-    held = torch.empty(2, rows if narrows else 0, room, dtype=torch.int32, device=scores.device)
-    vector = VECTOR if _in_vectors(scores) else 1
-    shared = scores, scores.stride(0) // vector, visible, narrowed, held[0], held[1]
-    with on(scores.device):
-        if narrows:
-            _narrow[(rows,)](*shared, count, SAMPLE=sample, ROOM=room, TILE=tile, UNIT=vector, num_warps=8)
-        _select[(rows,)](
-            *shared, found, count, NARROWED=narrows, ROOM=room, TILE=tile, UNIT=vector, num_warps=4
-        )  # fmt: skip
-    return found
+    bounds: Tensor
+    """int32 [R]: a key, whose bits are those of an unsigned number."""
+    not_below: Tensor
+    """int32 [R]: how many of a row's keys are not below its bound."""
+    above: Tensor
+    """int32 [R]: how many are above it."""
+    held: Tensor
+    """int64 [R, room]: the keys that are not below, as far as there is room, with their positions in the low bits."""
+
+
+@dataclass(frozen=True)
+class RowSelection:
+    """How rows are read. All numbers are powers of two."""
+
+    sample: int = 2048
+    """Scores of a row that tell its bound; twice as many where few of them would be chosen."""
+    room: int = 1024
+    """For keys of a row, at least."""
+    tile: int = 1024
+    """Scores that are read at a time."""
+
+    def select(self, scores: Tensor, visible: Tensor, count: int) -> Tensor:
+        """int32 [R, count], as `Selector` says, of float32 scores whose rows have no gaps."""
+        found = torch.empty(len(scores), count, dtype=torch.int32, device=scores.device)
+        sizes = self._sizes(scores, count)
+        narrows = scores.shape[1] > max(sizes["ROOM"], sizes["SAMPLE"])
+        with on(scores.device):
+            narrowed = self.narrowed(scores[: None if narrows else 0], visible, count)
+            given = scores, scores.stride(0) // sizes["UNIT"], visible, *narrowed, found, count
+            _select[(len(scores),)](*given, **sizes, NARROWED=narrows, TILE=self.tile, num_warps=4)
+        return found
+
+    def narrowed(self, scores: Tensor, visible: Tensor, count: int) -> Narrowed:
+        """What the first two launches leave, on the current device."""
+        rows, sizes = len(scores), self._sizes(scores, count)
+        bounds, not_below, above = torch.empty(3, rows, dtype=torch.int32, device=scores.device)
+        held = torch.empty(rows, sizes["ROOM"], dtype=torch.int64, device=scores.device)
+        given = scores, scores.stride(0) // sizes["UNIT"], visible
+        if rows:
+            warps = min(max(sizes["SAMPLE"] // 256, 1), 16)  # eight scores a thread
+            _sample[(rows,)](*given, bounds, count, **sizes, num_warps=warps)
+            _narrow[(rows,)](*given, bounds, not_below, above, held, **sizes, TILE=self.tile, num_warps=8)
+        return Narrowed(bounds, not_below, above, held)
+
+    def _sizes(self, scores: Tensor, count: int) -> dict[str, int]:
+        """What is fixed when a kernel is compiled: there is room for what a bound may let through, and for more by
+        four standard deviations."""
+        keys = scores.shape[1]
+        sample = self.sample if count * self.sample >= 32 * keys else 2 * self.sample
+        chosen = count * sample / max(keys, 1)
+        rank = _rank(chosen)
+        room = triton.next_power_of_2(int(count * (rank + 4 * rank**0.5) / max(chosen, 1e-9)))
+        unit = VECTOR if _in_vectors(scores) else 1
+        return {"SAMPLE": sample, "ROOM": max(self.room, min(room, triton.next_power_of_2(keys))), "UNIT": unit}
+
+
+def _rank(chosen: float) -> float:
+    """In a sample, of the bound, where so many of it are expected to be chosen: that many hardly ever are."""
+    return chosen + 4 * chosen**0.5 + 8
+
+
+def select_top(scores: Tensor, visible: Tensor, count: int) -> Tensor:
+    """int32 [R, count], as `Selector` says, of float32 scores [R, K] whose rows have no gaps."""
+    return RowSelection().select(scores, visible, count)
 
 
 def _in_vectors(scores: Tensor) -> bool:
@@ -55,8 +102,8 @@ def _in_vectors(scores: Tensor) -> bool:
 def _sample(scores, apart, visible, bounds, count, SAMPLE: tl.constexpr, ROOM: tl.constexpr, UNIT: tl.constexpr):
     """Finds a bound that hardly ever fewer than `count` of a row's scores reach, and seldom many more.
 
-    It is the key of a rank in the sample that lies four standard deviations below that of the choice, its last eight
-    bits left out. One score is drawn from each of as many equal parts of the row.
+    It is the key of a rank in the sample four standard deviations beyond those that are chosen (as `_rank` says), its
+    last eight bits left out. One score is drawn from each of as many equal parts of the row.
     """
     row = tl.program_id(0).to(tl.int64)
     seen = tl.load(visible + row)
@@ -83,68 +130,62 @@ def _sample(scores, apart, visible, bounds, count, SAMPLE: tl.constexpr, ROOM: t
 
 @triton.jit
 def _narrow(
-    scores, apart, visible, bounds, narrowed, held, held_at,
-    SAMPLE: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
+    scores, apart, visible, bounds, not_below, above, held,
+    SAMPLE: tl.constexpr, ROOM: tl.constexpr, UNIT: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Puts aside the scores of a row that are not below its bound, as far as there is room, and counts them all."""
+    """Puts aside the keys of a row that are not below its bound, as far as there is room, and counts them all."""
     row = tl.program_id(0).to(tl.int64)
     seen = tl.load(visible + row)
     if seen > tl.maximum(ROOM, SAMPLE):
         scores += row * apart * UNIT
         held += row * ROOM
-        held_at += row * ROOM
         bound = tl.load(bounds + row).to(tl.uint32, bitcast=True)
-        not_below, above = 0, 0
-        for first in tl.range(0, seen, TILE, num_stages=3):
+        equal_or_above, larger = 0, 0
+        for first in tl.range(0, seen, TILE, num_stages=4):
             at = first + tl.arange(0, TILE)
-            key = _loaded(scores, at, seen, False, UNIT)
+            key = _ordered_scores(scores, at, seen, UNIT)
             kept = (key >= bound).to(tl.int32)
-            place = not_below + tl.cumsum(kept, 0) - 1
-            fits = (key >= bound) & (place < ROOM)
-            tl.store(held + place, key.to(tl.int32, bitcast=True), mask=fits)
-            tl.store(held_at + place, at, mask=fits)
+            place = equal_or_above + tl.cumsum(kept, 0) - 1
+            tl.store(held + place, (key.to(tl.int64) << 32) | at, mask=(key >= bound) & (place < ROOM))
             both = tl.sum(kept + ((key > bound).to(tl.int32) << 16), 0)  # a tile is smaller than that
-            not_below += both & 0xFFFF
-            above += both >> 16
-        tl.store(narrowed + 2 * row, not_below)
-        tl.store(narrowed + 2 * row + 1, above)
+            equal_or_above += both & 0xFFFF
+            larger += both >> 16
+        tl.store(not_below + row, equal_or_above)
+        tl.store(above + row, larger)
 
 
 @triton.jit
 def _select(
-    scores, apart, visible, narrowed, held, held_at, found, count,
-    NARROWED: tl.constexpr, ROOM: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
+    scores, apart, visible, bounds, not_below, above, held, found, count,
+    SAMPLE: tl.constexpr, ROOM: tl.constexpr, UNIT: tl.constexpr, NARROWED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Writes where the best of a row stand."""
     row = tl.program_id(0).to(tl.int64)
     seen = tl.load(visible + row)
     scores += row * apart * UNIT
+    held += row * ROOM
     found += row * count
-    written = 0
-    if seen <= count:
-        written = _write(scores, None, seen, tl.full((), 0, tl.uint32), 0, found, TILE, UNIT)
+    least = tl.full((), 0, tl.uint32)
+    larger, held_keys, known = 0, 0, 0
+    if NARROWED:  # noqa: SIM102  the one is known when it is compiled, the other is not
+        if seen > tl.maximum(ROOM, SAMPLE):
+            held_keys, larger = tl.load(not_below + row), tl.load(above + row)
+            least = tl.load(bounds + row).to(tl.uint32, bitcast=True)
+            known = ((larger < count) & (held_keys >= count)).to(tl.int32)  # it is the last chosen
+    if (held_keys >= count) & (held_keys <= ROOM):
+        least, larger = _ranked(held, held_keys, count, True, 1, TILE)
+        written = _write(held, held_keys, least, count - larger, found, True, 1, TILE)
     else:
-        not_below, above = 0, count
-        bound = tl.full((), 0, tl.uint32)
-        if NARROWED:
-            if seen > ROOM:
-                not_below = tl.load(narrowed + 3 * row)
-                above = tl.load(narrowed + 3 * row + 1)
-                bound = tl.load(narrowed + 3 * row + 2).to(tl.uint32, bitcast=True)
-        if (not_below >= count) & (not_below <= ROOM):
-            least, larger = _ranked(held + row * ROOM, not_below, count, True, TILE, 4)
-            written = _write(held + row * ROOM, held_at + row * ROOM, not_below, least, count - larger, found, TILE, 4)
-        else:
-            if (not_below < count) | (above >= count):
-                bound, above = _ranked(scores, seen, count, False, TILE, UNIT)
-            written = _write(scores, None, seen, bound, count - above, found, TILE, UNIT)
+        if (seen > count) & (known == 0):
+            least, larger = _ranked(scores, seen, count, False, UNIT, TILE)
+        written = _write(scores, seen, least, count - larger, found, False, UNIT, TILE)
     for first in tl.range(written // TILE * TILE, count, TILE):
         place = first + tl.arange(0, TILE)
         tl.store(found + place, -1, mask=(place >= written) & (place < count))
 
 
 @triton.jit
-def _ranked(source, length, rank, ORDERED: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr):
+def _ranked(source, length, rank, HELD: tl.constexpr, UNIT: tl.constexpr, TILE: tl.constexpr):
     """(the key of a rank, the largest has rank 1; how many are above it), eight bits of it at a time."""
     least = tl.full((), 0, tl.uint32)
     above = 0
@@ -152,7 +193,10 @@ def _ranked(source, length, rank, ORDERED: tl.constexpr, TILE: tl.constexpr, UNI
         counts = tl.zeros((256,), tl.int32)
         for first in tl.range(0, length, TILE):
             at = first + tl.arange(0, TILE)
-            key = _loaded(source, at, length, ORDERED, UNIT)
+            if HELD:
+                key = (tl.load(source + at, mask=at < length, other=0) >> 32).to(tl.uint32)
+            else:
+                key = _ordered_scores(source, at, length, UNIT)
             alike = at < length
             if digit > 0:
                 alike &= (key >> (32 - 8 * digit)) == (least >> (32 - 8 * digit))
@@ -172,23 +216,23 @@ def _digit(counts, rank, above):
 
 
 @triton.jit
-def _write(source, positions, length, least, equal, found, TILE: tl.constexpr, UNIT: tl.constexpr):
+def _write(source, length, least, equal, found, HELD: tl.constexpr, UNIT: tl.constexpr, TILE: tl.constexpr):
     """Writes the positions of all keys above `least` and of the first `equal` ones that are `least`; says how many."""
     larger_before, equal_before = 0, 0
     for first in tl.range(0, length, TILE):
         at = first + tl.arange(0, TILE)
-        key = _loaded(source, at, length, positions is not None, UNIT)
+        position = at
+        if HELD:
+            given = tl.load(source + at, mask=at < length, other=0)
+            key, position = (given >> 32).to(tl.uint32), given.to(tl.int32)
+        else:
+            key = _ordered_scores(source, at, length, UNIT)
         is_larger, is_equal = key > least, (key == least) & (key > 0)
         each = is_larger.to(tl.int32) + (is_equal.to(tl.int32) << 16)
         up_to = tl.cumsum(each, 0)
-        larger = larger_before + (up_to & 0xFFFF)
         equals = equal_before + (up_to >> 16)
-        taken = is_larger | (is_equal & (equals <= equal))
-        place = larger + tl.minimum(equals, equal) - 1
-        position = at
-        if positions is not None:
-            position = tl.load(positions + at, mask=taken, other=0)
-        tl.store(found + place, position, mask=taken)
+        place = larger_before + (up_to & 0xFFFF) + tl.minimum(equals, equal) - 1
+        tl.store(found + place, position, mask=is_larger | (is_equal & (equals <= equal)))
         both = tl.sum(each, 0)
         larger_before += both & 0xFFFF
         equal_before += both >> 16
@@ -196,11 +240,10 @@ def _write(source, positions, length, least, equal, found, TILE: tl.constexpr, U
 
 
 @triton.jit
-def _loaded(source, at, length, ORDERED: tl.constexpr, UNIT: tl.constexpr):
-    """Keys, of scores or of keys; 0 beyond the end. Vectors of `UNIT` are loaded whole, or the mask would part them."""
-    given = tl.load(source + at, mask=at < tl.cdiv(length, UNIT) * UNIT, other=0)
-    key = given.to(tl.uint32, bitcast=True) if ORDERED else _ordered(given)
-    return tl.where(at < length, key, 0)
+def _ordered_scores(scores, at, length, UNIT: tl.constexpr):
+    """Keys of a row's scores; 0 beyond its end. Vectors of `UNIT` are loaded whole, or the mask would part them."""
+    given = tl.load(scores + at, mask=at < tl.cdiv(length, UNIT) * UNIT, other=0.0)
+    return tl.where(at < length, _ordered(given), 0)
 
 
 @triton.jit

@@ -65,6 +65,7 @@ WIDE = {  # functions that may take more, and why
     "attention.attend": "softmax attention has that many independent settings, all of them keyword-only",
     "attention.explain": "the same settings",
     "block_sparse.attend_blocks": "a layout is a tensor and the edge of a block; the rest is as attend has it",
+    "indexed.attend.attend_indexed": "a choice of keys; the rest is as attend has it",
     "indexed.top_keys.top_keys": "what a score is, who is visible and by whom it runs are independent, keyword-only",
     "integrations.huggingface.attention._attention": "the arguments that transformers calls attention with",
     "generation.generate": "the settings of sampling under the names that users of other libraries know",

@@ -46,6 +46,44 @@ for decoder, head in ((True, "lm"), (False, "classification")):
     reformer(tokens, targets, attention_mask=torch.ones(2, 150), buckets=output.buckets).loss.backward()
 """
 
+CHOOSING = """
+import torch
+from gossamer.config import IndexerConfig
+from gossamer.nn import IndexedAttention, KVCache, LatentAttention
+from tests.nn.indexed_layers import LATENT_SHAPES
+
+x = torch.randn(2, 40, 64)
+layers = [LatentAttention(shape) for shape in LATENT_SHAPES.values()]
+layers.append(IndexedAttention(4, 64, IndexerConfig(3, 16, 12, 8), n_kv_head=2))
+for layer in layers:
+    out, seen = layer(x, return_intermediate=True, within=torch.tensor([[0, 40], [3, 30]], dtype=torch.int32))
+    layer(x, selection=seen.selection).sum().backward()
+    cache = KVCache(40, padding=[0, 5])
+    for piece in x.split(11, dim=1):
+        layer(piece, cache=cache)
+        cache.advance(piece.shape[1])
+for mode in ("mha", "mqa"):
+    layers[0](x, mode=mode)
+"""
+
+RELATIVES = """
+import torch
+from gossamer import Causal, Window
+from gossamer.nn import CompressedCache, NSACache, StreamingCache
+from gossamer.nn.layer_cache import LayerCache
+from gossamer.nn.whole_cache import WholeCache
+from tests.nn.test_relatives import MODULES
+
+caches = {"MoBA": WholeCache(), "MSA": WholeCache(), "NSA": NSACache(), "streaming": StreamingCache(),
+          "sinks": LayerCache(Causal() & Window(128)), **{name: CompressedCache() for name in ("CSA", "HCA", "window")}}
+x = torch.randn(2, 40, 32)
+for name, made in MODULES.items():
+    module = made()
+    module(x).sum().backward()
+    for piece in x.split(11, dim=1) if name in caches else ():
+        module(piece, cache=caches[name])
+"""
+
 WRONG = """
 import torch
 from gossamer import Causal, attend
@@ -66,6 +104,14 @@ def run_hooked(code: str) -> str:
 
 def test_the_promised_shapes_hold() -> None:
     run_hooked(RIGHT)
+
+
+def test_the_promised_shapes_of_layers_that_choose_hold() -> None:
+    run_hooked(CHOOSING)
+
+
+def test_the_promised_shapes_of_relatives_hold() -> None:
+    run_hooked(RELATIVES)
 
 
 def test_a_broken_promise_would_be_seen() -> None:

@@ -42,8 +42,6 @@ def test_a_model_without_an_indexer_and_without_low_rank_queries() -> None:
         ({"hidden_size": 0}, "LatentConfig: hidden_size is 0"),
         ({"q_lora_rank": 0}, "q_lora_rank is 0"),
         ({"qk_rope_head_dim": 7}, "qk_rope_head_dim is 7; give an even number"),
-        ({"attention_dropout": 1.0}, "attention_dropout is 1.0; give a share"),
-        ({"attention_dropout": 0.5, "indexer": IndexerConfig()}, "attention_dropout is 0.5; give 0"),
         ({"norm_eps": 0}, "norm_eps is 0"),
         ({"attention_bias": 1}, "attention_bias is 1"),
         ({"rotary": 1e4}, "rotary is 10000.0; give a RotaryConfig"),
@@ -73,3 +71,24 @@ def test_a_field_of_the_indexer_out_of_range_is_named(settings: dict[str, object
 def test_positions_scaled_by_another_rule_are_refused() -> None:
     with pytest.raises(ValueError, match="rope_type is 'dynamic'"):
         LatentConfig.of_model({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}})
+
+
+def test_dropped_pairs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"attention_dropout is 0.1; give 0"):
+        LatentConfig.of_model({"attention_dropout": 0.1})
+
+
+@pytest.mark.parametrize("count", [None, 1, 7, 200])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 60), (60, 60), (13, 60)])
+def test_the_cheaper_mode_is_that_of_counted_products(queries: int, keys: int, count: int | None) -> None:
+    """Each product of the two modes counted one by one, for shapes on either side."""
+    chosen = set()
+    for heads_width, rank in ((4, 4), (64, 16), (8, 200)):
+        config = LatentConfig(64, 2, None, rank, heads_width, 8, heads_width)
+        seen = range(keys - queries + 1, keys + 1)
+        mha = sum(n * (3 * heads_width + 8 - heads_width) for n in seen) + keys * rank * 2 * heads_width
+        few = (min(n, count or n) for n in seen)
+        mqa = sum(n * (2 * rank + 8) for n in few) + queries * rank * 2 * heads_width
+        assert config.cheaper_mode(queries, keys, count) == ("mha" if mha <= mqa else "mqa")
+        chosen.add(config.cheaper_mode(queries, keys, count))
+    assert chosen == {"mha", "mqa"} or queries < keys or count in (1, 7)

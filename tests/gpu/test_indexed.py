@@ -1,18 +1,50 @@
-"""Attention over chosen keys on a GPU: as on the CPU, without waiting for it, and the same bits each time."""
+"""Attention over chosen keys on a GPU: right by every road, without waiting for it, and the same bits each time."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
-from gossamer.integrations.huggingface.indexed import indexed_attention
-from gossamer.integrations.huggingface.layouts import Layout
-from gossamer.integrations.huggingface.selection import Selection
+from gossamer.indexed import Selection, attend_indexed
+from gossamer.kernels import Softmax
+from gossamer.kernels.indexed import Inputs
+from gossamer.kernels.inverse_lists import canonical, inverse_lists
+from gossamer.kernels.tiled.indexed_layouts import Layout
+from gossamer.ops.indexed import road
+from tests.indexed_checks import (
+    CASES,
+    Case,
+    check_definition,
+    check_hidden_numbers,
+    check_repeatable,
+    check_support,
+    draw,
+    ours,
+    run,
+)
 
 pytestmark = pytest.mark.gpu
+
+WIDE = {
+    "64 wide": Case(heads=16, key_heads=2, queries=50, keys=300, width=64, value_width=64, chosen=90, causal=True),
+    "128 wide, a choice a key head": Case(8, 4, 40, 300, 128, 128, 70, runs=4, sinks=True),
+    "256 wide, one head": Case(1, 1, 40, 300, 256, 192, 40),
+    "80 wide": Case(4, 4, 40, 300, 80, 80, 40, causal=True),
+    "latents": Case(64, 1, 40, 300, 576, 512, 130, latent=True, causal=True, scale=0.1, sinks=True),
+    "latents, many heads": Case(128, 1, 10, 200, 576, 512, 70, latent=True, scale=0.1),
+    "latents in blocks": Case(32, 1, 100, 300, 576, 512, 3, block=64, latent=True, causal=True, scale=0.1),
+    "blocks of 16": Case(16, 2, 200, 300, 64, 64, 5, block=16, runs=2, causal=True),
+    "blocks of 64": Case(16, 1, 200, 500, 128, 128, 4, block=64, causal=True, sinks=True),
+    "blocks of 100, one head": Case(2, 2, 200, 510, 64, 32, 3, block=100, causal=True),
+    "small blocks": Case(8, 2, 100, 300, 64, 64, 6, block=8, causal=True),
+    "softcap": Case(8, 2, 50, 300, 64, 64, 40, softcap=2.0),
+    "mask": Case(8, 2, 50, 300, 64, 64, 40, mask=True),
+}
+DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 
 @pytest.fixture
@@ -25,9 +57,104 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_float32_is_the_definition(name: str) -> None:
+    check_definition(CASES[name], torch.float32, "cuda", "triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", WIDE)
+def test_every_dtype_is_the_definition(name: str, dtype: torch.dtype) -> None:
+    check_definition(WIDE[name], dtype, "cuda")
+
+
+@pytest.mark.parametrize("name", ["64 wide", "latents", "blocks of 64", "blocks of 100, one head", "small blocks"])
+def test_exactly_the_chosen_are_seen(name: str) -> None:
+    check_support(replace(WIDE[name], keys=250), torch.bfloat16, "cuda", "triton")
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_results_repeat_to_the_bit(name: str) -> None:
+    check_repeatable(WIDE[name], torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize("name", ["64 wide", "latents", "blocks of 16"])
+def test_what_nobody_sees_may_hold_anything(name: str) -> None:
+    few = {"queries": 5, "chosen": 3 if WIDE[name].block > 1 else 7}
+    check_hidden_numbers(replace(WIDE[name], **few), torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize("name", ["64 wide", "128 wide, a choice a key head", "blocks of 64"])
+def test_the_two_roads_agree(name: str) -> None:
+    problem = draw(replace(WIDE[name], queries=1000, keys=1200), torch.float32, "cuda")
+    found, right = (run(ours, problem, backend=backend) for backend in ("triton", "tiled"))
+    for result, x in right.items():
+        torch.testing.assert_close(found[result], x, rtol=1e-5, atol=5e-5, msg=result)
+
+
+@pytest.mark.parametrize("block", [1, 32])
+def test_both_roads_drop_the_same_pairs(block: int) -> None:
+    q = torch.randn(1, 8, 200, 64, device="cuda")
+    k, v = torch.randn(1, 2, 300, 64, device="cuda"), torch.randn(1, 2, 300, 64, device="cuda")
+    selection = Selection(torch.randint(300 // block, (1, 200, 7), device="cuda"), block, causal=True)
+    found = []
+    for backend in ("triton", "tiled"):
+        tensors = [x.clone().requires_grad_() for x in (q, k, v)]
+        torch.manual_seed(7)
+        out = attend_indexed(*tensors, selection, dropout=0.4, backend=backend)
+        found.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+    for x, y in zip(*found, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["64 wide", "latents", "blocks of 64"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nobody_waits_for_the_device(name: str, dtype: torch.dtype, no_waiting: None) -> None:
+    torch.cuda.set_sync_debug_mode("default")
+    problem = draw(WIDE[name], dtype, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    run(ours, problem)
+
+
+@pytest.mark.parametrize("name", ["64 wide", "latents", "blocks of 64"])
+def test_a_graph_repeats_what_it_captured(name: str) -> None:
+    problem = draw(WIDE[name], torch.bfloat16, "cuda")
+    v = problem.k[..., : problem.case.value_width] if problem.v is None else problem.v
+    given = problem, problem.q, problem.k, v, problem.sinks
+    wanted = ours(*given)[0]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ours(*given)[0]
+    problem.q.mul_(2.0)
+    graph.replay()
+    doubled = out.clone()
+    problem.q.div_(2.0)
+    graph.replay()
+    assert torch.equal(out, wanted) and not torch.equal(doubled, wanted)
+
+
+def test_rows_and_lists_are_those_of_the_cpu() -> None:
+    for case in (CASES["causal"], CASES["blocks, causal"], WIDE["blocks of 16"], CASES["many keys"], CASES["mask"]):
+        found = []
+        for device in ("cpu", "cuda"):
+            rows = canonical(draw(case, device=device).selection, case.keys)
+            found.append([rows.indices, rows.counts, *inverse_lists(rows, case.keys, 2, 9)])
+        for (x, y), name in zip(zip(*found, strict=True), ("indices", "counts", "starts", "entries"), strict=True):
+            if name == "entries":  # behind the last list anything may stand
+                last = found[0][2][..., -1].min()
+                x, y = x[..., :last], y[..., :last]
+            assert torch.equal(x, y.cpu()), name
+
+
+def test_the_portable_kernels_take_what_they_can() -> None:
+    problem = draw(WIDE["64 wide"], torch.float32, "cuda")
+    given = Inputs(problem.q, problem.k, problem.v, 64, None, problem.selection, Softmax(1.0))
+    assert road(given).name == "triton" and road(replace(given, q=problem.q.double())).name == "tiled"
+
+
 @pytest.mark.parametrize("keys", [300, 4000], ids=["all keys stand there", "keys are gathered"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_it_is_as_on_the_cpu(keys: int, dtype: torch.dtype, no_waiting: None) -> None:
+def test_plain_torch_is_as_on_the_cpu(keys: int, dtype: torch.dtype, no_waiting: None) -> None:
     q = torch.randn(2, 4, 200, 64, dtype=dtype)
     k, v = torch.randn(2, 2, keys, 64, dtype=dtype), torch.randn(2, 2, keys, 32, dtype=dtype)
     chosen, mask = torch.randint(-2, keys + 2, (2, 200, 40)), torch.rand(2, 1, 200, keys) < 0.7
@@ -35,8 +162,8 @@ def test_it_is_as_on_the_cpu(keys: int, dtype: torch.dtype, no_waiting: None) ->
     for device in ("cpu", "cuda", "cuda"):
         tensors = [x.to(device, non_blocking=True).requires_grad_() for x in (q, k, v)]
         selection = Selection(chosen.to(device, non_blocking=True), mask=mask.to(device, non_blocking=True))
-        assert Layout.of(*tensors, selection).gathers == (keys == 4000)
-        out = indexed_attention(*tensors, selection)
+        assert Layout.of(Inputs(*tensors, 32, None, selection, Softmax(1.0))).gathers == (keys == 4000)
+        out = attend_indexed(*tensors, selection, backend="tiled")
         found.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), tensors)])
     torch.cuda.set_sync_debug_mode("default")
     for want, first, second in zip(*found, strict=True):

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from ..patterns import Causal, Dilated, Pattern, PerHead, Window
 from ..patterns.base import is_number, require_integer
+from .rotary import HALVES, RotaryConfig
 from .sparse import SparseAttentionConfig
 
 Positions = Literal["learned", "rotary"]
@@ -85,6 +86,11 @@ class GPT2Config:
     def head_width(self) -> int:
         """Features per head."""
         return self.n_embed // self.n_head
+
+    @property
+    def rotary(self) -> RotaryConfig | None:
+        """How queries and keys are turned; None where positions are learned."""
+        return HALVES if self.positions == "rotary" else None
 
     @property
     def known_tokens(self) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ..patterns.base import is_number, require_integer
 from .indexer import IndexerConfig
 from .rotary import NEIGHBOURS, RotaryConfig, YarnConfig
+
+Mode = Literal["mha", "mqa"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,6 @@ class LatentConfig:
     """Features of a value."""
     attention_bias: bool = False
     """Whether the projections from and to the model's width have biases."""
-    attention_dropout: float = 0.0
-    """Share of pairs dropped in training, where attention is over all keys."""
     norm_eps: float = 1e-6
     """Added to the mean square where latents are normalised; not `rms_norm_eps`, which is of the norms around."""
     rotary: RotaryConfig = NEIGHBOURS
@@ -53,13 +53,9 @@ class LatentConfig:
                 object.__setattr__(self, name, require_integer("LatentConfig", name, getattr(self, name), least=1))
         self._require("qk_rope_head_dim", self.qk_rope_head_dim % 2 == 0, "give an even number")
         self._require("attention_bias", isinstance(self.attention_bias, bool), "give True or False")
-        dropout, eps = self.attention_dropout, self.norm_eps
-        self._require("attention_dropout", is_number(dropout) and 0 <= dropout < 1, "give a share in [0, 1)")
-        self._require("norm_eps", is_number(eps) and 0 < eps < 1, "give a small positive number")
+        self._require("norm_eps", is_number(self.norm_eps) and 0 < self.norm_eps < 1, "give a small positive number")
         self._require("rotary", isinstance(self.rotary, RotaryConfig), "give a RotaryConfig")
         self._require("indexer", isinstance(self.indexer, IndexerConfig | None), "give an IndexerConfig, or None")
-        if self.indexer is not None:
-            self._require("attention_dropout", dropout == 0, "give 0: chosen keys are not dropped")
 
     @property
     def latent_width(self) -> int:
@@ -72,6 +68,24 @@ class LatentConfig:
         scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5
         return scale if self.rotary.yarn is None else scale * self.rotary.yarn.softmax_factor
 
+    def cheaper_mode(self, queries: int, keys: int, count: int | None = None) -> Mode:
+        """The mode of `LatentAttention` that multiplies less for the last `queries` of `keys` tokens.
+
+        In `"mha"` every token that is seen has keys and values made of its latent for all heads, and where `count`
+        keys are chosen for a query the others are hidden, not passed over. In `"mqa"` each query and its output are
+        projected, a pair multiplies `latent_width` and `kv_lora_rank` features, and only chosen pairs are multiplied.
+
+        >>> big = LatentConfig()  # break-even of 2,048 chosen keys: about 13,000 tokens
+        >>> big.cheaper_mode(8192, 8192, 2048), big.cheaper_mode(16384, 16384, 2048), big.cheaper_mode(1, 8192)
+        ('mha', 'mqa', 'mqa')
+        """
+        width = self.qk_nope_head_dim + self.v_head_dim
+        projection = self.kv_lora_rank * width
+        mha = _visible(queries, keys, keys) * (width + self.qk_rope_head_dim) + keys * projection
+        pair = self.latent_width + self.kv_lora_rank
+        mqa = _visible(queries, keys, keys if count is None else count) * pair + queries * projection
+        return "mha" if mha <= mqa else "mqa"
+
     @classmethod
     def of_model(cls, settings: Mapping[str, Any]) -> Self:
         """The attention of a model with this config.json, by DeepSeek (V2, V3, V3.2), GLM-5, Kimi and others.
@@ -83,9 +97,13 @@ class LatentConfig:
         (64, 8)
 
         Raises:
-            ValueError: Positions are scaled by another rule than YaRN, or a field is out of its range.
+            ValueError: Positions are scaled by another rule than YaRN, pairs are dropped in training, or a field is
+                out of its range.
         """
-        given = {name: settings[name] for name in (*_INTEGERS, *_OTHERS) if name in settings}
+        if settings.get("attention_dropout"):
+            dropout = settings["attention_dropout"]
+            raise ValueError(f"LatentConfig: attention_dropout is {dropout!r}; give 0: no pair is dropped here")
+        given = {name: settings[name] for name in (*_INTEGERS, "attention_bias") if name in settings}
         rotary = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
         theta = rotary.get("rope_theta", settings.get("rope_theta", 10_000.0))
         rule = rotary.get("rope_type", rotary.get("type", "default"))
@@ -106,11 +124,16 @@ class LatentConfig:
             raise ValueError(f"LatentConfig: {name} is {getattr(self, name)!r}; {fix}")
 
 
+def _visible(queries: int, keys: int, count: int) -> int:
+    """Pairs of the last queries with the keys up to them, of which each sees `count` at most."""
+    few = max(min(count, keys) - (keys - queries), 0)  # queries that see fewer
+    return few * (keys - queries) + few * (few + 1) // 2 + (queries - few) * min(count, keys)
+
+
 _INTEGERS = (
     *("hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank"),
     *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
 )
-_OTHERS = ("attention_bias", "attention_dropout")
 _INDEXER = ("index_n_heads", "index_head_dim", "index_topk", "qk_rope_head_dim")
 _YARN = (
     *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"),

@@ -14,10 +14,15 @@ def keep_factor(probability: float, seed: int, streams: Tensor, q: Tensor, k: Te
 
     `streams` [S] numbers each (batch, head) as `batch · heads + head`; `q` [Q] and `k` [K] are positions.
     """
+    return keep_pairs(probability, seed, streams[:, None, None], q[:, None], k)
+
+
+def keep_pairs(probability: float, seed: int | Tensor, streams: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """The same of pairs that are told one by one: `streams`, `q` and `k` broadcast to the shape of the result."""
     state = _mixed(streams.long() * 0x9E3779B1 ^ (seed & WORD))
-    state = _mixed(state ^ (seed >> 32 & WORD))[:, None]  # [S, 1]
-    state = _mixed(state + q.long() * 0x85EBCA77)[:, :, None]  # [S, Q, 1]
-    bits = _mixed(state + k.long() * 0xC2B2AE3D)  # [S, Q, K]
+    state = _mixed(state ^ (seed >> 32 & WORD))
+    state = _mixed(state + q.long() * 0x85EBCA77)
+    bits = _mixed(state + k.long() * 0xC2B2AE3D)
     threshold = int(probability * 2.0**32)
     return (bits >= threshold).to(torch.float32).mul_(1.0 / (1.0 - probability))
 

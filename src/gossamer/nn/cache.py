@@ -75,7 +75,7 @@ class KVCache:
         return out
 
     @torch.compiler.disable
-    def extend(self, layer: int, new: Sequence[Float[Tensor, "B *G N D"]]) -> list[Tensor]:
+    def extend(self, layer: int, new: Sequence[Float[Tensor, "B *_ N _"]]) -> list[Tensor]:
         """What `layer` made of all tokens so far, these the last of them: [B, *G, K, D] for each thing in `new`.
 
         For attention that chooses what it reads at run time (latents and index keys, say): all is kept.

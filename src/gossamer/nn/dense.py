@@ -18,7 +18,7 @@ class CausalSelfAttention(SelfAttention):
             config.n_embed,
             dropout=config.dropout,
             bias=config.bias,
-            rotary=config.positions == "rotary",
+            rotary=config.rotary,
         )
 
     def pattern(self, length: int) -> Pattern:

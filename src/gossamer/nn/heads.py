@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from jaxtyping import Float
 from torch import Tensor
+
+from ..patterns.base import require_integer
 
 
 def split(x: Float[Tensor, "B N E"], heads: int) -> Float[Tensor, "B H N D"]:
@@ -29,3 +33,17 @@ def together(rows: Float[Tensor, "B Hm E"], heads: int) -> Float[Tensor, "B m H 
     """Of every row its own head's slice: the gradient of `apart`."""
     slices = rows.unflatten(1, (heads, -1)).unflatten(3, (heads, -1))  # [B, H, m, H, D]
     return slices.diagonal(dim1=1, dim2=3).mT
+
+
+def require_sizes(owner: str, sizes: Mapping[str, object]) -> None:
+    """Raises a ValueError for what is no positive integer."""
+    for name, value in sizes.items():
+        require_integer(owner, name, value, least=1)
+
+
+def require_groups(owner: str, heads: int, key_heads: int) -> None:
+    """Raises a ValueError where the query heads cannot share the key heads evenly."""
+    if heads % key_heads:
+        raise ValueError(
+            f"{owner}: heads is {heads} and key_heads is {key_heads}; give key heads that divide the heads"
+        )

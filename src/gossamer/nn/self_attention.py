@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..attention import attend
+from ..config import RotaryConfig
 from ..patterns.base import Pattern
 from .cache import KVCache
 from .heads import merged, split
@@ -20,17 +21,29 @@ class SelfAttention(nn.Module):
 
     Parameters are GPT-2's: `c_attn` makes queries, keys and values side by side, `c_proj` joins the heads, so a
     state dict fits the dense and the sparse module alike. With `rotary`, queries and keys are turned by their
-    positions, which take no parameters.
+    positions, which take no parameters. `n_kv_head` heads of keys and values may each serve several of queries.
     """
 
-    def __init__(self, n_head: int, width: int, *, dropout: float = 0.0, bias: bool = True, rotary: bool = False):
+    def __init__(
+        self,
+        n_head: int,
+        width: int,
+        *,
+        n_kv_head: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        rotary: RotaryConfig | None = None,
+    ):
         super().__init__()
+        n_kv_head = n_head if n_kv_head is None else n_kv_head
         if width < 1 or width % n_head:
             raise ValueError(f"{type(self).__name__}: width is {width}; give a multiple of the {n_head} heads")
-        self.n_head = n_head
+        if n_kv_head < 1 or n_head % n_kv_head:
+            raise ValueError(f"{type(self).__name__}: n_kv_head is {n_kv_head}; give a divisor of the {n_head} heads")
+        self.n_head, self.n_kv_head = n_head, n_kv_head
         self.dropout = dropout
         self.rotary = rotary
-        self.c_attn = nn.Linear(width, 3 * width, bias=bias)
+        self.c_attn = nn.Linear(width, width + 2 * (width // n_head) * n_kv_head, bias=bias)
         self.c_proj = nn.Linear(width, width, bias=bias)
 
     def forward(
@@ -59,11 +72,12 @@ class SelfAttention(nn.Module):
         return out, self.intermediate(q.shape[2], past + k.shape[2], length, x.device)
 
     def project(self, x: Float[Tensor, "B N E"], cache: KVCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [B, H, N, D], of tokens that go on from those in `cache`."""
-        q, k, v = (split(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1))
-        if self.rotary:
+        """Queries [B, H, N, D], keys and values [B, G, N, D] of tokens that go on from those in `cache`."""
+        made = split(self.c_attn(x), self.n_head + 2 * self.n_kv_head)
+        q, k, v = made.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        if self.rotary is not None:
             at = positions(x.shape[1], cache, x.device)
-            q, k = rotated(q, at), rotated(k, at)
+            q, k = rotated(q, at, self.rotary), rotated(k, at, self.rotary)
         return q, k, v
 
     def merge(self, out: Float[Tensor, "B H N D"]) -> Float[Tensor, "B N E"]:
@@ -77,8 +91,8 @@ class SelfAttention(nn.Module):
     def mix(
         self,
         q: Float[Tensor, "B H N D"],
-        k: Float[Tensor, "B H N D"],
-        v: Float[Tensor, "B H N D"],
+        k: Float[Tensor, "B G N D"],
+        v: Float[Tensor, "B G N D"],
         length: int,
     ) -> Float[Tensor, "B H N D"]:
         """Attention of a whole sequence to itself, which may become `length` tokens long."""

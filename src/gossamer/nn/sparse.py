@@ -46,7 +46,7 @@ class SparseAttention(SelfAttention):
                 config.n_embed,
                 dropout=config.dropout,
                 bias=config.bias,
-                rotary=config.positions == "rotary",
+                rotary=config.rotary,
             )
         else:
             sparse = config

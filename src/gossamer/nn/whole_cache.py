@@ -33,7 +33,7 @@ class WholeCache:
         """Memory that is taken, with the room for tokens to come."""
         return sum(rows.nbytes for rows in self.rows)
 
-    def extend(self, new: Sequence[Float[Tensor, "B *G N D"]], most: int | None = None) -> list[Tensor]:
+    def extend(self, new: Sequence[Float[Tensor, "B *_ N _"]], most: int | None = None) -> list[Tensor]:
         """All tokens so far with these behind them, [B, *G, K, D] each: `new` has the same things at every call.
 
         The result is memory of the cache, which later calls write behind. Where gradients are kept, it is a copy

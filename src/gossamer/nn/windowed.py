@@ -25,7 +25,7 @@ class WindowedAttention(SelfAttention):
             config.n_embed,
             dropout=config.dropout,
             bias=config.bias,
-            rotary=config.positions == "rotary",
+            rotary=config.rotary,
         )
         self.config, self.layer = config, layer
 

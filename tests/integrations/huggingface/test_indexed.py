@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gossamer.integrations.huggingface import gathering
-from gossamer.integrations.huggingface.gathering import Inputs
-from gossamer.integrations.huggingface.indexed import indexed_attention
-from gossamer.integrations.huggingface.layouts import ELEMENTS, Layout
-from gossamer.integrations.huggingface.selection import Selection
+from gossamer.integrations.huggingface import Selection, indexed_attention
 from gossamer.kernels import Softmax
+from gossamer.kernels.indexed import Inputs, Returning
+from gossamer.kernels.tiled.indexed import TILED_INDEXED
+from gossamer.kernels.tiled.indexed_layouts import ELEMENTS, Layout
 
 LENGTHS = {"all keys stand there": 50, "keys are gathered": 700}
 
@@ -51,6 +50,10 @@ def inputs(
     return tuple(x.requires_grad_() for x in (q, k, v))
 
 
+def given(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> Inputs:
+    return Inputs(q, k, v, v.shape[3], None, selection, Softmax(1.0))
+
+
 def choices(keys: int, *shape: int) -> Tensor:
     """Numbers of keys, with the first ones again, some of them outside, and one query that chooses nothing."""
     indices = torch.randint(keys, shape, dtype=torch.int32)
@@ -81,7 +84,7 @@ def test_it_is_dense_attention_under_a_mask_of_the_choice(keys: int, dtype: torc
     seen = None if mask is None else torch.rand(2, 1, 9, keys + 3) < 0.7
     seen = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min) if mask == "added" else seen
     selection = Selection(indices, mask=seen)
-    assert Layout.of(q, k, v, selection).gathers == (keys == 700)
+    assert Layout.of(given(q, k, v, selection)).gathers == (keys == 700)
     got = indexed_attention(q, k, v, selection)
     assert not got[0, 4].any()  # who chooses nothing gets zeros
     assert_as_dense(got, oracle(q, k, v, dense_mask(selection, keys)), tensors)
@@ -92,7 +95,7 @@ def test_blocks_are_their_keys(keys: int) -> None:
     """The last block is cut short, and -1 is no block."""
     q, k, v = tensors = inputs(keys, heads=8)
     selection = Selection(choices(-(-keys // 4), 2, 2, 9, 4), block_size=4, mask=torch.rand(1, 1, 1, keys) < 0.9)
-    assert Layout.of(q, k, v, selection).gathers == (keys == 1030)
+    assert Layout.of(given(q, k, v, selection)).gathers == (keys == 1030)
     assert_as_dense(indexed_attention(q, k, v, selection), oracle(q, k, v, dense_mask(selection, keys)), tensors)
 
 
@@ -120,7 +123,7 @@ def test_blocks_of_queries_do_not_show(keys: int, monkeypatch: pytest.MonkeyPatc
     q, k, v = tensors = inputs(keys)
     selection = Selection(choices(keys, 2, 9, 5), mask=torch.rand(2, 1, 9, keys) < 0.7)
     monkeypatch.setitem(ELEMENTS, "cpu", 1000)
-    assert Layout.of(q, k, v, selection).step < 9
+    assert Layout.of(given(q, k, v, selection)).step < 9
     assert_as_dense(indexed_attention(q, k, v, selection), oracle(q, k, v, dense_mask(selection, keys)), tensors)
 
 
@@ -175,31 +178,23 @@ def test_no_tensor_has_a_place_for_each_pair(chosen: int, monkeypatch: pytest.Mo
     monkeypatch.setitem(ELEMENTS, "cpu", 2**20)
     q, k, v = inputs(length, heads=1, key_heads=1, queries=length, batch=1)
     selection = Selection(torch.randint(length, (1, length, chosen)))
-    assert Layout.of(q, k, v, selection).gathers == (chosen == 16)
-    out, lse = torch.ops.gossamer.attend_selected(q, k, v, None, None, selection.indices, None, 1, 1.0, 0.0, 0.0)
+    assert Layout.of(given(q, k, v, selection)).gathers == (chosen == 16)
     with Largest() as forward, torch.no_grad():
-        _forward(q, k, v, selection)
+        out, lse = TILED_INDEXED.forward(given(q, k, v, selection))
     with Largest() as backward, torch.no_grad():
-        _backward(q, k, v, selection, out, lse)
+        TILED_INDEXED.backward(given(q, k, v, selection), Returning(out, lse, out, lse))
     limit = max(2**20, selection.indices.numel())
     assert 0 < forward.numbers <= limit < length**2
     assert 0 < backward.numbers <= limit
-
-
-def _forward(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> None:
-    gathering.forward(Inputs(q, k, v, None, selection, Softmax(1.0)))
-
-
-def _backward(q: Tensor, k: Tensor, v: Tensor, selection: Selection, out: Tensor, lse: Tensor) -> None:
-    gathering.backward(Inputs(q, k, v, None, selection, Softmax(1.0)), out, out, lse)
 
 
 @pytest.mark.parametrize("keys", LENGTHS.values(), ids=LENGTHS)
 def test_the_operators_are_sound(keys: int) -> None:
     q, k, v = inputs(keys)
     sinks, selection = torch.randn(4, requires_grad=True), Selection(choices(keys, 2, 9, 5))
-    given = q, k, v, sinks, None, selection.indices, torch.rand(2, 1, 9, keys) < 0.7, 1, 0.5, 3.0, 0.0
-    torch.library.opcheck(torch.ops.gossamer.attend_selected.default, given)
+    mask = torch.rand(2, 1, 9, keys) < 0.7
+    given = q, k, v, sinks, None, selection.indices, mask, 1, False, 6, 0.5, 3.0, 0.0, None
+    torch.library.opcheck(torch.ops.gossamer.attend_indexed.default, given)
 
 
 def test_it_compiles_into_one_graph() -> None:
@@ -241,12 +236,12 @@ def test_nothing_chosen_gives_zeros() -> None:
         ({"mask": torch.ones(2, 9, 50)}, "mask is of shape"),
         ({"mask": torch.ones(2, 1, 9, 49)}, "mask is of shape"),
         ({"block_size": 0}, "block_size is 0"),
-        ({"scaling": float("nan")}, "scaling is nan"),
+        ({"scaling": float("nan")}, "scale is nan"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"softcap": 0.0}, "softcap is 0.0"),
-        ({"sinks": torch.zeros(3)}, "sinks is"),
+        ({"sinks": torch.zeros(3)}, "sinks has"),
         ({"key": torch.zeros(2, 3, 50, 8)}, "do not fit"),
-        ({"value": torch.zeros(2, 2, 50, 8, dtype=torch.float64)}, "value is torch.float64"),
+        ({"value": torch.zeros(2, 2, 50, 8, dtype=torch.float64)}, "v is torch.float64"),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> None:

@@ -1,8 +1,8 @@
 from .cache import EvictingLayer as EvictingLayer
 from .cache import evicting_cache as evicting_cache
 from .generation import stream as stream
+from .indexed import Selection as Selection
 from .indexed import indexed_attention as indexed_attention
-from .selection import Selection as Selection
 from .switch import densify as densify
 from .switch import is_sparse as is_sparse
 from .switch import resparsify as resparsify

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from ...selectors.selection import Selection
 from .choosing import selects, selects_by_mask
 from .indexed import indexed_attention
 from .layers import KEY, Unswitchable, require_text_alone
-from .selection import Selection
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -92,7 +92,7 @@ def _selection(module: nn.Module, mask: Tensor, given: dict[str, Any]) -> Select
     if given.get("indices") is not None:
         return Selection(given["indices"], mask=mask)
     if given.get("block_indices") is not None:
-        return Selection(given["block_indices"], indexer.block_size, mask)
+        return Selection(given["block_indices"], indexer.block_size, mask=mask)
     return None
 
 

@@ -1,0 +1,46 @@
+"""Sizes of tiles of indexed attention by kernel, dtype and width: data, so that a tuner can rewrite them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from .configs import Config
+
+Kernel = Literal["forward", "backward_queries", "backward_rows", "backward_blocks"]
+
+
+# By the wider of the two widths, up to and including. `queries` are rows of a tile: a query's heads, or heads of
+# several. Everything fits the 99 KB of shared memory of a consumer card.
+HALF: dict[Kernel, dict[int, Config]] = {
+    "forward": {
+        64: Config(64, 64, 4, 3), 128: Config(64, 32, 4, 3), 256: Config(64, 32, 8, 2), 576: Config(32, 16, 8, 2),
+    },
+    "backward_queries": {
+        64: Config(64, 32, 4, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 8, 2), 576: Config(16, 16, 8, 1),
+    },
+    "backward_rows": {
+        64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 2), 576: Config(16, 16, 8, 2),
+    },
+    "backward_blocks": {
+        64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 2), 576: Config(16, 16, 8, 2),
+    },
+}  # fmt: skip
+SINGLE: dict[Kernel, dict[int, Config]] = {
+    "forward": {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 1)},
+    "backward_queries": {64: Config(32, 32, 4, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+    "backward_rows": {64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+    "backward_blocks": {64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+}
+
+
+def widest(dtype: torch.dtype) -> int:
+    """Up to which width there are tiles. Float32 that is wider would not fit into registers."""
+    return max((SINGLE if dtype == torch.float32 else HALF)["forward"])
+
+
+def config(kernel: Kernel, dtype: torch.dtype, width: int) -> Config:
+    """The tile for a dtype and the wider of the two widths."""
+    table = (SINGLE if dtype == torch.float32 else HALF)[kernel]
+    return table[min(limit for limit in table if width <= limit)]

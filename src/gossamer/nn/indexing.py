@@ -1,0 +1,93 @@
+"""What a layer's indexer makes of its tokens: the keys that each query shall see, and the loss that it learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor, nn
+
+from ..indexed import Selection
+from .cache import KVCache
+from .indexer import LightningIndexer, Projected
+
+Stage = Literal["warm_up", "sparse"]
+
+
+def chosen(indexer: LightningIndexer, index: Projected, within: Int32[Tensor, "B 2"] | None = None) -> Selection | None:
+    """The best keys of each query at or before it; None where there are no more keys than may be chosen.
+
+    Args:
+        index: The queries and weights of the last tokens, and the keys of all.
+        within: Where each sequence lies in its row, from where to before where: nothing else is chosen, and a query
+            elsewhere has nothing.
+    """
+    q, k, weights = index
+    if k.shape[1] <= indexer.config.index_topk:
+        return None
+    if within is None:
+        return Selection(indexer.choose(q, k, weights))
+    first, end = within[:, :1], within[:, 1:]  # [B, 1]
+    places = torch.arange(k.shape[1], device=within.device)
+    # A query may choose among some first keys, so each row's keys move forward by what stands before its sequence.
+    moved = (places + first).clamp(0, k.shape[1] - 1)[..., None].expand(-1, -1, k.shape[2])
+    at = places[k.shape[1] - q.shape[2] :]
+    visible = torch.where((at >= first) & (at < end), at + 1 - first, 0)  # [B, Q]
+    found = indexer.choose(q, k.gather(1, moved), weights, visible=visible)
+    return Selection(torch.where(found < 0, found, found + first[..., None].to(found.dtype)))
+
+
+def all_keys(
+    batch: int, queries: int, keys: int, within: Int32[Tensor, "B 2"] | None, device: torch.device
+) -> Selection:
+    """Every key up to each query as a choice, for kernels that read chosen keys: [B, Q, K] numbers."""
+    places = torch.arange(keys, dtype=torch.int32, device=device)
+    if within is None:
+        return Selection(places.expand(batch, queries, -1), causal=True)
+    inside = (places >= within[:, :1]) & (places < within[:, 1:])  # [B, K]
+    seen = inside[:, keys - queries :, None] & inside[:, None]
+    return Selection(torch.where(seen, places, -1), causal=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Indexing:
+    """What an indexed layer looked at in the run that returned this, and what its indexer learns from."""
+
+    selection: Selection | None
+    """The keys that were seen; None: all up to each query. A later layer may take it as its own."""
+    index: Projected | None
+    """What the indexer made of the tokens, where the layer has one."""
+    q: Float[Tensor, "B H Q D"]
+    k: Float[Tensor, "B G K D"]
+    lse: Float[Tensor, "B H Q"]
+    scale: float
+
+
+def attends_to_chosen(owner: nn.Module, stage: str) -> bool:
+    """Whether a layer in this stage sees the chosen keys alone.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    if stage not in get_args(Stage):
+        raise ValueError(f"{type(owner).__name__}: stage is {stage!r}; give 'sparse', or 'warm_up' to see all keys")
+    return stage == "sparse"
+
+
+def located(
+    cache: KVCache | None, within: Int32[Tensor, "B 2"] | None, tokens: int, device: torch.device
+) -> Int32[Tensor, "B 2"] | None:
+    """Where each sequence lies among all tokens so far; None where all of them are it.
+
+    Raises:
+        ValueError: It is said twice: padding is the cache's to know.
+    """
+    if cache is None:
+        return within
+    if within is not None:
+        raise ValueError("within is given beside a cache; make the cache with KVCache(padding=...) and leave it out")
+    if cache.padding is None or not any(cache.padding):
+        return None
+    return torch.tensor([(pad, cache.length + tokens) for pad in cache.padding], dtype=torch.int32, device=device)

@@ -1,0 +1,72 @@
+"""Runs the checks of indexed attention over the Triton kernels, in Triton's interpreter, and prints what fails as JSON.
+
+Float32 and float16 only: the interpreter multiplies bfloat16 tiles as if they were integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from tests import indexed_checks as checks
+from tests.indexed_checks import Case
+from tests.kernels.interpreter import tell
+
+CASES = {
+    "plain": Case(),
+    "a choice a key head": Case(runs=2, heads=6, batch=2, dtype=torch.int64),
+    "one head": Case(1, 1),
+    "causal, with sinks": Case(queries=9, keys=20, causal=True, sinks=True),
+    "more queries than keys": Case(queries=6, keys=4, causal=True),
+    "mask": Case(mask=True),
+    "softcap": Case(softcap=1.5, scale=0.7),
+    "several tiles of heads and keys": Case(40, 1, queries=3, chosen=40, keys=90, width=20, value_width=20),
+    "tails": Case(width=40, value_width=24),
+    "latents": Case(8, 1, latent=True, width=24, value_width=16, causal=True, sinks=True),
+    "latents whose value is no power of two": Case(8, 1, latent=True, width=24, value_width=12),
+    "latents without a tail": Case(8, 1, latent=True, width=16, value_width=16),
+    "small blocks": Case(block=8, chosen=3, causal=True),
+    "blocks": Case(block=16, keys=90, chosen=4, causal=True, sinks=True, runs=2),
+    "blocks of several tiles, cut short": Case(block=80, keys=370, chosen=3, causal=True),
+    "blocks under a mask": Case(block=16, keys=90, chosen=2, mask=True),
+    "latents in blocks": Case(8, 1, keys=100, block=32, chosen=2, latent=True, width=24, value_width=16),
+}
+CASES = {
+    name: replace(case, queries=min(case.queries, 7), batch=1 + (case.runs or 0) // 2) for name, case in CASES.items()
+}
+
+
+def by_triton(check: object, name: str, dtype: torch.dtype = torch.float32) -> object:
+    return partial(check, CASES[name], dtype, backend="triton")
+
+
+def check_passes(name: str, room: int) -> None:
+    """Several passes over queries and key heads, and several parts of lists, add up to what one gives."""
+    from gossamer.kernels.triton import indexed
+
+    problem = checks.draw(CASES[name], torch.float32)
+    whole = checks.run(checks.ours, problem, backend="triton")
+    for setting, value in {"WORKSPACE": room, "STEPS": 0, "LEAST": 2}.items():
+        setattr(indexed, setting, value)
+    for result, x in checks.run(checks.ours, problem, backend="triton").items():
+        torch.testing.assert_close(x, whole[result], rtol=1e-5, atol=1e-5, msg=result)
+
+
+CHECKS = {name: by_triton(checks.check_definition, name) for name in CASES} | {
+    "float16": by_triton(checks.check_definition, "plain", torch.float16),
+    "float16, latents": by_triton(checks.check_definition, "latents", torch.float16),
+    "float16, blocks": by_triton(checks.check_definition, "blocks", torch.float16),
+    "support": by_triton(checks.check_support, "causal, with sinks"),
+    "support of blocks": by_triton(checks.check_support, "blocks"),
+    "what nobody sees may hold anything": by_triton(checks.check_hidden_numbers, "plain"),
+    "what nobody sees in blocks may hold anything": by_triton(checks.check_hidden_numbers, "blocks"),
+    "results repeat": by_triton(checks.check_repeatable, "a choice a key head"),
+    "several passes": partial(check_passes, "a choice a key head", 4 * 7 * 28 * 3),
+    "several parts of lists": partial(check_passes, "blocks", 2**20),
+}
+
+
+if __name__ == "__main__":
+    tell(CHECKS)

@@ -1,0 +1,79 @@
+"""Every kernel of indexed attention compiles for Hopper, within its registers and its shared memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from gossamer.kernels import Softmax
+from gossamer.kernels.indexed import Inputs, Returning
+from gossamer.kernels.triton.indexed import TRITON_INDEXED
+from gossamer.kernels.triton.indexed_configs import widest
+from gossamer.selectors.selection import Selection
+
+triton = pytest.importorskip("triton", reason="the kernels need Triton to compile")
+
+from tests.kernels import sm90  # noqa: E402
+
+if triton.knobs.runtime.interpret:
+    pytest.skip("Triton interprets in this process and compiles nothing", allow_module_level=True)
+
+BF16, FP32 = torch.bfloat16, torch.float32
+CONSUMER = 99 * 1024
+"""Bytes of shared memory that a program may have on a consumer card."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a kernel is compiled for."""
+
+    width: int = 64
+    value_width: int = 64
+    dtype: torch.dtype = BF16
+    repeats: int = 16
+    block: int = 1
+    latent: bool = False
+    crowded: bool = False
+    """With a soft cap and dropout, which take registers."""
+
+
+def cases() -> dict[str, Case]:
+    made = {"one head": Case(repeats=1), "latents": Case(576, 512, repeats=64, latent=True)}
+    made["latents in blocks"] = replace(made["latents"], block=64)
+    for dtype in (BF16, FP32):
+        for width in (64, 128, 256, 576):
+            for block in (1, 64):
+                name = f"{width} wide, {'blocks' if block > 1 else 'keys'}, {dtype}"
+                made[name] = Case(width, width, dtype, 64, block)
+                made[f"{name}, crowded"] = replace(made[name], crowded=True)
+    return {name: case for name, case in made.items() if case.width <= widest(case.dtype)}
+
+
+CASES = cases()
+QUICK = "64 wide, keys, torch.bfloat16", "128 wide, blocks, torch.bfloat16, crowded", "latents"
+
+
+def compiled(case: Case) -> list[sm90.Compiled]:
+    """What a call launches, forward and backward, with a gradient of the log-sum-exp."""
+    q, k = (torch.zeros(1, heads, 128, case.width, dtype=case.dtype) for heads in (2 * case.repeats, 2))
+    k = k[:, :1] if case.latent else k
+    v = None if case.latent else torch.zeros(1, 2, 128, case.value_width, dtype=case.dtype)
+    selection = Selection(torch.zeros(1, 128, 2, dtype=torch.int32), case.block, causal=True)
+    seed = torch.zeros(1, dtype=torch.int64)
+    softmax = Softmax(1.0, 2.0, 0.5, seed) if case.crowded else Softmax(1.0)
+    given = Inputs(q, k, v, case.value_width, torch.zeros(q.shape[1]), selection, softmax)
+    with sm90.hopper() as kernels:
+        out, lse = TRITON_INDEXED.forward(given)
+        TRITON_INDEXED.backward(given, Returning(out, lse, out, lse))
+    return kernels
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+def test_the_kernels_fit_hopper(name: str) -> None:
+    kernels = compiled(CASES[name])
+    of_keys = {"indexed_backward_blocks"} if CASES[name].block > 1 else {"indexed_backward_rows", "indexed_sum_rows"}
+    assert {kernel.name for kernel in kernels} == {"indexed_forward", "indexed_backward_queries"} | of_keys
+    assert [fault for kernel in kernels for fault in kernel.faults] == []
+    assert all(kernel.shared_memory <= CONSUMER for kernel in kernels)

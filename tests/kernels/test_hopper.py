@@ -25,7 +25,7 @@ pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's
 
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from gossamer.kernels.hopper import backend, requirements, descriptors
+from gossamer.kernels.hopper import backend, descriptors, requirements
 from gossamer.kernels.hopper.operands import Diagonal
 from gossamer.kernels.hopper.passes import only_band, passes
 

@@ -274,3 +274,24 @@ def test_a_stage_that_is_none_is_refused() -> None:
     layer.stage = "dense"
     with pytest.raises(ValueError, match="stage is 'dense'; give 'sparse', or 'warm_up'"):
         layer(text())
+
+
+@pytest.mark.parametrize("stage", ["sparse", "warm_up"])
+def test_what_the_indexer_learns_from_leads_to_nobody_else(stage: str) -> None:
+    layer, x = layer_of(), text().requires_grad_()
+    layer.stage = stage
+    _, seen = layer(x, True)
+    sum(part.square().sum() for part in seen.index).backward()
+    for name, parameter in layer.named_parameters():
+        assert (parameter.grad is None) == ("indexer" not in name), name
+    assert x.grad is None and not any(each.requires_grad for each in (seen.q, seen.k, seen.lse))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_looked_at_can_be_told_from_what_is_handed_over(mode: str) -> None:
+    """The log-sum-exps, queries and keys of a run give back the very weights that attention had."""
+    layer, x = layer_of(), text()
+    _, seen = layer(x, True, mode=mode)
+    mask = mask_of(seen.selection, 50)
+    weights = (seen.q @ seen.k.mT * seen.scale - seen.lse[..., None]).exp().masked_fill(~mask[:, None], 0.0)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 50).double(), rtol=1e-11, atol=1e-12)

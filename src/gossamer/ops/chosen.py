@@ -12,10 +12,11 @@ from ..kernels.chosen import Heads, Index, Road
 from ..kernels.layout import beside, empty_beside
 from ..kernels.problem import Unsupported
 from ..kernels.tiled.chosen import TILED_CHOSEN
+from ..kernels.triton.chosen import TRITON_CHOSEN
 from ..selectors.selection import Selection
 from .boundary import LIBRARY, own_dtypes
 
-ROADS: tuple[Road, ...] = (TILED_CHOSEN,)
+ROADS: tuple[Road, ...] = (TRITON_CHOSEN, TILED_CHOSEN)
 """In the order in which they are tried."""
 
 _CHOICE = "Tensor indices, Tensor? mask, bool causal"

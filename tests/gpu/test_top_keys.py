@@ -47,6 +47,17 @@ def test_every_shape_is_the_definition(heads: int, width: int, dtype: torch.dtyp
     check_definition(Case(queries=150, keys=333, heads=heads, width=width, count=30), dtype, "cuda", backend="triton")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("precision", ["as given", "fp8 ue8m0"])
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("heads", [4, 8, 16, 32, 64])
+def test_every_shape_that_hopper_takes_is_the_definition(
+    heads: int, width: int, precision: str, dtype: torch.dtype
+) -> None:
+    case = Case(queries=150, keys=333, heads=heads, width=width, count=30)
+    check_definition(case, dtype, "cuda", precision=precision, backend="hopper")
+
+
 @pytest.mark.parametrize("precision", ["as given", "fp8", "fp8 ue8m0"])
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_normal_features_are_ordered_to_within_rounding(width: int, precision: str) -> None:

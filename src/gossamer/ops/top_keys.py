@@ -6,6 +6,7 @@ No gradient passes through it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,20 +61,26 @@ def road(index: Indexed, name: str | None = None) -> Road:
 def indexed(
     q: Tensor, k: Tensor, weights: Tensor, visible: Tensor | None, *, relu: bool, causal: bool, precision: Precision
 ) -> Indexed:
-    """The tensors as roads read them: quantized where that is asked for, and with what each query may see."""
+    """The tensors with what each query may see; keys are quantized where that is asked for, queries are not yet."""
     batch, _, queries, _ = q.shape
-    keys = k.shape[1]
+    keys, scales = k.shape[1], None
     seen = torch.full((queries,), keys, dtype=torch.int32, device=q.device)
     if causal:
         seen = seen_from(torch.arange(keys - queries, keys, device=q.device), keys)
     seen = seen.expand(batch, queries)
     if visible is not None:
         seen = torch.minimum(seen, visible.clamp(0, keys).to(torch.int32))
-    weights = weights.to(torch.promote_types(q.dtype, torch.float32))
+    if precision != "as given":
+        k, scales = quantized(k, precision)
+    return Indexed(q, k, weights.to(torch.promote_types(q.dtype, torch.float32)), seen, relu, scales)
+
+
+def ready(index: Indexed, precision: Precision) -> Indexed:
+    """What roads read: queries quantized too, a part of them at a time, because that takes several times their memory."""
     if precision == "as given":
-        return Indexed(q, k, weights, seen, relu)
-    (q, q_scales), (k, k_scales) = quantized(q, precision), quantized(k, precision)
-    return Indexed(q, k, weights * q_scales.transpose(1, 2), seen, relu, k_scales)
+        return index
+    q, scales = quantized(index.q, precision)
+    return replace(index, q=q, weights=index.weights * scales.transpose(1, 2))
 
 
 @torch.library.impl(LIBRARY, "top_keys", "CompositeExplicitAutograd")
@@ -87,11 +94,11 @@ def _top_keys(
         return found
     with own_dtypes(q.device):
         index = indexed(q, k, weights, visible, relu=relu, causal=causal, precision=precision)
-        _, scorer, selector = road(index, backend)
+        _, scorer, selector = road(ready(index.part(slice(0), slice(0), keys), precision), backend)
         for rows, some in _parts(batch, queries, keys, max(count, FEWEST_QUERIES), scorer.most_scores):
             seen = min(keys, max(keys - queries + some.stop, 0)) if causal else keys
             if seen:
-                part = index.part(rows, some, seen)
+                part = ready(index.part(rows, some, seen), precision)
                 chosen = selector.select(scorer.score(part).flatten(0, 1), part.visible.flatten(), count)
                 found[rows, some] = chosen.view(*part.visible.shape, count)
     return found

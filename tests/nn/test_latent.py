@@ -295,3 +295,16 @@ def test_what_was_looked_at_can_be_told_from_what_is_handed_over(mode: str) -> N
     mask = mask_of(seen.selection, 50)
     weights = (seen.q @ seen.k.mT * seen.scale - seen.lse[..., None]).exp().masked_fill(~mask[:, None], 0.0)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 50).double(), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", [*MODES, None])
+def test_no_tokens_and_no_sequences_are_no_trouble(mode: str | None) -> None:
+    layer, cache, x = layer_of(), KVCache(50), text()
+    assert layer(x[:, :0], mode=mode).shape == (2, 0, 64)
+    assert layer(x[:0], mode=mode).shape == (0, 50, 64)
+    out = []
+    with torch.no_grad():
+        for piece in x.split([0, 20, 0, 1, 29], dim=1):
+            out.append(layer(piece, mode=mode, cache=cache))
+            cache.advance(piece.shape[1])
+        torch.testing.assert_close(torch.cat(out, 1), layer(x), rtol=1e-11, atol=1e-12)

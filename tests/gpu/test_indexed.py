@@ -9,12 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gossamer.indexed import Selection, attend_indexed
+from gossamer.indexed import Selection, attend_indexed, attention_mass, index_scores
 from gossamer.kernels import Softmax
 from gossamer.kernels.indexed import Inputs
 from gossamer.kernels.inverse_lists import canonical, inverse_lists
 from gossamer.kernels.tiled.indexed_layouts import Layout
 from gossamer.ops.indexed import road
+from tests import chosen_checks
+from tests.chosen_checks import SIZES, Sizes
 from tests.indexed_checks import (
     CASES,
     Case,
@@ -170,3 +172,37 @@ def test_plain_torch_is_as_on_the_cpu(keys: int, dtype: torch.dtype, no_waiting:
         assert torch.equal(first, second)
         error = (first.cpu().double() - want.double()).abs().max()
         assert error <= 64 * torch.finfo(dtype).eps * want.double().abs().max().clamp(min=1.0)
+
+
+AT_CHOSEN = SIZES | {
+    "an indexer": Sizes(heads=64, queries=40, keys=300, width=128, chosen=130, causal=True),
+    "latents": Sizes(heads=128, queries=20, keys=200, width=576, chosen=70, causal=True),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", AT_CHOSEN)
+def test_scores_and_mass_at_chosen_keys_are_the_definition(name: str, dtype: torch.dtype) -> None:
+    chosen_checks.check_scores(AT_CHOSEN[name], dtype, "cuda")
+    chosen_checks.check_mass(AT_CHOSEN[name], dtype, "cuda")
+
+
+def test_scores_at_chosen_keys_repeat_to_the_bit() -> None:
+    once, again = (chosen_checks.run_scores(AT_CHOSEN["an indexer"], torch.bfloat16, "cuda", None)[0] for _ in range(2))
+    assert all(map(torch.equal, once, again))
+
+
+def test_whatever_is_hidden_changes_no_score() -> None:
+    chosen_checks.check_hidden_numbers(Sizes(keys=300, width=128), torch.bfloat16, "cuda")
+
+
+def test_nobody_waits_for_scores_at_chosen_keys(no_waiting: None) -> None:
+    torch.cuda.set_sync_debug_mode("default")
+    problem = draw(AT_CHOSEN["an indexer"].case, torch.bfloat16, "cuda")
+    q, k, weights = problem.q, problem.k[:, 0], problem.grad_lse.transpose(1, 2).float()
+    lse = problem.grad_lse.float()
+    torch.cuda.set_sync_debug_mode("error")
+    given = [x.requires_grad_() for x in (q, k, weights)]
+    scores = index_scores(*given, problem.selection)
+    torch.autograd.grad(scores, given, torch.ones_like(scores))
+    attention_mass(problem.q, problem.k, lse, problem.selection)

@@ -10,9 +10,14 @@ from functools import partial
 
 import torch
 
+from gossamer.indexed import Selection, attend_indexed
+from tests import chosen_checks
 from tests import indexed_checks as checks
+from tests.chosen_checks import SIZES, Sizes
 from tests.indexed_checks import Case
 from tests.kernels.interpreter import tell
+
+SMALLER = {"queries": 4, "keys": 30}
 
 CASES = {
     "plain": Case(),
@@ -44,28 +49,52 @@ def by_triton(check: object, name: str, dtype: torch.dtype = torch.float32) -> o
 
 def check_passes(name: str, room: int) -> None:
     """Several passes over queries and key heads, and several parts of lists, add up to what one gives."""
-    from gossamer.kernels.triton import indexed
+    from gossamer.kernels.triton import indexed, row_sums
 
     problem = checks.draw(CASES[name], torch.float32)
     whole = checks.run(checks.ours, problem, backend="triton")
-    for setting, value in {"WORKSPACE": room, "STEPS": 0, "LEAST": 2}.items():
-        setattr(indexed, setting, value)
+    indexed.STEPS, row_sums.WORKSPACE, row_sums.LEAST = 0, room, 2
     for result, x in checks.run(checks.ours, problem, backend="triton").items():
         torch.testing.assert_close(x, whole[result], rtol=1e-5, atol=1e-5, msg=result)
 
 
-CHECKS = {name: by_triton(checks.check_definition, name) for name in CASES} | {
-    "float16": by_triton(checks.check_definition, "plain", torch.float16),
-    "float16, latents": by_triton(checks.check_definition, "latents", torch.float16),
-    "float16, blocks": by_triton(checks.check_definition, "blocks", torch.float16),
-    "support": by_triton(checks.check_support, "causal, with sinks"),
-    "support of blocks": by_triton(checks.check_support, "blocks"),
-    "what nobody sees may hold anything": by_triton(checks.check_hidden_numbers, "plain"),
-    "what nobody sees in blocks may hold anything": by_triton(checks.check_hidden_numbers, "blocks"),
-    "results repeat": by_triton(checks.check_repeatable, "a choice a key head"),
-    "several passes": partial(check_passes, "a choice a key head", 4 * 7 * 28 * 3),
-    "several parts of lists": partial(check_passes, "blocks", 2**20),
+def check_no_queries() -> None:
+    """Keys that nobody asks for get zeros."""
+    for block in (1, 16):
+        q, k = torch.zeros(1, 2, 0, 16, requires_grad=True), torch.ones(1, 2, 40, 16, requires_grad=True)
+        selection = Selection(torch.zeros(1, 0, 3, dtype=torch.int32), block)
+        attend_indexed(q, k, k, selection, backend="triton").sum().backward()
+        assert not k.grad.any()
+
+
+AT_CHOSEN = {
+    f"{name} of {sizes}": partial(check, replace(SIZES[sizes], batch=1, **SMALLER), dtype, backend="triton")
+    for name, check in {"scores": chosen_checks.check_scores, "mass": chosen_checks.check_mass}.items()
+    for sizes in SIZES
+    for dtype in ((torch.float16,) if sizes == "one head" else (torch.float32,))
+    if name == "scores" or sizes != "no relu"
+} | {
+    "mass of shared keys": partial(chosen_checks.check_mass, Sizes(key_heads=2), torch.float32, backend="triton"),
+    "scores whatever is hidden": partial(chosen_checks.check_hidden_numbers, Sizes(), torch.float32, backend="triton"),
 }
+
+CHECKS = (
+    AT_CHOSEN
+    | {name: by_triton(checks.check_definition, name) for name in CASES}
+    | {
+        "float16": by_triton(checks.check_definition, "plain", torch.float16),
+        "float16, latents": by_triton(checks.check_definition, "latents", torch.float16),
+        "float16, blocks": by_triton(checks.check_definition, "blocks", torch.float16),
+        "support": by_triton(checks.check_support, "causal, with sinks"),
+        "support of blocks": by_triton(checks.check_support, "blocks"),
+        "what nobody sees may hold anything": by_triton(checks.check_hidden_numbers, "plain"),
+        "what nobody sees in blocks may hold anything": by_triton(checks.check_hidden_numbers, "blocks"),
+        "results repeat": by_triton(checks.check_repeatable, "a choice a key head"),
+        "no queries": partial(check_no_queries),
+        "several passes": partial(check_passes, "a choice a key head", 4 * 7 * 28 * 3),
+        "several parts of lists": partial(check_passes, "blocks", 2**20),
+    }
+)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,12 @@ class Rows:
         """Numbers that a query has room for."""
         return self.indices.shape[3]
 
+    @staticmethod
+    def standing(places: Tensor) -> Rows:
+        """Of keys that stand at places [B, Q, n], each of a query's at one alone, -1 anywhere: good for lists."""
+        indices = places[:, None]
+        return Rows(indices, (indices >= 0).sum(-1, dtype=torch.int32), 1, causal=False)
+
     def places(self, keys: int) -> int:
         """How many different numbers there may be, of so many keys."""
         return -(-keys // self.block)

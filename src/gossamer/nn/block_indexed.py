@@ -13,6 +13,7 @@ from ..selectors.peaks import MSA, highest_score_selection
 from ..selectors.selection import Selection
 from .grouped import GroupedHeads
 from .heads import require_sizes, split
+from .norms import ShiftedRMSNorm
 from .partial_rotary import require_turned, turned_first
 from .whole_cache import WholeCache
 
@@ -45,16 +46,17 @@ class BlockIndexer(nn.Module):
         self.heads, self.choice, self.rotary = heads, choice, rotary
         self.rotary_width = index_width // 2 * 2 if rotary_width is None else rotary_width
         require_turned("BlockIndexer", self.rotary_width, index_width)
-        self.query = nn.Linear(width, heads * index_width, bias=False)
-        self.key = nn.Linear(width, index_width, bias=False)
-        self.query_norm = nn.RMSNorm(index_width, eps)
-        self.key_norm = nn.RMSNorm(index_width, eps)
+        self.q_proj = nn.Linear(width, heads * index_width, bias=False)
+        self.k_proj = nn.Linear(width, index_width, bias=False)
+        self.q_norm = ShiftedRMSNorm(index_width, eps)
+        self.k_norm = ShiftedRMSNorm(index_width, eps)
 
     def project(
         self, x: Float[Tensor, "B N E"], past: int = 0
     ) -> tuple[Float[Tensor, "B J N D"], Float[Tensor, "B N D"]]:
         """Index queries and the index keys of tokens that stand behind `past` others."""
-        q, k = self.query_norm(split(self.query(x), self.heads)), self.key_norm(split(self.key(x), 1))
+        q = self.q_norm(split(self.q_proj(x), self.heads))
+        k = self.k_norm(split(self.k_proj(x), 1))
         at = torch.arange(past, past + x.shape[1], device=x.device)
         q, k = (turned_first(each, at, self.rotary, self.rotary_width) for each in (q, k))
         return q, k[:, 0]
@@ -97,8 +99,8 @@ class BlockIndexedAttention(GroupedHeads):
         super().__init__(width, heads, key_heads, head_width, rotary=rotary)
         self.rotary_width = head_width // 2 * 2 if rotary_width is None else rotary_width
         require_turned("BlockIndexedAttention", self.rotary_width, head_width)
-        self.query_norm = nn.RMSNorm(head_width, 1e-6)
-        self.key_norm = nn.RMSNorm(head_width, 1e-6)
+        self.q_norm = ShiftedRMSNorm(head_width)
+        self.k_norm = ShiftedRMSNorm(head_width)
         self.indexer = BlockIndexer(
             width, key_heads, index_width=index_width, choice=choice, rotary=rotary, rotary_width=rotary_width
         )
@@ -108,8 +110,8 @@ class BlockIndexedAttention(GroupedHeads):
         past = 0 if cache is None else cache.seen
         at = torch.arange(past, past + x.shape[1], device=x.device)
         q, k, v = self.project(x)
-        q = turned_first(self.query_norm(q), at, self.rotary, self.rotary_width)
-        k = turned_first(self.key_norm(k), at, self.rotary, self.rotary_width)
+        q = turned_first(self.q_norm(q), at, self.rotary, self.rotary_width)
+        k = turned_first(self.k_norm(k), at, self.rotary, self.rotary_width)
         with torch.no_grad():
             index_q, index_k = self.indexer.project(x, past)
         if cache is not None:

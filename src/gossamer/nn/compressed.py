@@ -14,11 +14,28 @@ from ..patterns import Causal, Window
 from ..runs import attend_runs
 from ..selectors.selection import Selection
 from .compressor import EntryCompressor
-from .entry_indexer import EntryIndexer
+from .entry_indexer import EntryIndexer, IndexedCompressor
 from .heads import merged, split
+from .norms import normalised
 from .partial_rotary import turned_last
 from .recent_cache import RecentCache
 from .whole_cache import WholeCache
+
+
+class GroupedLinear(nn.Linear):
+    """A linear layer for each group of features, whose weights lie one below the other.
+
+    >>> GroupedLinear(6, 4, groups=3)(torch.zeros(2, 3, 6)).shape
+    torch.Size([2, 3, 4])
+    """
+
+    def __init__(self, width: int, rank: int, groups: int):
+        super().__init__(width, groups * rank, bias=False)
+        self.groups = groups
+
+    def forward(self, input: Float[Tensor, "*B G E"]) -> Float[Tensor, "*B G R"]:
+        """Each group's features through its own layer."""
+        return torch.einsum("...gi,gri->...gr", input, self.weight.unflatten(0, (self.groups, -1)))
 
 
 class CompressedCache:
@@ -51,7 +68,8 @@ class CompressedAttention(nn.Module):
     (HCA) all. Window, entries and a sink a head are one softmax. Values being turned by their positions, outputs are
     turned back by the query's. With `config.compress_rate` 0 there is a window alone.
 
-    No gradient passes through the indexer's choice, so its parameters get none here.
+    No gradient passes through the indexer's choice, so its parameters get none here. Parameters have the names of
+    transformers' layers, whose weights load as they are.
 
     >>> from dataclasses import replace
     >>> from gossamer.config import IndexerConfig
@@ -69,44 +87,46 @@ class CompressedAttention(nn.Module):
         super().__init__()
         self.config = config
         heads, width = config.num_attention_heads, config.head_dim
-        self.query_down = nn.Linear(config.hidden_size, config.q_lora_rank, bias=False)
-        self.query_norm = nn.RMSNorm(config.q_lora_rank, config.norm_eps)
-        self.query_up = nn.Linear(config.q_lora_rank, heads * width, bias=False)
-        self.key_value = nn.Linear(config.hidden_size, width, bias=False)
-        self.key_value_norm = nn.RMSNorm(width, config.norm_eps)
+        self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=False)
+        self.q_a_norm = nn.RMSNorm(config.q_lora_rank, config.norm_eps)
+        self.q_b_proj = nn.Linear(config.q_lora_rank, heads * width, bias=False)
+        self.kv_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.kv_norm = nn.RMSNorm(width, config.norm_eps)
         self.sinks = nn.Parameter(torch.zeros(heads))
-        self.out_down = nn.Parameter(torch.empty(config.o_groups, config.o_lora_rank, heads // config.o_groups * width))
-        self.out_up = nn.Linear(config.o_groups * config.o_lora_rank, config.hidden_size, bias=False)
-        nn.init.kaiming_uniform_(self.out_down[0], a=5**0.5)
-        for group in self.out_down[1:]:
-            nn.init.kaiming_uniform_(group, a=5**0.5)
-        self.compressor = self.indexer = None
-        if config.compress_rate:
+        self.o_a_proj = GroupedLinear(heads // config.o_groups * width, config.o_lora_rank, config.o_groups)
+        self.o_b_proj = nn.Linear(config.o_groups * config.o_lora_rank, config.hidden_size, bias=False)
+        self.compressor = None
+        if config.indexer is not None:
+            self.compressor = IndexedCompressor(config, config.indexer)
+        elif config.compress_rate:
             self.compressor = EntryCompressor(
                 config.hidden_size, width, config.compress_rate, overlap=config.overlap,
                 rotary=config.rotary, rotary_width=config.qk_rope_head_dim, eps=config.norm_eps,
             )  # fmt: skip
-        if config.indexer is not None:
-            self.indexer = EntryIndexer(config)
+
+    @property
+    def indexer(self) -> EntryIndexer | None:
+        """What chooses the entries, where they are chosen."""
+        return self.compressor.indexer if isinstance(self.compressor, IndexedCompressor) else None
 
     def forward(self, x: Float[Tensor, "B N E"], *, cache: CompressedCache | None = None) -> Float[Tensor, "B N E"]:
         """Attention of `x` to itself and to the tokens of earlier calls with the same `cache`."""
         past = 0 if cache is None else cache.seen
         at = torch.arange(past, past + x.shape[1], device=x.device)
-        low = self.query_norm(self.query_down(x))
-        q = split(self.query_up(low), self.config.num_attention_heads)
+        low = normalised(self.q_a_proj(x), self.q_a_norm)
+        q = split(self.q_b_proj(low), self.config.num_attention_heads)
         q = self._turned(rms_norm(q, q.shape[-1:], eps=self.config.norm_eps), at)
-        near = self._turned(self.key_value_norm(self.key_value(x)), at)
+        near = self._turned(normalised(self.kv_proj(x), self.kv_norm)[:, None], at)[:, 0]
         made = self._entries(x, past, cache)
         if cache is not None:
             (near,) = cache.window.extend([near], self.config.sliding_window - 1)
         if self.indexer is not None:
-            chosen = self.indexer(x, low, made[1], past)
+            chosen = self.indexer.choose(x, low, made[1], past)
             out = self._over_chosen(q, near, made[0], chosen)
         else:
             out = self._over_all(q, near, made, at)
         out = merged(self._turned(out, -at)).unflatten(-1, (self.config.o_groups, -1))
-        return self.out_up(torch.einsum("bngi,gri->bngr", out, self.out_down).flatten(2))
+        return self.o_b_proj(self.o_a_proj(out).flatten(2))
 
     def _turned(self, x: Tensor, at: Int64[Tensor, " N"]) -> Tensor:
         return turned_last(x, at, self.config.rotary, self.config.qk_rope_head_dim)
@@ -120,7 +140,7 @@ class CompressedAttention(nn.Module):
         made = [self.compressor(x, past)]
         if self.indexer is not None:
             with torch.no_grad():
-                made.append(self.indexer.entries(x, past))
+                made.append(self.indexer(x, past))
         return made if cache is None else cache.entries.extend(made)
 
     def _over_chosen(

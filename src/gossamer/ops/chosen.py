@@ -12,10 +12,11 @@ from ..kernels.chosen import Heads, Index, Road
 from ..kernels.layout import beside, empty_beside
 from ..kernels.problem import Unsupported
 from ..kernels.tiled.chosen import TILED_CHOSEN
+from ..kernels.triton.chosen import TRITON_CHOSEN
 from ..selectors.selection import Selection
 from .boundary import LIBRARY, own_dtypes
 
-ROADS: tuple[Road, ...] = (TILED_CHOSEN,)
+ROADS: tuple[Road, ...] = (TRITON_CHOSEN, TILED_CHOSEN)
 """In the order in which they are tried."""
 
 _CHOICE = "Tensor indices, Tensor? mask, bool causal"
@@ -115,8 +116,9 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    found = torch.ops.gossamer.index_scores_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    return *found, *(None for _ in (*ctx.saved_tensors[3:], *ctx.settings))
+    tensors = ctx.saved_tensors  # asked for once: activations that are computed again are given once
+    found = torch.ops.gossamer.index_scores_backward(grad, *tensors, *ctx.settings)
+    return *found, *(None for _ in (*tensors[3:], *ctx.settings))
 
 
 torch.library.register_autograd("gossamer::index_scores", _gradients, setup_context=_set_up)

@@ -15,11 +15,12 @@ from torch.utils.flop_counter import register_flop_formula
 from ..kernels.problem import Unsupported
 from ..kernels.tiled.top_keys import TILED_SCORES, TILED_SELECTION
 from ..kernels.top_keys import Indexed, Road
+from ..kernels.triton.top_keys import TRITON_SCORES, TRITON_SELECTION
 from ..selectors.quantized import Precision, quantized
 from ..selectors.topk import seen_from
 from .boundary import LIBRARY, own_dtypes
 
-ROADS: tuple[Road, ...] = (Road("tiled", TILED_SCORES, TILED_SELECTION),)
+ROADS = Road("triton", TRITON_SCORES, TRITON_SELECTION), Road("tiled", TILED_SCORES, TILED_SELECTION)
 """In the order in which they are tried."""
 
 FEWEST_QUERIES = 128

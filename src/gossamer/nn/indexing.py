@@ -63,6 +63,8 @@ class Indexing:
     k: Float[Tensor, "B G K D"]
     lse: Float[Tensor, "B H Q"]
     scale: float
+    within: Int32[Tensor, "B 2"] | None = None
+    """Where each sequence lies in its row; None: all of it."""
 
 
 def attends_to_chosen(owner: nn.Module, stage: str) -> bool:

@@ -114,3 +114,13 @@ def test_nothing_waits_for_a_device(name: str) -> None:
         module, x = MODULES[name](), torch.randn(2, 50, 32, requires_grad=True)
         module(x).sum().backward()
         assert x.grad.shape == x.shape
+
+
+@every_module
+def test_it_compiles_as_one_graph(name: str) -> None:
+    torch._dynamo.reset()
+    module = MODULES[name]()
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    for length in (50, 61):
+        x = torch.randn(2, length, 32)
+        assert torch.equal(compiled(x), module(x))

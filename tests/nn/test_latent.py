@@ -11,7 +11,7 @@ from torch import Tensor
 from gossamer.config import IndexerConfig, LatentConfig
 from gossamer.indexed import Selection
 from gossamer.nn import KVCache, LatentAttention
-from gossamer.nn.indexer_loss import loss_of
+from gossamer.nn.indexing import loss_of
 from tests.nn.indexed_layers import INDEXER, LATENT, LATENT_SHAPES, best, dense_latent, index_scores, mask_of
 
 MODES = ("mha", "mqa")

@@ -1,4 +1,4 @@
-"""What an indexer learns from, against matrices of all pairs in float64."""
+"""What a layer's indexer learns from, against matrices of all pairs in float64."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from gossamer import Causal, attend
 from gossamer.config import IndexerConfig
 from gossamer.nn.indexed import IndexedAttention
 from gossamer.nn.indexer import LightningIndexer
-from gossamer.nn.indexer_loss import loss_of
-from gossamer.nn.indexing import Indexing, Stage
+from gossamer.nn.indexing import Indexing, Stage, loss_of
 
 LENGTH, TOPK = 40, 6
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from gossamer.nn.indexed import IndexedAttention
-from gossamer.nn.indexer_loss import loss_of
+from gossamer.nn.indexing import loss_of
 
 from .mixers import MIXERS, Sight
 from .recall import IGNORED, Recalls

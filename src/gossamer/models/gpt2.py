@@ -19,8 +19,7 @@ from ..config import GPT2Config, IndexerConfig, SparseAttentionConfig
 from ..nn.cache import KVCache
 from ..nn.dense import CausalSelfAttention
 from ..nn.indexed import IndexedAttention
-from ..nn.indexer_loss import loss_of
-from ..nn.indexing import Indexing
+from ..nn.indexing import Indexing, loss_of
 from ..nn.loss import linear_cross_entropy
 from ..nn.positions import positions
 from ..nn.self_attention import SelfAttention

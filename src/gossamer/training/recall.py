@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..attention import attend
 from ..nn.indexer import LightningIndexer
-from ..nn.indexer_loss import mass_of_all
 from ..nn.indexing import Indexing, chosen
 from ..patterns import Causal
 
@@ -43,7 +42,7 @@ def _found(indexer: LightningIndexer, seen: Indexing) -> Float[Tensor, " 2"] | N
     keys, found = seen.k.shape[2], lse.new_zeros(2, dtype=torch.int64)
     for start in range(0, queries, QUERIES_AT_ONCE):
         rows = slice(start, min(start + QUERIES_AT_ONCE, queries))
-        mass = mass_of_all(seen, lse, rows)
+        mass = _mass(seen, lse, rows)
         choosy = (mass >= 0).sum(-1) > count
         hits = _is_chosen(selection.indices[:, 0, rows], keys).gather(-1, mass.topk(count, dim=-1).indices).sum(-1)
         found += torch.stack([hits[choosy].sum(), count * choosy.sum()])
@@ -54,3 +53,30 @@ def _is_chosen(indices: Int[Tensor, "B b n"], keys: int) -> Bool[Tensor, "B b K"
     """Whether each of all keys is among the chosen."""
     none = torch.zeros(*indices.shape[:-1], keys + 1, dtype=torch.bool, device=indices.device)
     return none.scatter_(-1, indices.long().where(indices >= 0, keys), True)[..., :keys]
+
+
+def _mass(seen: Indexing, lse: Float[Tensor, "B H Q"], rows: slice) -> Float[Tensor, "B b K"]:
+    """Attention of some queries, given the log-sum-exp over all their keys, summed over heads; -1 where none is seen.
+
+    Of all keys up to each query and within its sequence, whatever the layer saw.
+    """
+    groups = seen.k.shape[1]
+    q = _wide(seen.q[:, :, rows]).unflatten(1, (groups, -1)).flatten(2, 3)  # [B, G, H/G · b, D]
+    scores = seen.scale * (q @ _wide(seen.k).mT).unflatten(2, (-1, rows.stop - rows.start)).flatten(1, 2)
+    return (scores - lse[:, :, rows, None]).exp().sum(1).masked_fill(~_seen(seen, rows), -1.0)
+
+
+def _seen(seen: Indexing, rows: slice) -> Bool[Tensor, "B b K"]:
+    """Whether each key stands at or before some queries, in their sequence."""
+    keys, queries = seen.k.shape[2], seen.q.shape[2]
+    places = torch.arange(keys, device=seen.q.device)
+    at = places[keys - queries :][rows, None]
+    past = (places <= at).expand(len(seen.q), -1, -1)
+    if seen.within is None:
+        return past
+    first, end = seen.within[:, :1, None], seen.within[:, 1:, None]
+    return past & (places >= first) & (at >= first) & (at < end)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -15,7 +15,7 @@ from gossamer.config import IndexerConfig, RotaryConfig
 from gossamer.integrations.huggingface import add_indexers, densify, indexing, is_sparse, load_indexers, sparsify
 from gossamer.integrations.huggingface.index_cache import IndexedLayer
 from gossamer.integrations.huggingface.layers import Unswitchable, attentions_of, cache_name, decoder_of
-from gossamer.nn.indexer_loss import loss_of
+from gossamer.nn.indexing import loss_of
 from gossamer.patterns import Causal
 from gossamer.training import enter_stage, indexers_of, recall
 from tests.integrations.huggingface import families

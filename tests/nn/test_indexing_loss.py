@@ -1,4 +1,4 @@
-"""What an indexer learns from, against matrices of all pairs in float64."""
+"""What a layer's indexer learns from, against matrices of all pairs in float64."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from torch import Tensor
 
 from gossamer import Causal, attend
 from gossamer.config import IndexerConfig
-from gossamer.nn import indexer_loss
 from gossamer.nn.indexed import IndexedAttention
 from gossamer.nn.indexer import LightningIndexer
-from gossamer.nn.indexer_loss import loss_of
-from gossamer.nn.indexing import Indexing, Stage
+from gossamer.nn.indexing import Indexing, Stage, loss_of
 
 LENGTH, TOPK = 40, 6
 
@@ -62,14 +60,10 @@ def seen_by(seen: Indexing, within: Tensor | None = None) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("block", [7, 256])
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("stage", ["warm_up", "sparse"])
 @pytest.mark.parametrize("within", [None, [[0, LENGTH], [9, 33]]])
-def test_it_and_its_gradients_are_those_of_all_pairs(
-    monkeypatch, stage: Stage, relu: bool, block: int, within: list[list[int]] | None
-) -> None:
-    monkeypatch.setattr(indexer_loss, "QUERIES_AT_ONCE", block)
+def test_it_and_its_gradients_are_those_of_all_pairs(stage: Stage, relu: bool, within: list[list[int]] | None) -> None:
     made, x = layer(stage, relu), torch.randn(2, LENGTH, 32, dtype=torch.float64)
     places = None if within is None else torch.tensor(within, dtype=torch.int32)
     _, seen = made(x, True, within=places)

@@ -23,7 +23,7 @@ from gossamer.selectors.nsa import NSA
 class Sight:
     """What everyone has: a width, heads, and about so many keys to a query. Nobody has positions."""
 
-    width: int = 128
+    width: int = 256
     heads: int = 2
     keys: int = 64
 

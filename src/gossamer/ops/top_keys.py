@@ -17,7 +17,7 @@ from ..kernels.hopper.top_keys import HOPPER_SCORES
 from ..kernels.problem import Unsupported
 from ..kernels.tiled.top_keys import TILED_SCORES, TILED_SELECTION
 from ..kernels.top_keys import Indexed, Road
-from ..kernels.triton.top_keys import TRITON_SCORES, TRITON_SELECTION
+from ..kernels.triton.top_keys import TRITON_QUANTIZATION, TRITON_SCORES, TRITON_SELECTION
 from ..selectors.quantized import Precision, quantized
 from ..selectors.topk import seen_from
 from .boundary import LIBRARY, own_dtypes
@@ -71,7 +71,7 @@ def indexed(
     if visible is not None:
         seen = torch.minimum(seen, visible.clamp(0, keys).to(torch.int32))
     if precision != "as given":
-        k, scales = quantized(k, precision)
+        k, scales = _quantized(k, precision)
     return Indexed(q, k, weights.to(torch.promote_types(q.dtype, torch.float32)), seen, relu, scales)
 
 
@@ -79,8 +79,15 @@ def ready(index: Indexed, precision: Precision) -> Indexed:
     """What roads read: queries quantized too, a part of them at a time, because that takes several times their memory."""
     if precision == "as given":
         return index
-    q, scales = quantized(index.q, precision)
+    q, scales = _quantized(index.q, precision)
     return replace(index, q=q, weights=index.weights * scales.transpose(1, 2))
+
+
+def _quantized(x: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+    """`quantized`, by one launch where a kernel takes the vectors."""
+    if TRITON_QUANTIZATION.refuses(x) is None:
+        return TRITON_QUANTIZATION.quantize(x, precision)
+    return quantized(x, precision)
 
 
 @torch.library.impl(LIBRARY, "top_keys", "CompositeExplicitAutograd")

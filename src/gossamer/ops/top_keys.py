@@ -76,7 +76,7 @@ def indexed(
 
 
 def ready(index: Indexed, precision: Precision) -> Indexed:
-    """What roads read: queries quantized too, a part of them at a time, because that takes several times their memory."""
+    """What roads read: queries quantized too, some at a time, because it may take several times their memory."""
     if precision == "as given":
         return index
     q, scales = _quantized(index.q, precision)

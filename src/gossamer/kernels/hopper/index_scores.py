@@ -1,8 +1,7 @@
 """Scores of an index on Hopper: tiles of 64 keys pass by a few queries, all of whose heads stand side by side.
 
 A score is a weighted sum over the heads, and a thread of a matrix instruction holds a quarter of them: what is left to
-add between threads is little. Two consumer warpgroups take tiles in turns, and each multiplies one half of the columns
-while it sums up the other.
+add between threads is little. Two consumer warpgroups take tiles in turns, one multiplying while the other sums up.
 """
 
 from __future__ import annotations
@@ -122,89 +121,66 @@ def _producer(q, k, work, room, config: gl.constexpr):
 
 
 @gluon.jit
-def _begun(room, i, half: gl.constexpr, config: gl.constexpr):
-    """Products of the ring's tile i and half of the columns, begun."""
-    SLOTS: gl.constexpr = config.slots
-    COLUMNS: gl.constexpr = config.columns // 2
-    WIDTH: gl.constexpr = room[0].shape[4]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
-    k = room[3].index(slot(i, SLOTS)).reshape((TILE, WIDTH))
-    q = room[0].index(0).reshape((2 * COLUMNS, WIDTH)).slice(half * COLUMNS, COLUMNS).permute((1, 0))
-    products = gl.zeros((TILE, COLUMNS), gl.float32, layout)
-    return warpgroup_mma(k, q, products, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def _weights(weights, item, work, half: gl.constexpr, config: gl.constexpr):
-    """Those of half of an item's columns."""
-    COLUMNS: gl.constexpr = config.columns // 2
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
-    column = half * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
-    exists = column < (work.queries - item.query) * config.heads
-    row = (item.batch.to(gl.int64) * work.queries + item.query) * config.heads
-    return gl.load(weights + row + column, mask=exists, other=0.0)
-
-
-@gluon.jit
-def _scales(key_scales, item, tile, work, config: gl.constexpr):
-    """The scales of a tile's keys, asked for before they are needed; None where there are none."""
-    COLUMNS: gl.constexpr = config.columns // 2
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
-    if key_scales is None:
-        return None
-    else:
-        keys = (item.first + tile) * TILE + gl.arange(0, TILE, gl.SliceLayout(1, layout))
-        return gl.load(key_scales + item.batch.to(gl.int64) * work.keys + keys, mask=keys < work.keys, other=0.0)
-
-
-@gluon.jit
-def _store(scores, products, weights, scales, item, tile, work, half: gl.constexpr, config: gl.constexpr):
-    """Writes what the weights make of products [64, half of the columns] to scores [B, Q, K]."""
-    QUERIES: gl.constexpr = config.queries // 2
+def _summed(products, weights, config: gl.constexpr):
+    """[64, queries]: products [64, queries · heads] as the weights count them."""
     if config.relu:
         products = gl.maximum(products, 0.0)
     counted = products * gl.expand_dims(weights, 0)
-    x = gl.sum(gl.reshape(counted, (TILE, QUERIES, config.heads)), 2)
-    if scales is not None:
-        x *= gl.expand_dims(gl.convert_layout(scales, gl.SliceLayout(1, x.type.layout)), 1)
+    return gl.sum(gl.reshape(counted, (TILE, config.queries, config.heads)), 2)
+
+
+@gluon.jit
+def _store(scores, key_scales, x, item, tile, work, config: gl.constexpr):
+    """Writes [64, queries] to scores [B, Q, K], times the keys' scales."""
     keys = (item.first + tile) * TILE + gl.arange(0, TILE, gl.SliceLayout(1, x.type.layout))
-    queries = item.query + half * QUERIES + gl.arange(0, QUERIES, gl.SliceLayout(0, x.type.layout))
+    queries = item.query + gl.arange(0, config.queries, gl.SliceLayout(0, x.type.layout))
     exists = gl.expand_dims(keys < work.keys, 1) & gl.expand_dims(queries < work.queries, 0)
+    if key_scales is not None:
+        scale = gl.load(key_scales + item.batch.to(gl.int64) * work.keys + keys, mask=keys < work.keys, other=0.0)
+        x *= gl.expand_dims(scale, 1)
     rows = (item.batch.to(gl.int64) * work.queries + queries) * work.keys
     gl.store(scores + (gl.expand_dims(rows, 0) + gl.expand_dims(keys, 1)), x, mask=exists)
 
 
 @gluon.jit
-def _consumer(weights, key_scales, scores, work, room, config: gl.constexpr, c: gl.constexpr):
-    """Every other tile of an item: one half of the columns is multiplied while the other is summed up."""
-    q_full, q_empty, full, empty = room[1], room[2], room[4], room[5]
+def _tile(given, room, done, tile, config: gl.constexpr):
+    """Scores of an item's queries with one tile of keys."""
+    scores, key_scales, q, w, item, work = given
+    k_tiles, full, empty = room[3], room[4], room[5]
     SLOTS: gl.constexpr = config.slots
+    COLUMNS: gl.constexpr = config.columns
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
+    here = slot(done + tile, SLOTS)
+    mbarrier.wait(full.index(here), phase(done + tile, SLOTS))
+    k = k_tiles.index(here).reshape((TILE, k_tiles.shape[4]))
+    products = gl.zeros((TILE, COLUMNS), gl.float32, layout)
+    products = warpgroup_mma(k, q, products, use_acc=False, is_async=True)
+    products = warpgroup_mma_wait(0, deps=(products,))
+    mbarrier.arrive(empty.index(here), count=1)
+    _store(scores, key_scales, _summed(products, w, config), item, tile, work, config)
+
+
+@gluon.jit
+def _consumer(weights, key_scales, scores, work, room, config: gl.constexpr, c: gl.constexpr):
+    q_tiles, q_full, q_empty = room[0], room[1], room[2]
+    WIDTH: gl.constexpr = q_tiles.shape[4]
+    COLUMNS: gl.constexpr = config.columns
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
+    column = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     done = 0
     for turn in range(_turns_of(work)):
         item = _item(turn, work, config)
-        w0, w1 = _weights(weights, item, work, 0, config), _weights(weights, item, work, 1, config)
-        skipped = (c + done) & 1
-        tiles = gl.maximum((item.tiles - skipped + 1) // 2, 1)
-        last = done + skipped + 2 * (tiles - 1)
+        exists = column < (work.queries - item.query) * config.heads
+        row = (item.batch.to(gl.int64) * work.queries + item.query) * config.heads
+        w = gl.load(weights + row + column, mask=exists, other=0.0)
         mbarrier.wait(q_full.index(0), turn & 1)
-        mbarrier.wait(full.index(slot(done + skipped, SLOTS)), phase(done + skipped, SLOTS))
-        a = _begun(room, done + skipped, 0, config)
-        for n in range(tiles):
-            tile = skipped + 2 * n
-            i = done + tile
-            scales = _scales(key_scales, item, tile, work, config)
-            b = _begun(room, i, 1, config)
-            products = warpgroup_mma_wait(1, deps=(a,))
-            _store(scores, products, w0, scales, item, tile, work, 0, config)
-            then = gl.minimum(i + 2, last)
-            mbarrier.wait(full.index(slot(then, SLOTS)), phase(then, SLOTS))
-            a = _begun(room, then, 0, config)  # after the last tile once more of it, for nobody
-            products = warpgroup_mma_wait(1, deps=(b,))
-            mbarrier.arrive(empty.index(slot(i, SLOTS)), pred=i < last)
-            _store(scores, products, w1, scales, item, tile, work, 1, config)
-        warpgroup_mma_wait(0, deps=(a,))
-        mbarrier.arrive(empty.index(slot(last, SLOTS)))
-        mbarrier.arrive(q_empty.index(0))
+        q = q_tiles.index(0).reshape((COLUMNS, WIDTH)).permute((1, 0))
+        skipped = (c + done) & 1
+        given = (scores, key_scales, q, w, item, work)
+        _tile(given, room, done, skipped, config)
+        for n in range(1, (item.tiles - skipped + 1) // 2):
+            _tile(given, room, done, skipped + 2 * n, config)
+        mbarrier.arrive(q_empty.index(0), count=1)
         done += item.tiles
     settle()
 

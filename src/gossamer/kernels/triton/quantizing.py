@@ -32,7 +32,7 @@ def _quantize(
     if POWER_OF_TWO:
         bits = scale.to(tl.int32, bitcast=True)
         up = ((bits + 0x7FFFFF) & ~0x7FFFFF).to(tl.float32, bitcast=True)
-        scale = tl.where(scale < float("inf"), up, scale)
+        scale = tl.where(scale < float("inf"), up, float("nan"))
     rounded = tl.div_rn(given, tl.broadcast_to(scale[:, None], (ROWS, WIDTH)))
     rounded = tl.clamp(rounded, -largest, largest, propagate_nan=tl.PropagateNan.ALL)
     to = outer.to(tl.int64) * queries + row

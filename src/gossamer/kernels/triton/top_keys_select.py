@@ -44,7 +44,7 @@ class RowSelection:
     room: int = 1024
     """For keys of a row, at least."""
     tile: int = 1024
-    """Scores that are read at a time; twice as many where a whole row is."""
+    """Scores that are read at a time."""
 
     def select(self, scores: Tensor, visible: Tensor, count: int) -> Tensor:
         """int32 [R, count], as `Selector` says, of float32 scores whose rows have no gaps."""
@@ -66,7 +66,7 @@ class RowSelection:
         if rows:
             warps = min(max(sizes["SAMPLE"] // 256, 1), 16)  # eight scores a thread
             _sample[(rows,)](*given, bounds, count, **sizes, num_warps=warps)
-            _narrow[(rows,)](*given, bounds, not_below, above, held, **sizes, TILE=2 * self.tile, num_warps=8)
+            _narrow[(rows,)](*given, bounds, not_below, above, held, **sizes, TILE=self.tile, num_warps=8)
         return Narrowed(bounds, not_below, above, held)
 
     def _sizes(self, scores: Tensor, count: int) -> dict[str, int]:

@@ -58,6 +58,19 @@ def check_passes(name: str, room: int) -> None:
         torch.testing.assert_close(x, whole[result], rtol=1e-5, atol=1e-5, msg=result)
 
 
+def check_rows(case: Case) -> None:
+    """Rows in order, and rows that stand, are those of plain torch; several tiles a row."""
+    from gossamer.kernels import chosen_rows
+    from gossamer.kernels.inverse_lists import canonical, standing
+
+    chosen_rows.TILE = 4
+    selection = checks.draw(case).selection
+    rows, found = canonical(selection, case.keys), chosen_rows.ordered_rows(selection, case.keys)
+    assert torch.equal(found[0], rows.indices) and torch.equal(found[1], rows.counts)
+    if case.block == 1:
+        assert torch.equal(chosen_rows.standing_rows(selection, case.keys), standing(selection, case.keys))
+
+
 def check_no_queries() -> None:
     """Keys that nobody asks for get zeros."""
     for block in (1, 16):
@@ -78,8 +91,17 @@ AT_CHOSEN = {
     "scores whatever is hidden": partial(chosen_checks.check_hidden_numbers, Sizes(), torch.float32, backend="triton"),
 }
 
+ROWS = {
+    "out of order": Case(queries=9, keys=30, runs=2, causal=True, dtype=torch.int64),
+    "in order": Case(tidy=True, queries=20, keys=30, causal=True, chosen=9),
+    "more queries than keys": Case(queries=9, keys=5, causal=True),
+    "blocks": Case(block=16, keys=150, chosen=6, queries=120, causal=True, batch=1),
+    "both ways": Case(queries=9, keys=30),
+}
+
 CHECKS = (
     AT_CHOSEN
+    | {f"rows {name}": partial(check_rows, case) for name, case in ROWS.items()}
     | {name: by_triton(checks.check_definition, name) for name in CASES}
     | {
         "float16": by_triton(checks.check_definition, "plain", torch.float16),

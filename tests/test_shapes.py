@@ -72,7 +72,7 @@ from gossamer import Causal, Window
 from gossamer.nn import CompressedCache, NSACache, StreamingCache
 from gossamer.nn.layer_cache import LayerCache
 from gossamer.nn.whole_cache import WholeCache
-from tests.nn.test_relatives import MODULES
+from tests.relatives import MODULES
 
 caches = {"MoBA": WholeCache(), "MSA": WholeCache(), "NSA": NSACache(), "streaming": StreamingCache(),
           "sinks": LayerCache(Causal() & Window(128)), **{name: CompressedCache() for name in ("CSA", "HCA", "window")}}

@@ -8,11 +8,19 @@ from torch import Tensor
 
 from gossamer import Causal, attend
 from gossamer.config import RotaryConfig
+from gossamer.indexed import Selection, attention_mass
 from gossamer.nn.block_indexed import BlockIndexedAttention, BlockIndexer
 from gossamer.nn.partial_rotary import turned_first
 from gossamer.nn.whole_cache import WholeCache
 from gossamer.selectors.block_topk import BlockTopK
-from tests.causal_modules import check_gradients_reach, check_no_leak, check_picked, check_pieces, check_slope
+from tests.causal_modules import (
+    check_gradients_reach,
+    check_indexer_learns,
+    check_no_leak,
+    check_picked,
+    check_pieces,
+    check_slope,
+)
 
 SHAPE = {"width": 24, "heads": 4, "key_heads": 2, "head_width": 12, "index_width": 10, "rotary_width": 6}
 ROTARY = RotaryConfig(theta=5_000_000.0)
@@ -143,3 +151,22 @@ def test_sizes_that_do_not_fit_are_refused(options: dict[str, int], message: str
 def test_an_indexer_needs_sizes() -> None:
     with pytest.raises(ValueError, match="BlockIndexer: index_width is 0"):
         BlockIndexer(24, 2, index_width=0)
+
+
+def test_each_index_head_learns_from_its_group_alone() -> None:
+    made = layer()
+    x = torch.randn(2, 50, 24, dtype=torch.float64, requires_grad=True)
+    out, seen = made(x, return_intermediate=True)
+    assert torch.equal(out, made(x)) and len(seen) == 2
+    blocks = made.indexer(x)
+    for g, part in enumerate(seen):
+        assert part.q.shape == (2, 2, 50, 12) and part.k.shape == (2, 1, 50, 12)
+        one = Selection(blocks.indices[:, g], 8, causal=True)
+        assert torch.equal(part.selection.strip(0, 50, 50), one.strip(0, 50, 50))
+        hidden = ~one.strip(0, 50, 50)
+        shares = (part.q @ part.k.mT * 12**-0.5).masked_fill(hidden, -torch.inf).softmax(-1).mean(1)
+        mass = attention_mass(part.q, part.k, part.lse, part.selection, part.scale)
+        chosen = part.selection.indices[:, 0].long()
+        right = shares.gather(2, chosen.clamp(0, 49)).masked_fill((chosen < 0) | (chosen > 49), 0.0)
+        torch.testing.assert_close(mass, right, rtol=1e-9, atol=1e-11)
+    check_indexer_learns(made, seen, relu=False)

@@ -10,8 +10,16 @@ from torch import Tensor
 
 from gossamer.config import CSA, HCA, WINDOW_ONLY, CompressedConfig, IndexerConfig
 from gossamer.config.compressed import FAR
+from gossamer.indexed import attention_mass, index_scores
 from gossamer.nn.compressed import CompressedAttention, CompressedCache
-from tests.causal_modules import check_gradients_reach, check_no_leak, check_picked, check_pieces, check_slope
+from tests.causal_modules import (
+    check_gradients_reach,
+    check_indexer_learns,
+    check_no_leak,
+    check_picked,
+    check_pieces,
+    check_slope,
+)
 
 SMALL = {
     **{"hidden_size": 24, "num_attention_heads": 4, "head_dim": 16, "q_lora_rank": 12, "qk_rope_head_dim": 8},
@@ -239,3 +247,33 @@ def test_the_defaults_are_the_paper_s() -> None:
     assert (config.head_dim, config.qk_rope_head_dim, config.rotary.theta) == (512, 64, 160_000.0)
     assert (HCA.compress_rate, HCA.overlap, HCA.indexer) == (128, False, None)
     assert WINDOW_ONLY.rotary.theta == 10_000.0
+
+
+def test_the_indexer_learns_from_shares_of_the_whole_softmax_alone() -> None:
+    """Shares of entries are those among window, entries and sink; their loss reaches the indexer and nobody else."""
+    made = layer("compressed_sparse_attention")
+    x = torch.randn(2, 40, 24, dtype=torch.float64, requires_grad=True)
+    out, seen = made(x, return_intermediate=True)
+    assert torch.equal(out, made(x))
+    near = made._turned(made.kv_norm(made.kv_proj(x))[:, None], torch.arange(40))
+    at, entry = torch.arange(40), torch.arange(10)
+    far = (at[:, None] < at) | (at[:, None] - at >= 8)
+    chosen = (seen.selection.indices[..., None] == entry).any(3)  # [B, 1, N, W]
+    hidden = torch.cat([far.expand(2, 1, -1, -1), ~chosen], -1)
+    scores = (seen.q @ torch.cat([near, seen.k], 2).mT * 0.25).masked_fill(hidden, -torch.inf)
+    joint = torch.cat([scores, made.sinks.view(1, 4, 1, 1).expand(2, -1, 40, 1)], -1)
+    torch.testing.assert_close(seen.lse, joint.logsumexp(-1), rtol=1e-10, atol=1e-10)
+    right = joint.softmax(-1)[..., 40:50].sum(1)
+    right = right / right.sum(-1, keepdim=True)
+    mass = attention_mass(seen.q, seen.k, seen.lse, seen.selection, seen.scale)
+    found = torch.zeros(2, 40, 11, dtype=torch.float64).scatter_add_(2, seen.selection.indices[:, 0].long() % 11, mass)
+    torch.testing.assert_close(found[:, 3:, :10], right[:, 3:], rtol=1e-9, atol=1e-11)
+    check_indexer_learns(made, [seen], relu=True)
+    assert torch.autograd.grad(index_scores(*seen.index, seen.selection)[:, 12:].sum(), x, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("kind", ["heavily_compressed_attention", "sliding_attention"])
+def test_without_an_indexer_nothing_is_learned_from(kind: str) -> None:
+    made, x = layer(kind), torch.randn(1, 20, 24, dtype=torch.float64)
+    out, seen = made(x, return_intermediate=True)
+    assert seen is None and torch.equal(out, made(x))

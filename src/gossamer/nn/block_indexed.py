@@ -13,6 +13,8 @@ from ..selectors.peaks import MSA, highest_score_selection
 from ..selectors.selection import Selection
 from .grouped import GroupedHeads
 from .heads import require_sizes, split
+from .indexer import Projected
+from .indexing import Indexing
 from .norms import ShiftedRMSNorm
 from .partial_rotary import require_turned, turned_first
 from .whole_cache import WholeCache
@@ -105,16 +107,43 @@ class BlockIndexedAttention(GroupedHeads):
             width, key_heads, index_width=index_width, choice=choice, rotary=rotary, rotary_width=rotary_width
         )
 
-    def forward(self, x: Float[Tensor, "B N E"], *, cache: WholeCache | None = None) -> Float[Tensor, "B N E"]:
-        """Attention of `x` to itself and to the tokens of earlier calls with the same `cache`, which holds them all."""
+    def forward(
+        self, x: Float[Tensor, "B N E"], return_intermediate: bool = False, *, cache: WholeCache | None = None
+    ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], list[Indexing]]:
+        """Attention of `x` to itself and to the tokens of earlier calls with the same `cache`, which holds them all.
+
+        Args:
+            return_intermediate: Return (output, for each key head the keys that were seen, by their own numbers, and
+                what its index head learns from; an index's scores are products here, and below zero too).
+        """
         past = 0 if cache is None else cache.seen
         at = torch.arange(past, past + x.shape[1], device=x.device)
         q, k, v = self.project(x)
         q = turned_first(self.q_norm(q), at, self.rotary, self.rotary_width)
         k = turned_first(self.k_norm(k), at, self.rotary, self.rotary_width)
-        with torch.no_grad():
-            index_q, index_k = self.indexer.project(x, past)
+        with torch.set_grad_enabled(return_intermediate and torch.is_grad_enabled()):
+            index_q, index_k = self.indexer.project(x.detach(), past)
         if cache is not None:
             k, v, index_k = cache.extend([k, v, index_k])
         selection = highest_score_selection(index_q, index_k, self.indexer.choice)
-        return self.merge(attend_indexed(q, k, v, selection))
+        out, lse = attend_indexed(q, k, v, selection, return_lse=True)
+        if not return_intermediate:
+            return self.merge(out)
+        return self.merge(out), _seen_by_each(q.detach(), k.detach(), lse.detach(), index_q, index_k, selection)
+
+
+def _seen_by_each(
+    q: Tensor, k: Tensor, lse: Tensor, index_q: Tensor, index_k: Tensor, selection: Selection
+) -> list[Indexing]:
+    """Of each key head what it and its query heads saw, and its index head's part of the index."""
+    groups, size = k.shape[1], selection.block_size
+    blocks = selection.indices[..., None]
+    inside = torch.arange(size, dtype=blocks.dtype, device=blocks.device)
+    keys = torch.where(blocks < 0, -1, blocks * size + inside).flatten(-2)  # [B, G, N, n · size]
+    weights = index_q.new_ones(*index_q.shape[::2], 1, dtype=torch.promote_types(index_q.dtype, torch.float32))
+    scale, seen = q.shape[-1] ** -0.5, []
+    every = (x.chunk(groups, 1) for x in (q, k, lse, index_q))
+    for of_q, of_k, of_lse, of_index, chosen in zip(*every, keys.unbind(1), strict=True):
+        index = Projected(of_index, index_k, weights)
+        seen.append(Indexing(Selection(chosen, causal=True), index, of_q, of_k, of_lse, scale))
+    return seen

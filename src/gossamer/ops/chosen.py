@@ -116,8 +116,9 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    found = torch.ops.gossamer.index_scores_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    return *found, *(None for _ in (*ctx.saved_tensors[3:], *ctx.settings))
+    tensors = ctx.saved_tensors  # asked for once: activations that are computed again are given once
+    found = torch.ops.gossamer.index_scores_backward(grad, *tensors, *ctx.settings)
+    return *found, *(None for _ in (*tensors[3:], *ctx.settings))
 
 
 torch.library.register_autograd("gossamer::index_scores", _gradients, setup_context=_set_up)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..kernels.hopper.top_keys import HOPPER_SCORES
 from ..kernels.problem import Unsupported
 from ..kernels.tiled.top_keys import TILED_SCORES, TILED_SELECTION
 from ..kernels.top_keys import Indexed, Road
@@ -20,7 +21,11 @@ from ..selectors.quantized import Precision, quantized
 from ..selectors.topk import seen_from
 from .boundary import LIBRARY, own_dtypes
 
-ROADS = Road("triton", TRITON_SCORES, TRITON_SELECTION), Road("tiled", TILED_SCORES, TILED_SELECTION)
+ROADS = (
+    Road("hopper", HOPPER_SCORES, TRITON_SELECTION),
+    Road("triton", TRITON_SCORES, TRITON_SELECTION),
+    Road("tiled", TILED_SCORES, TILED_SELECTION),
+)
 """In the order in which they are tried."""
 
 FEWEST_QUERIES = 128

@@ -17,6 +17,7 @@ from gossamer.selectors.selection import Selection
 
 triton = pytest.importorskip("triton", reason="the kernels need Triton to compile")
 
+from gossamer.kernels.chosen_rows import ordered_rows, standing_rows  # noqa: E402
 from tests.kernels import sm90  # noqa: E402
 
 if triton.knobs.runtime.interpret:
@@ -110,3 +111,13 @@ def test_the_kernels_at_chosen_keys_fit_hopper(sizes: tuple[int, torch.dtype, in
     assert {kernel.name for kernel in kernels} == of_index | {"attention_mass"}
     assert [fault for kernel in kernels for fault in kernel.faults] == []
     assert all(kernel.shared_memory <= CONSUMER for kernel in kernels)
+
+
+def test_the_kernel_of_rows_fits_hopper() -> None:
+    selection = Selection(torch.zeros(1, 128, 2048, dtype=torch.int32), causal=True)
+    with sm90.hopper() as kernels:
+        ordered_rows(selection, 4096)
+        standing_rows(selection, 4096)
+        ordered_rows(replace(selection, block_size=64, indices=selection.indices.long()), 4096)
+    assert len(kernels) == 3
+    assert [fault for kernel in kernels for fault in kernel.faults] == []

@@ -12,7 +12,7 @@ import torch
 from gossamer.indexed import Selection, attend_indexed, attention_mass, index_scores
 from gossamer.kernels import Softmax
 from gossamer.kernels.indexed import Inputs
-from gossamer.kernels.inverse_lists import canonical, inverse_lists
+from gossamer.kernels.inverse_lists import canonical, inverse_lists, standing
 from gossamer.kernels.tiled.indexed_layouts import Layout
 from gossamer.ops.indexed import road
 from tests import chosen_checks
@@ -68,6 +68,12 @@ def test_float32_is_the_definition(name: str) -> None:
 @pytest.mark.parametrize("name", WIDE)
 def test_every_dtype_is_the_definition(name: str, dtype: torch.dtype) -> None:
     check_definition(WIDE[name], dtype, "cuda")
+
+
+@pytest.mark.parametrize("name", [name for name, case in WIDE.items() if case.latent])
+def test_the_portable_kernels_compute_latents_too(name: str) -> None:
+    check_definition(WIDE[name], torch.bfloat16, "cuda", "triton")
+    check_repeatable(WIDE[name], torch.bfloat16, "cuda", "triton")
 
 
 @pytest.mark.parametrize("name", ["64 wide", "latents", "blocks of 64", "blocks of 100, one head", "small blocks"])
@@ -136,14 +142,17 @@ def test_a_graph_repeats_what_it_captured(name: str) -> None:
 
 
 def test_rows_and_lists_are_those_of_the_cpu() -> None:
-    for case in (CASES["causal"], CASES["blocks, causal"], WIDE["blocks of 16"], CASES["many keys"], CASES["mask"]):
+    names = "indices", "counts", "stood", "starts", "entries"
+    long = Case(queries=500, keys=9000, chosen=2500, causal=True)
+    for case in (long, *(CASES[name] for name in CASES), WIDE["blocks of 16"]):
         found = []
         for device in ("cpu", "cuda"):
-            rows = canonical(draw(case, device=device).selection, case.keys)
-            found.append([rows.indices, rows.counts, *inverse_lists(rows, case.keys, 2, 9)])
-        for (x, y), name in zip(zip(*found, strict=True), ("indices", "counts", "starts", "entries"), strict=True):
+            selection = draw(case, device=device).selection
+            rows, stood = canonical(selection, case.keys), standing(selection, case.keys)
+            found.append([rows.indices, rows.counts, stood, *inverse_lists(rows, case.keys, 2, 9)])
+        for (x, y), name in zip(zip(*found, strict=True), names, strict=True):
             if name == "entries":  # behind the last list anything may stand
-                last = found[0][2][..., -1].min()
+                last = found[0][3][..., -1].min()
                 x, y = x[..., :last], y[..., :last]
             assert torch.equal(x, y.cpu()), name
 

@@ -9,8 +9,9 @@ import torch
 
 from gossamer.indexed import top_keys
 from gossamer.kernels.tiled.top_keys import TILED_SELECTION
-from gossamer.kernels.triton.top_keys import TRITON_SELECTION
+from gossamer.kernels.triton.top_keys import TRITON_QUANTIZATION, TRITON_SELECTION
 from gossamer.ops.top_keys import indexed, road
+from gossamer.selectors.quantized import quantized
 from tests.top_keys_checks import CASES, KINDS, Case, check_definition, check_normal, check_selection, draw, scores_of
 
 pytestmark = pytest.mark.gpu
@@ -47,11 +48,34 @@ def test_every_shape_is_the_definition(heads: int, width: int, dtype: torch.dtyp
     check_definition(Case(queries=150, keys=333, heads=heads, width=width, count=30), dtype, "cuda", backend="triton")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("precision", ["as given", "fp8 ue8m0"])
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("heads", [4, 8, 16, 32, 64])
+def test_every_shape_that_hopper_takes_is_the_definition(
+    heads: int, width: int, precision: str, dtype: torch.dtype
+) -> None:
+    case = Case(queries=150, keys=333, heads=heads, width=width, count=30)
+    check_definition(case, dtype, "cuda", precision=precision, backend="hopper")
+
+
 @pytest.mark.parametrize("precision", ["as given", "fp8", "fp8 ue8m0"])
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_normal_features_are_ordered_to_within_rounding(width: int, precision: str) -> None:
     case = Case(queries=300, keys=700, heads=64, width=width, count=100)
     check_normal(case, torch.bfloat16, "cuda", precision=precision)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("precision", ["fp8", "fp8 ue8m0"])
+@pytest.mark.parametrize("width", [16, 40, 128])
+def test_a_kernel_quantizes_as_the_definition_does(width: int, precision: str, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 77, width).mul_(torch.logspace(-6, 4, 77)[:, None]).to(dtype).transpose(1, 2)
+    x[0, 0, 0], x[1, 2, 1, 3], x[1, 3, 0, 5] = 0.0, torch.nan, torch.inf
+    wanted = quantized(x, precision)
+    found = TRITON_QUANTIZATION.quantize(x.cuda(), precision)
+    for here, there in zip(found, wanted, strict=True):
+        assert torch.equal(here.cpu().float().nan_to_num(nan=777.0), there.float().nan_to_num(nan=777.0))
 
 
 def test_eight_bits_are_multiplied_as_they_are() -> None:

@@ -47,6 +47,11 @@ def trainer_of(config: TrainConfig) -> Trainer:
     return made
 
 
+def read_metrics_of(config: TrainConfig) -> list[dict[str, Any]]:
+    train(config)
+    return read_metrics(Path(config.run.folder, "metrics.jsonl"))
+
+
 def is_indexer(name: str) -> bool:
     return ".indexer." in name
 
@@ -246,3 +251,30 @@ def test_recall_is_the_share_of_the_most_looked_at_keys_that_are_chosen() -> Non
         assert recall(indexers_of(model), layers) == pytest.approx(sum(shares) / len(shares), rel=1e-12)
     _, layers = model.features(tokens[:, :4], return_intermediate=True)
     assert recall(indexers_of(model), layers) is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "bf16"}, {"precision": "fp16"}, {"activation_checkpointing": True}, {"gradient_accumulation": 2}],
+    ids=str,
+)
+def test_every_way_to_train_goes_through_the_stages(staged: Staged, tmp_path: Path, settings: dict[str, Any]) -> None:
+    seen: list[dict[str, Any]] = []
+    train(staged(*STAGES, folder=str(tmp_path / "plain"), evaluate_every=1), on_step=seen.append)
+    for row, plain in zip(read_metrics_of(staged(*STAGES, evaluate_every=1, **settings)), seen, strict=True):
+        assert row["loss"] == pytest.approx(plain["loss"], rel=2e-2)
+        assert row.keys() == plain.keys()
+        if "indexer_loss" in plain:
+            assert row["indexer_loss"] == pytest.approx(plain["indexer_loss"], rel=0.2, abs=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_goes_through_the_stages_as_the_cpu_does(staged: Staged, tmp_path: Path, precision: str) -> None:
+    model = {"n_embed": 96, "indexer": replace(INDEXER, index_head_dim=32, qk_rope_head_dim=16)}
+    settings: dict[str, Any] = {"evaluate_every": 1, "model": model}
+    cpu = read_metrics_of(staged(*STAGES, folder=str(tmp_path / "cpu"), **settings))
+    gpu = read_metrics_of(staged(*STAGES, device="cuda", precision=precision, **settings))
+    for row, plain in zip(gpu, cpu, strict=True):
+        assert row["loss"] == pytest.approx(plain["loss"], rel=3e-2) and row.keys() == plain.keys()
+    assert gpu[-1]["recall"] == pytest.approx(cpu[-1]["recall"], abs=0.1)

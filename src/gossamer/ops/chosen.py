@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..kernels.chosen import Heads, Index, Road
+from ..kernels.inverse_lists import standing
 from ..kernels.layout import beside, empty_beside
 from ..kernels.problem import Unsupported
 from ..kernels.tiled.chosen import TILED_CHOSEN
@@ -57,8 +58,7 @@ def road(q: Tensor, name: str | None = None) -> Road:
 
 def _places(k: Tensor, indices: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """int32 [B, Q, n], dense: the keys where they stand."""
-    selection = Selection(indices, causal=causal, mask=mask)
-    return selection.standing(0, indices.shape[2], k.shape[-2])[:, 0].contiguous()
+    return standing(Selection(indices, causal=causal, mask=mask), k.shape[-2])[:, 0]
 
 
 @torch.library.impl(LIBRARY, "index_scores", "CompositeExplicitAutograd")

@@ -20,6 +20,8 @@ MOST_SPLITS = 16
 """Of a block's list, which one program would take long to go through."""
 STEPS = 64
 """Of a list that is worth no split."""
+USUAL = 8
+"""Usual lists that one program may go through before the list is split."""
 
 
 class Triton:
@@ -178,9 +180,9 @@ class Work:
         return dk, dv
 
     def _splits(self, queries: int, blocks: int, together: int) -> int:
-        """Parts of a list: as many as make the longest one that may be no longer than eight usual ones."""
+        """Parts of each list: so many that one which holds every query is not much longer than a usual one."""
         usual = queries * min(self.rows.size, blocks) // max(blocks, 1)
-        longest = max(8 * usual, STEPS * together)
+        longest = max(USUAL * usual, STEPS * together)
         return max(1, min(MOST_SPLITS, -(-queries // longest)))
 
     def _sums(self, splits: int = 1) -> tuple[Tensor, Tensor | None]:

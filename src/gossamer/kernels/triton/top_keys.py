@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from ...selectors.quantized import LARGEST, LEAST, Precision
 from ..devices import capability
 from ..top_keys import Indexed
 from .backend import without_gpu
@@ -58,4 +59,25 @@ class TritonSelection:
         return select_top(scores, visible, count)
 
 
-TRITON_SCORES, TRITON_SELECTION = TritonScores(), TritonSelection()
+class TritonQuantization:
+    """`quantized` in one launch."""
+
+    def refuses(self, x: Tensor) -> str | None:
+        """The first thing that the kernel does not do."""
+        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"vectors are {x.dtype}; it rounds float32, bfloat16 and float16"
+        if find_spec("triton") is None:
+            return "it needs Triton; pip install triton"
+        if (capability(x.device) or (0, 0)) < MULTIPLIES_EIGHT_BITS:
+            return f"it needs a GPU of compute capability 8.9 or later, and the tensors are on {x.device}"
+        return None
+
+    def quantize(self, x: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+        """As `quantized` does it, of [B, Q, D] or [B, J, Q, D]."""
+        from .quantizing import quantize
+
+        values, scales = quantize(x if x.dim() == 4 else x[:, None], LEAST, LARGEST, power_of_two="ue8m0" in precision)
+        return values.view(x.shape), scales.view(x.shape[:-1])
+
+
+TRITON_SCORES, TRITON_SELECTION, TRITON_QUANTIZATION = TritonScores(), TritonSelection(), TritonQuantization()

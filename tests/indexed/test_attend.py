@@ -201,6 +201,23 @@ def test_it_compiles_into_one_graph(name: str) -> None:
     assert all(map(torch.equal, *found))
 
 
+def test_other_lengths_take_the_same_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+
+    def attended(q: Tensor, k: Tensor, indices: Tensor) -> Tensor:
+        out, lse = attend_indexed(q, k, k, Selection(indices, causal=True), return_lse=True)
+        latent = attend_latent(q, k[:, 0], Selection(indices), value_width=5)
+        return out.sin().sum() + lse.clamp(min=-5).sum() + latent.sum()
+
+    compiled = torch.compile(attended, fullgraph=True, dynamic=True, backend="aot_eager")
+    for queries, keys in ((5, 9), (6, 30), (17, 700), (33, 65)):
+        q, k = torch.randn(2, 4, queries, 8, requires_grad=True), torch.randn(2, 1, keys, 8, requires_grad=True)
+        indices = torch.randint(keys, (2, queries, 3))
+        grads = [torch.autograd.grad(f(q, k, indices), (q, k)) for f in (compiled, attended)]
+        assert all(map(torch.equal, *grads))
+
+
 def test_autocast_decides_the_dtype() -> None:
     q, k, v = torch.randn(3, 1, 2, 50, 8)
     selection = Selection(torch.randint(50, (1, 50, 3)))

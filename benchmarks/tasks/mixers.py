@@ -46,13 +46,13 @@ def _document(sight: Sight, longest: int) -> nn.Module:
 
 
 def _lsh(sight: Sight, longest: int) -> nn.Module:
-    """Two chunks in each of several rounds, and in them only whoever has the same hash."""
-    return LSHAttention(sight.width, sight.heads, LSH.paper(ROUNDS, max(1, sight.keys // (2 * ROUNDS))))
+    """Two chunks in each of two rounds, and in them whoever is there: at first no hash says where a key is."""
+    return LSHAttention(sight.width, sight.heads, LSH.trax(2, max(1, sight.keys // 4)))
 
 
 def _moba(sight: Sight, longest: int) -> nn.Module:
     """The query's own block and those whose mean key it points to."""
-    return MoBAAttention(sight.width, sight.heads, block=BLOCK, count=max(1, sight.keys // BLOCK), rotary=None)
+    return MoBAAttention(sight.width, sight.heads, block=PAIR, count=max(1, sight.keys // PAIR), rotary=None)
 
 
 def _nsa(sight: Sight, longest: int) -> nn.Module:
@@ -69,10 +69,11 @@ def _dsa(sight: Sight, longest: int) -> nn.Module:
     return IndexedAttention(sight.heads, sight.width, indexer)
 
 
-ROUNDS = 4
-"""Of hashing: more and smaller ones miss fewer of the keys that a query points to."""
 BLOCK = 4
-"""Keys of a block: in a mean of few keys each still shows."""
+"""Keys of a block that NSA compresses and selects."""
+PAIR = 2
+"""Keys of a block of MoBA, whose choice is by their mean and is not learned: with more than a pair, the key that is
+sought is often not seen in it."""
 
 MIXERS: dict[str, Callable[[Sight, int], nn.Module]] = {
     "dense": lambda sight, longest: CausalSelfAttention(sight.gpt2()),

@@ -70,6 +70,12 @@ def test_every_dtype_is_the_definition(name: str, dtype: torch.dtype) -> None:
     check_definition(WIDE[name], dtype, "cuda")
 
 
+@pytest.mark.parametrize("name", [name for name, case in WIDE.items() if case.latent])
+def test_the_portable_kernels_compute_latents_too(name: str) -> None:
+    check_definition(WIDE[name], torch.bfloat16, "cuda", "triton")
+    check_repeatable(WIDE[name], torch.bfloat16, "cuda", "triton")
+
+
 @pytest.mark.parametrize("name", ["64 wide", "latents", "blocks of 64", "blocks of 100, one head", "small blocks"])
 def test_exactly_the_chosen_are_seen(name: str) -> None:
     check_support(replace(WIDE[name], keys=250), torch.bfloat16, "cuda", "triton")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from gossamer.indexed import Selection, indexer_loss, top_keys
+from tests.kernels.warm_up_in_interpreter import CASES, Case, check
 
 pytestmark = pytest.mark.gpu
 
@@ -38,7 +41,7 @@ def test_it_is_as_on_the_cpu(dtype: torch.dtype, chosen: bool, width: int) -> No
 
 
 def test_memory_is_never_that_of_all_pairs() -> None:
-    """Of 16,384 × 16,384 pairs, 1 GiB for each of 32 heads, less than one is held."""
+    """Of 16,384 × 16,384 pairs, 1 GiB for each of 32 heads, no more than that is held."""
     q, k = (torch.randn(1, heads, 16_384, 64, device="cuda", dtype=torch.bfloat16) for heads in (32, 4))
     index = [torch.randn(1, *size, 64, device="cuda", dtype=torch.bfloat16) for size in ((8, 16_384), (16_384,))]
     weights, lse = torch.randn(1, 16_384, 8, device="cuda"), torch.full((1, 32, 16_384), 12.0, device="cuda")
@@ -48,3 +51,17 @@ def test_memory_is_never_that_of_all_pairs() -> None:
     before = torch.cuda.memory_allocated()
     indexer_loss((given[0], given[1], given[2]), q, k, lse).backward()
     assert torch.cuda.max_memory_allocated() - before < 2**30
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernels_are_those_of_plain_torch(name: str, dtype: torch.dtype) -> None:
+    check(replace(CASES[name], dtype=dtype), "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("index_width", [64, 128, 256])
+def test_the_kernels_take_every_width(index_width: int, dtype: torch.dtype) -> None:
+    if dtype == torch.float32 and index_width > 128:
+        pytest.skip("float32 heads are 128 wide at most")
+    check(Case(300, 333, 16, 1, 576, 64, index_width, dtype=dtype), "cuda")

@@ -113,6 +113,30 @@ def test_the_kernels_at_chosen_keys_fit_hopper(sizes: tuple[int, torch.dtype, in
     assert all(kernel.shared_memory <= CONSUMER for kernel in kernels)
 
 
+ONE = {
+    "one of all": (1, 1, 1, 1, 1, 1),
+    "one query of sixteen heads": (16, 1, 1, 40, 5, 1),
+    "one query and one block": (4, 4, 1, 40, 1, 16),
+    "one key": (2, 1, 5, 1, 1, 1),
+}
+"""(heads, key heads, queries, keys, chosen, block): Triton makes an argument that is 1 a constant."""
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_sizes_of_one_compile(name: str) -> None:
+    heads, groups, queries, keys, chosen, block = ONE[name]
+    q, k = torch.zeros(1, heads, queries, 64, dtype=BF16), torch.zeros(1, groups, keys, 64, dtype=BF16)
+    places = torch.zeros(1, queries, chosen, dtype=torch.int32)
+    given = Inputs(q, k, k, 64, None, Selection(places, block, causal=True), Softmax(1.0))
+    index = Index(q, k[:, 0], torch.zeros(1, queries, heads), places, relu=True)
+    with sm90.hopper() as kernels:
+        out, lse = TRITON_INDEXED.forward(given)
+        TRITON_INDEXED.backward(given, Returning(out, lse, out, None))
+        TRITON_CHOSEN.scores_backward(index, TRITON_CHOSEN.scores(index))
+        TRITON_CHOSEN.mass(Heads(q, k, lse, places, 1.0))
+    assert [fault for kernel in kernels for fault in kernel.faults] == []
+
+
 def test_the_kernel_of_rows_fits_hopper() -> None:
     selection = Selection(torch.zeros(1, 128, 2048, dtype=torch.int32), causal=True)
     with sm90.hopper() as kernels:

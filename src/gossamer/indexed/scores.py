@@ -39,7 +39,7 @@ def index_scores(
         weights: Float32 (float64 beside float64), of any sign: what each head's product counts.
         selection: Single keys, one choice for all heads.
         relu: Whether products below zero count as zero.
-        backend: "tiled" or another road's name; by default the first that accepts the problem.
+        backend: "triton" or "tiled"; by default the first that accepts the problem.
 
     Raises:
         ValueError: Shapes, dtypes or devices that do not fit; the message names the argument and the fix.
@@ -81,7 +81,7 @@ def attention_mass(
         lse: The natural log-sum-exp that attention returned.
         selection: Single keys, one choice for all heads.
         scale: Factor on the scores, as attention had it; 1/sqrt(D) by default.
-        backend: "tiled" or another road's name; by default the first that accepts the problem.
+        backend: "triton" or "tiled"; by default the first that accepts the problem.
 
     Raises:
         ValueError: Shapes, dtypes or devices that do not fit; the message names the argument and the fix.

@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..selectors.topk import seen_from
+
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
@@ -34,6 +36,28 @@ class Lesson:
     def wide(self) -> torch.dtype:
         """What sums and exponentials are kept in."""
         return self.weights.dtype
+
+    def hidden(self, rows: slice, keys: slice) -> Tensor:
+        """bool [B or 1, b, n]: what stands behind a query, or where one of both is in no sequence."""
+        at = self._positions[rows, None]
+        key = torch.arange(keys.start, keys.stop, device=self.q.device)
+        if self.within is None:
+            return (key > at)[None]
+        first, end = self.within[:, :1, None], self.within[:, 1:, None]
+        return (key > at) | (key < first) | (at < first) | (at >= end)
+
+    @property
+    def visible(self) -> Tensor:
+        """int32 [B, Q]: behind so many of the first keys a query sees nothing."""
+        at, batch = self._positions, self.q.shape[0]
+        seen = seen_from(at, self.k.shape[2]).expand(batch, -1)
+        if self.within is None:
+            return seen
+        return torch.where((at >= self.within[:, :1]) & (at < self.within[:, 1:]), seen, 0)
+
+    @property
+    def _positions(self) -> Tensor:
+        return torch.arange(self.k.shape[2] - self.q.shape[2], self.k.shape[2], device=self.q.device)
 
 
 class Divergence(NamedTuple):

@@ -13,8 +13,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..kernels.layout import beside, empty_beside
 from ..kernels.tiled.warm_up import TILED_WARM_UP
-from ..kernels.warm_up import Divergence, Lesson
+from ..kernels.triton.warm_up import TRITON_WARM_UP
+from ..kernels.warm_up import Divergence, Lesson, Road
 from .boundary import LIBRARY, own_dtypes
+
+ROADS: tuple[Road, ...] = (TRITON_WARM_UP, TILED_WARM_UP)
+"""In the order in which they are tried; the last takes everything."""
 
 _TENSORS = "Tensor q, Tensor k, Tensor lse, Tensor index_q, Tensor index_k, Tensor weights, Tensor? within"
 torch.library.define(
@@ -28,16 +32,21 @@ torch.library.define(
 
 @torch.library.impl(LIBRARY, "warm_up_divergence", "CompositeExplicitAutograd")
 def _divergence(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    with own_dtypes(given[0].device):
-        return tuple(TILED_WARM_UP.forward(Lesson(*given)))
+    lesson = Lesson(*given)
+    with own_dtypes(lesson.q.device):
+        return tuple(_road(lesson).forward(lesson))
 
 
 @torch.library.impl(LIBRARY, "warm_up_divergence_backward", "CompositeExplicitAutograd")
 def _divergence_backward(grad: Tensor, mass: Tensor, index_lse: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     lesson = Lesson(*given)
     with own_dtypes(grad.device):
-        dq, dk, dweights = TILED_WARM_UP.backward(lesson, Divergence(mass, mass, index_lse), grad)
+        dq, dk, dweights = _road(lesson).backward(lesson, Divergence(mass, mass, index_lse), grad)
     return beside(dq, lesson.index_q), dk, dweights.contiguous()
+
+
+def _road(lesson: Lesson) -> Road:
+    return next(each for each in ROADS if each.refuses(lesson) is None)
 
 
 @torch.library.register_fake("gossamer::warm_up_divergence")

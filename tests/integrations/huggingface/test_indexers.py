@@ -157,6 +157,30 @@ def test_in_the_sparse_stage_each_loss_reaches_its_own_weights() -> None:
     assert all((p.grad is not None) == (".indexer." in name) for name, p in model.named_parameters())
 
 
+def test_activations_that_are_made_again_change_nothing() -> None:
+    """In the way that transformers takes by default; in the other, indexers would learn nothing, and it is refused."""
+    found = []
+    for again in (False, True):
+        model, text = indexed("llama").train(), tokens(2, LENGTH)
+        if again:
+            _make_again(model, use_reentrant=False)
+        with indexing(model) as layers:
+            loss = model(text, labels=text, use_cache=False).loss
+        (loss + torch.stack(list(map(loss_of, indexers_of(model), layers))).sum()).backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    model = indexed("llama").train()
+    _make_again(model, use_reentrant=True)
+    with pytest.raises(RuntimeError, match="switch it on with use_reentrant=False"), indexing(model):
+        model(text, labels=text, use_cache=False)
+
+
+def _make_again(model: PreTrainedModel, use_reentrant: bool) -> None:
+    name = "activation_checkpointing_enable"  # transformers renamed it
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
+
+
 @pytest.mark.usefixtures("no_gradients")
 def test_indexers_are_saved_with_the_model(tmp_path: Path) -> None:
     model, text = indexed("llama", rotary=RotaryConfig(interleaved=True)), tokens(2, LENGTH)

@@ -43,6 +43,8 @@ class Frame:
     """Where each sequence lies among all tokens so far; None: all are it."""
     layers: list[IndexedLayer] | None
     """Those of the cache."""
+    learns: bool
+    """Whether gradients are kept of this forward."""
 
 
 def add_indexers(model: Model, config: IndexerConfig) -> Model:
@@ -149,7 +151,8 @@ def _begin(decoder: PreTrainedModel, args: tuple, given: dict[str, Any]) -> tupl
     within = None
     if padding is not None:
         within = torch.tensor([(pad, past + length) for pad in padding], dtype=torch.int32, device=tokens.device)
-    changed: dict[str, Any] = {FRAME: Frame(at, within, None if cache is None else cache.layers)}  # type: ignore[bad-argument-type]
+    layers: Any = None if cache is None else cache.layers
+    changed: dict[str, Any] = {FRAME: Frame(at, within, layers, torch.is_grad_enabled())}
     changed |= {"use_cache": False} if cache is None else {name: cache}
     args = tuple(changed.pop(argument, value) for argument, value in zip(names, args, strict=False))
     return args, {**given, **changed}
@@ -204,6 +207,11 @@ def _attention(
     else:
         out, lse = attend_indexed(query, key, value, selection, **settings)
     if (layers := _seen.get()) is not None:
+        if frame.learns and not torch.is_grad_enabled():
+            raise RuntimeError(
+                "indexing(model) under reentrant activation checkpointing, in which no loss reaches an indexer; switch "
+                "it on with use_reentrant=False"
+            )
         layers.append(Indexing(selection, index, query.detach(), key.detach(), lse.detach(), scale, frame.within))
     return out.transpose(1, 2).contiguous(), None  # some models take a view of it
 

@@ -84,7 +84,7 @@ class _Block:
     def of(cls, lesson: Lesson, rows: slice, keys: slice) -> _Block:
         q, k = lesson.index_q[:, :, rows], lesson.index_k[:, None, keys]
         products = _product(q, k.expand(-1, q.shape[1], -1, -1).mT, lesson.wide)
-        return cls(lesson, rows, keys, products, _hidden(lesson, rows, keys))
+        return cls(lesson, rows, keys, products, lesson.hidden(rows, keys))
 
     @property
     def acted(self) -> Tensor:
@@ -105,7 +105,7 @@ class _Block:
         products = _product(q.reshape(shape), lesson.k[:, :, self.keys].mT, lesson.wide)
         lse = lesson.lse[:, :, rows, None]
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # who sees nothing looks nowhere
-        scores = products.view(*q.shape[:3], -1) * lesson.scale - lse
+        scores = products.view(*q.shape[:3], -1).mul_(lesson.scale).sub_(lse)
         return scores.exp_().sum(1).masked_fill_(self.hidden, 0.0)
 
 
@@ -118,18 +118,6 @@ def _blocks(lesson: Lesson) -> Iterator[_Block]:
         rows = slice(row, min(row + edge, queries))
         for key in range(0, min(keys, keys - queries + rows.stop), edge):
             yield _Block.of(lesson, rows, slice(key, min(key + edge, keys)))
-
-
-def _hidden(lesson: Lesson, rows: slice, keys: slice) -> Tensor:
-    """bool [B or 1, b, n]: what stands behind a query, or where one of both is in no sequence."""
-    ahead = lesson.index_k.shape[1] - lesson.weights.shape[1]
-    at = torch.arange(rows.start + ahead, rows.stop + ahead, device=lesson.q.device)[:, None]
-    key = torch.arange(keys.start, keys.stop, device=lesson.q.device)
-    hidden = (key > at)[None]
-    if lesson.within is None:
-        return hidden
-    first, end = lesson.within[:, :1, None], lesson.within[:, 1:, None]
-    return hidden | (key < first) | (at < first) | (at >= end)
 
 
 def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:

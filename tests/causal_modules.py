@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from gossamer.indexed import indexer_loss
+from gossamer.nn.indexing import Indexing
+
 Layer = Callable[..., Tensor]
 
 
@@ -57,3 +60,14 @@ def check_slope(layer: Layer, x: Tensor) -> None:
         with torch.no_grad():
             rise = ((layer(x + step) - layer(x - step)) * weights).sum() / 2
         torch.testing.assert_close((gradient * step).sum(), rise, rtol=1e-5, atol=1e-9)
+
+
+def check_indexer_learns(module: nn.Module, seen: Sequence[Indexing], *, relu: bool) -> None:
+    """The loss of each index is positive, and reaches the indexer's parameters and no others."""
+    losses = [
+        indexer_loss(part.index, part.q, part.k, part.lse, part.selection, scale=part.scale, relu=relu) for part in seen
+    ]
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    found = torch.autograd.grad(torch.stack(losses).sum(), parameters, allow_unused=True)
+    reached = {name for name, grad in zip(names, found, strict=True) if grad is not None and grad.any()}
+    assert min(losses) > 0 and reached == {name for name in names if ".indexer." in f".{name}"}

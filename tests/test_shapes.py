@@ -66,6 +66,24 @@ for mode in ("mha", "mqa"):
     layers[0](x, mode=mode)
 """
 
+RELATIVES = """
+import torch
+from gossamer import Causal, Window
+from gossamer.nn import CompressedCache, NSACache, StreamingCache
+from gossamer.nn.layer_cache import LayerCache
+from gossamer.nn.whole_cache import WholeCache
+from tests.relatives import MODULES
+
+caches = {"MoBA": WholeCache(), "MSA": WholeCache(), "NSA": NSACache(), "streaming": StreamingCache(),
+          "sinks": LayerCache(Causal() & Window(128)), **{name: CompressedCache() for name in ("CSA", "HCA", "window")}}
+x = torch.randn(2, 40, 32)
+for name, made in MODULES.items():
+    module = made()
+    module(x).sum().backward()
+    for piece in x.split(11, dim=1) if name in caches else ():
+        module(piece, cache=caches[name])
+"""
+
 WRONG = """
 import torch
 from gossamer import Causal, attend
@@ -90,6 +108,10 @@ def test_the_promised_shapes_hold() -> None:
 
 def test_the_promised_shapes_of_layers_that_choose_hold() -> None:
     run_hooked(CHOOSING)
+
+
+def test_the_promised_shapes_of_relatives_hold() -> None:
+    run_hooked(RELATIVES)
 
 
 def test_a_broken_promise_would_be_seen() -> None:

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from gossamer.config import GPT2Config, SparseAttentionConfig
+from gossamer.config import GPT2Config, IndexerConfig, RotaryConfig, SparseAttentionConfig, YarnConfig
 from gossamer.patterns import Causal, Dilated, PerHead, Window
 
 
@@ -66,6 +66,8 @@ def test_padding_lies_beyond_the_vocabulary():
         GPT2Config(use_sparse_attention=True, sparse_config=SparseAttentionConfig(window_size=7), dropout=0.25),
         GPT2Config(unpadded_vocab_size=50257, bias=False),
         GPT2Config(n_layer=2, windows=(8, 16), dilations=(1, 2), dilated_heads=2, positions="rotary"),
+        GPT2Config(indexer=IndexerConfig(index_n_heads=2, rotary=RotaryConfig(interleaved=True))),
+        GPT2Config(indexer=IndexerConfig(rotary=RotaryConfig(1e6, yarn=YarnConfig(4.0, 1024)))),
     ],
 )
 def test_a_configuration_survives_json(config):
@@ -79,6 +81,8 @@ def test_unknown_keys_are_named_beside_the_known_ones():
         GPT2Config.from_dict({"sparse_config": 7})
     with pytest.raises(ValueError, match=r"SparseAttentionConfig: unknown 'window'.*window_size"):
         GPT2Config.from_dict({"sparse_config": {"window": 3}})
+    with pytest.raises(ValueError, match=r"IndexerConfig: unknown 'heads'.*index_n_heads"):
+        GPT2Config.from_dict({"indexer": {"heads": 3}})
 
 
 LAYERS = [
@@ -89,6 +93,9 @@ LAYERS = [
     ({"windows": (8, 8), "dilations": (1, 0)}, r"dilations is 0; .* at least 1"),
     ({"dilations": (1, 2)}, r"dilations is \(1, 2\); give windows too"),
     ({"windows": (8, 8), "use_sparse_attention": True}, r"windows is \(8, 8\); leave them out, or set use_sparse"),
+    ({"indexer": 3}, r"indexer is 3; give an IndexerConfig, or None"),
+    ({"indexer": IndexerConfig(), "use_sparse_attention": True}, r"use_sparse_attention is True; leave it out where"),
+    ({"indexer": IndexerConfig(), "windows": (8, 8)}, r"windows is \(8, 8\); leave it out where there is an indexer"),
     ({"dilated_heads": 13}, r"dilated_heads is 13; give at most n_head=12"),
     ({"positions": "sinusoidal"}, r"positions is 'sinusoidal'; give one of learned, rotary"),
     ({"positions": "rotary", "n_embed": 36}, r"n_embed is 36; rotary positions need an even width"),

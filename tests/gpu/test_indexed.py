@@ -9,12 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gossamer.indexed import Selection, attend_indexed
+from gossamer.indexed import Selection, attend_indexed, attention_mass, index_scores
 from gossamer.kernels import Softmax
 from gossamer.kernels.indexed import Inputs
-from gossamer.kernels.inverse_lists import canonical, inverse_lists
+from gossamer.kernels.inverse_lists import canonical, inverse_lists, standing
 from gossamer.kernels.tiled.indexed_layouts import Layout
 from gossamer.ops.indexed import road
+from tests import chosen_checks
+from tests.chosen_checks import SIZES, Sizes
 from tests.indexed_checks import (
     CASES,
     Case,
@@ -66,6 +68,12 @@ def test_float32_is_the_definition(name: str) -> None:
 @pytest.mark.parametrize("name", WIDE)
 def test_every_dtype_is_the_definition(name: str, dtype: torch.dtype) -> None:
     check_definition(WIDE[name], dtype, "cuda")
+
+
+@pytest.mark.parametrize("name", [name for name, case in WIDE.items() if case.latent])
+def test_the_portable_kernels_compute_latents_too(name: str) -> None:
+    check_definition(WIDE[name], torch.bfloat16, "cuda", "triton")
+    check_repeatable(WIDE[name], torch.bfloat16, "cuda", "triton")
 
 
 @pytest.mark.parametrize("name", ["64 wide", "latents", "blocks of 64", "blocks of 100, one head", "small blocks"])
@@ -134,14 +142,17 @@ def test_a_graph_repeats_what_it_captured(name: str) -> None:
 
 
 def test_rows_and_lists_are_those_of_the_cpu() -> None:
-    for case in (CASES["causal"], CASES["blocks, causal"], WIDE["blocks of 16"], CASES["many keys"], CASES["mask"]):
+    names = "indices", "counts", "stood", "starts", "entries"
+    long = Case(queries=500, keys=9000, chosen=2500, causal=True)
+    for case in (long, *(CASES[name] for name in CASES), WIDE["blocks of 16"]):
         found = []
         for device in ("cpu", "cuda"):
-            rows = canonical(draw(case, device=device).selection, case.keys)
-            found.append([rows.indices, rows.counts, *inverse_lists(rows, case.keys, 2, 9)])
-        for (x, y), name in zip(zip(*found, strict=True), ("indices", "counts", "starts", "entries"), strict=True):
+            selection = draw(case, device=device).selection
+            rows, stood = canonical(selection, case.keys), standing(selection, case.keys)
+            found.append([rows.indices, rows.counts, stood, *inverse_lists(rows, case.keys, 2, 9)])
+        for (x, y), name in zip(zip(*found, strict=True), names, strict=True):
             if name == "entries":  # behind the last list anything may stand
-                last = found[0][2][..., -1].min()
+                last = found[0][3][..., -1].min()
                 x, y = x[..., :last], y[..., :last]
             assert torch.equal(x, y.cpu()), name
 
@@ -170,3 +181,37 @@ def test_plain_torch_is_as_on_the_cpu(keys: int, dtype: torch.dtype, no_waiting:
         assert torch.equal(first, second)
         error = (first.cpu().double() - want.double()).abs().max()
         assert error <= 64 * torch.finfo(dtype).eps * want.double().abs().max().clamp(min=1.0)
+
+
+AT_CHOSEN = SIZES | {
+    "an indexer": Sizes(heads=64, queries=40, keys=300, width=128, chosen=130, causal=True),
+    "latents": Sizes(heads=128, queries=20, keys=200, width=576, chosen=70, causal=True),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", AT_CHOSEN)
+def test_scores_and_mass_at_chosen_keys_are_the_definition(name: str, dtype: torch.dtype) -> None:
+    chosen_checks.check_scores(AT_CHOSEN[name], dtype, "cuda")
+    chosen_checks.check_mass(AT_CHOSEN[name], dtype, "cuda")
+
+
+def test_scores_at_chosen_keys_repeat_to_the_bit() -> None:
+    once, again = (chosen_checks.run_scores(AT_CHOSEN["an indexer"], torch.bfloat16, "cuda", None)[0] for _ in range(2))
+    assert all(map(torch.equal, once, again))
+
+
+def test_whatever_is_hidden_changes_no_score() -> None:
+    chosen_checks.check_hidden_numbers(Sizes(keys=300, width=128), torch.bfloat16, "cuda")
+
+
+def test_nobody_waits_for_scores_at_chosen_keys(no_waiting: None) -> None:
+    torch.cuda.set_sync_debug_mode("default")
+    problem = draw(AT_CHOSEN["an indexer"].case, torch.bfloat16, "cuda")
+    q, k, weights = problem.q, problem.k[:, 0], problem.grad_lse.transpose(1, 2).float()
+    lse = problem.grad_lse.float()
+    torch.cuda.set_sync_debug_mode("error")
+    given = [x.requires_grad_() for x in (q, k, weights)]
+    scores = index_scores(*given, problem.selection)
+    torch.autograd.grad(scores, given, torch.ones_like(scores))
+    attention_mass(problem.q, problem.k, lse, problem.selection)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
@@ -18,7 +23,6 @@ from tests.indexed_checks import (
     check_hidden_numbers,
     check_repeatable,
     check_support,
-    dense_mask,
     draw,
     ours,
     run,
@@ -197,6 +201,23 @@ def test_it_compiles_into_one_graph(name: str) -> None:
     assert all(map(torch.equal, *found))
 
 
+def test_other_lengths_take_the_same_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+
+    def attended(q: Tensor, k: Tensor, indices: Tensor) -> Tensor:
+        out, lse = attend_indexed(q, k, k, Selection(indices, causal=True), return_lse=True)
+        latent = attend_latent(q, k[:, 0], Selection(indices), value_width=5)
+        return out.sin().sum() + lse.clamp(min=-5).sum() + latent.sum()
+
+    compiled = torch.compile(attended, fullgraph=True, dynamic=True, backend="aot_eager")
+    for queries, keys in ((5, 9), (6, 30), (17, 700), (33, 65)):
+        q, k = torch.randn(2, 4, queries, 8, requires_grad=True), torch.randn(2, 1, keys, 8, requires_grad=True)
+        indices = torch.randint(keys, (2, queries, 3))
+        grads = [torch.autograd.grad(f(q, k, indices), (q, k)) for f in (compiled, attended)]
+        assert all(map(torch.equal, *grads))
+
+
 def test_autocast_decides_the_dtype() -> None:
     q, k, v = torch.randn(3, 1, 2, 50, 8)
     selection = Selection(torch.randint(50, (1, 50, 3)))
@@ -222,10 +243,115 @@ def test_dropout_drops_the_same_pairs_backward_as_forward(keys: int) -> None:
     assert (many - whole).abs().max() < 0.5 * whole.abs().max()
 
 
-def test_the_support_probe_would_see_one_key_more() -> None:
-    case = replace(CASES["causal"], causal=False)
-    more = dense_mask(draw(case).selection, case.keys) != dense_mask(draw(CASES["causal"]).selection, case.keys)
-    assert more.any()
+def drawn_case(seed: int) -> Case:
+    """Any sizes and options; the same for the same seed."""
+    chance = random.Random(seed)
+    groups, block = chance.choice([1, 1, 2, 3]), chance.choice([1, 1, 1, 2, 5, 16, 20])
+    latent = groups == 1 and chance.random() < 0.4
+    width = chance.randint(1, 40)
+    return Case(
+        heads=groups * chance.choice([1, 2, 5]),
+        key_heads=groups,
+        queries=chance.randint(1, 30),
+        keys=chance.choice([1, 2, 17, 64, 65, chance.randint(1, 900)]),
+        width=width,
+        value_width=chance.randint(1, width) if latent else chance.randint(1, 40),
+        chosen=chance.randint(1, 12),
+        runs=chance.choice([None, 1, groups]),
+        block=block,
+        causal=chance.random() < 0.5,
+        mask=chance.random() < 0.2,
+        sinks=chance.random() < 0.3,
+        latent=latent,
+        softcap=None if latent or chance.random() < 0.7 else 2.0,
+        batch=chance.choice([1, 2]),
+        tidy=chance.random() < 0.3,
+        dtype=chance.choice([torch.int32, torch.int64]),
+    )
+
+
+@pytest.mark.parametrize("seed", [*range(40), *(pytest.param(n, marks=pytest.mark.slow) for n in range(40, 1000))])
+def test_any_problem_is_the_definition(seed: int) -> None:
+    case = drawn_case(seed)
+    check_definition(case, torch.float64)
+    check_support(case)
+
+
+FAULTS = {
+    "the future is seen": ("selection", "visible &= chosen <=", "visible &= chosen - 1 <=", "causal, far"),
+    "the future stands in the strip": ("selection", "device=seen.device) <=", "device=seen.device) - 1 <=", "causal"),
+    "a key counts as often as it is named": ("selection", "visible = new &", "visible = (new | True) &", "many keys"),
+    "a mask is not looked at": ("selection", "visible if allowed is None", "visible if True", "mask"),
+    "the largest score is not subtracted": ("indexed", "(block.scores - peak).exp_()", "block.scores.exp_()", "loud"),
+    "a sink counts nothing": ("indexed", "total + (block.sink - peak).exp()", "total", "sinks"),
+    "the log-sum-exp has no gradient": ("indexed", "delta - come.grad_lse[..., None]", "delta", "one choice"),
+    "values give latents no gradient": (
+        "indexed",
+        "of_keys[..., : given.value_width] += of_values",
+        "of_keys[..., : given.value_width] += 0.0 * of_values",
+        "latents",
+    ),
+    "the cap has no slope": (
+        "indexed",
+        "if not softcap:\n            return scale\n",
+        "if True:\n            return scale\n",
+        "softcap",
+    ),
+    "what nobody sees is multiplied": (
+        "layouts",
+        "masked_fill(unseen, 0.0)",
+        "masked_fill(unseen & False, 0.0)",
+        "hidden",
+    ),
+    "what nobody sees is gathered": (
+        "layouts",
+        "given.v[sequence, head, chosen].masked_fill_(~visible[..., None], 0.0)",
+        "given.v[sequence, head, chosen]",
+        "hidden, far",
+    ),
+    "keys of the first sequence have all gradients": (
+        "layouts",
+        "lane = torch.arange(batch",
+        "lane = 0 * torch.arange(batch",
+        "many keys",
+    ),
+}
+FOUND_BY = {
+    "causal, far": partial(check_support, replace(CASES["causal"], keys=700, chosen=5)),
+    "loud": partial(check_definition, replace(CASES["one choice"], scale=1000.0), torch.float64),
+    "hidden": partial(check_hidden_numbers, replace(CASES["one choice"], queries=5)),
+    "hidden, far": partial(check_hidden_numbers, replace(CASES["many keys"], queries=5)),
+}
+MODULES = {
+    "selection": "selectors.selection",
+    "indexed": "kernels.tiled.indexed",
+    "layouts": "kernels.tiled.indexed_layouts",
+}
+
+
+def found(check: str) -> None:
+    FOUND_BY.get(check, partial(check_definition, CASES.get(check, Case()), torch.float64))()
+
+
+@pytest.mark.parametrize("check", sorted({fault[3] for fault in FAULTS.values()}))
+def test_the_sound_road_passes(check: str) -> None:
+    found(check)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, sound, wrong, check = FAULTS[name]
+    module = import_module(f"gossamer.{MODULES[where]}")
+    text = Path(module.__file__).read_text()
+    assert text.count(sound) == 1
+    faulty = dict(vars(module))
+    exec(compile(text.replace(sound, wrong), module.__file__, "exec"), faulty)
+    for kind in (x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__):
+        for attribute, value in vars(faulty[kind.__name__]).items():
+            if isinstance(value, FunctionType | classmethod) and not attribute.startswith("__"):
+                monkeypatch.setattr(kind, attribute, value)
+    with pytest.raises(AssertionError):
+        found(check)
 
 
 WRONG = {

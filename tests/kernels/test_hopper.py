@@ -25,7 +25,7 @@ pytest.importorskip("triton", reason="the Hopper backend's modules name Triton's
 
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from gossamer.kernels.hopper import backend, descriptors
+from gossamer.kernels.hopper import backend, descriptors, requirements
 from gossamer.kernels.hopper.operands import Diagonal
 from gossamer.kernels.hopper.passes import only_band, passes
 
@@ -343,7 +343,7 @@ def test_the_device_is_changed_only_where_another_is_current(monkeypatch: pytest
 def test_it_says_what_it_does_not_do(
     monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], reason: str | None
 ) -> None:
-    monkeypatch.setattr(backend, "capability", lambda d: (9, 0) if d.type == "cuda" else None)
+    monkeypatch.setattr(requirements, "capability", lambda d: (9, 0) if d.type == "cuda" else None)
     settings = dict(plan=plan(Causal(), 100, 100, 2), device=torch.device("cuda:0"), dtype=torch.bfloat16, batch=1)
     settings |= dict(key_heads=2, width=64, value_width=64, softcap=0.0, dropout=0.0, has_sinks=True)
     said = HOPPER.refuses(Problem(**(settings | changed)))
@@ -351,7 +351,7 @@ def test_it_says_what_it_does_not_do(
 
 
 def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "capability", lambda _: (8, 0))
+    monkeypatch.setattr(requirements, "capability", lambda _: (8, 0))
     settings = dict(plan=plan(Causal(), 100, 100, 2), device=torch.device("cuda:0"), dtype=torch.bfloat16, batch=1)
     settings |= dict(key_heads=2, width=64, value_width=64, softcap=0.0, dropout=0.0, has_sinks=True)
     assert "compute capability 9.0" in (HOPPER.refuses(Problem(**settings)) or "")

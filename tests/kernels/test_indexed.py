@@ -10,6 +10,7 @@ import torch
 from gossamer import Unsupported
 from gossamer.indexed import Selection, attend_indexed
 from tests.kernels.indexed_in_interpreter import CHECKS
+from tests.kernels.indexed_planted_in_interpreter import FAULTS, SOUND
 from tests.kernels.interpreter import interpreted_in_halves
 
 
@@ -25,6 +26,23 @@ def failures() -> dict[str, str]:
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_kernels_are_right(name: str, failures: dict[str, str]) -> None:
     assert not failures[name], failures[name]
+
+
+@pytest.fixture(scope="module")
+def planted_failures() -> dict[str, str]:
+    if find_spec("triton") is None:
+        pytest.skip("needs Triton")
+    return interpreted_in_halves("indexed_planted_in_interpreter")[0]
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_the_sound_kernels_pass(name: str, planted_failures: dict[str, str]) -> None:
+    assert not planted_failures[f"sound: {name}"], planted_failures[f"sound: {name}"]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(name: str, planted_failures: dict[str, str]) -> None:
+    assert planted_failures[f"faulty: {name}"]
 
 
 @pytest.mark.parametrize(

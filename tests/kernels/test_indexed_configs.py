@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from gossamer.kernels import Softmax
+from gossamer.kernels.chosen import Heads, Index
 from gossamer.kernels.indexed import Inputs, Returning
+from gossamer.kernels.triton.chosen import TRITON_CHOSEN
 from gossamer.kernels.triton.indexed import TRITON_INDEXED
 from gossamer.kernels.triton.indexed_configs import widest
 from gossamer.selectors.selection import Selection
 
 triton = pytest.importorskip("triton", reason="the kernels need Triton to compile")
 
+from gossamer.kernels.chosen_rows import ordered_rows, standing_rows  # noqa: E402
 from tests.kernels import sm90  # noqa: E402
 
 if triton.knobs.runtime.interpret:
@@ -55,6 +58,17 @@ CASES = cases()
 QUICK = "64 wide, keys, torch.bfloat16", "128 wide, blocks, torch.bfloat16, crowded", "latents"
 
 
+def compiled_at_chosen(width: int, dtype: torch.dtype, heads: int) -> list[sm90.Compiled]:
+    """What an index's scores with their gradients, and the mass of attention, launch."""
+    q, k = torch.zeros(1, heads, 64, width, dtype=dtype), torch.zeros(1, 64, width, dtype=dtype)
+    places = torch.zeros(1, 64, 100, dtype=torch.int32)
+    index = Index(q, k, torch.zeros(1, 64, heads), places, relu=True)
+    with sm90.hopper() as kernels:
+        TRITON_CHOSEN.scores_backward(index, TRITON_CHOSEN.scores(index))
+        TRITON_CHOSEN.mass(Heads(q, k[:, None], torch.zeros(1, heads, 64), places, 1.0))
+    return kernels
+
+
 def compiled(case: Case) -> list[sm90.Compiled]:
     """What a call launches, forward and backward, with a gradient of the log-sum-exp."""
     q, k = (torch.zeros(1, heads, 128, case.width, dtype=case.dtype) for heads in (2 * case.repeats, 2))
@@ -77,3 +91,57 @@ def test_the_kernels_fit_hopper(name: str) -> None:
     assert {kernel.name for kernel in kernels} == {"indexed_forward", "indexed_backward_queries"} | of_keys
     assert [fault for kernel in kernels for fault in kernel.faults] == []
     assert all(kernel.shared_memory <= CONSUMER for kernel in kernels)
+
+
+AT_CHOSEN = [
+    (width, dtype, heads)
+    for dtype in (BF16, FP32)
+    for width in (64, 128, 256, 576)
+    for heads in (8, 64, 128)
+    if width <= widest(dtype)
+]
+
+
+@pytest.mark.parametrize(
+    "sizes", [x if x == (128, BF16, 64) else pytest.param(x, marks=pytest.mark.slow) for x in AT_CHOSEN], ids=str
+)
+def test_the_kernels_at_chosen_keys_fit_hopper(sizes: tuple[int, torch.dtype, int]) -> None:
+    kernels = compiled_at_chosen(*sizes)
+    of_index = {"index_scores", "index_scores_queries", "index_scores_rows", "indexed_sum_rows"}
+    assert {kernel.name for kernel in kernels} == of_index | {"attention_mass"}
+    assert [fault for kernel in kernels for fault in kernel.faults] == []
+    assert all(kernel.shared_memory <= CONSUMER for kernel in kernels)
+
+
+ONE = {
+    "one of all": (1, 1, 1, 1, 1, 1),
+    "one query of sixteen heads": (16, 1, 1, 40, 5, 1),
+    "one query and one block": (4, 4, 1, 40, 1, 16),
+    "one key": (2, 1, 5, 1, 1, 1),
+}
+"""(heads, key heads, queries, keys, chosen, block): Triton makes an argument that is 1 a constant."""
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_sizes_of_one_compile(name: str) -> None:
+    heads, groups, queries, keys, chosen, block = ONE[name]
+    q, k = torch.zeros(1, heads, queries, 64, dtype=BF16), torch.zeros(1, groups, keys, 64, dtype=BF16)
+    places = torch.zeros(1, queries, chosen, dtype=torch.int32)
+    given = Inputs(q, k, k, 64, None, Selection(places, block, causal=True), Softmax(1.0))
+    index = Index(q, k[:, 0], torch.zeros(1, queries, heads), places, relu=True)
+    with sm90.hopper() as kernels:
+        out, lse = TRITON_INDEXED.forward(given)
+        TRITON_INDEXED.backward(given, Returning(out, lse, out, None))
+        TRITON_CHOSEN.scores_backward(index, TRITON_CHOSEN.scores(index))
+        TRITON_CHOSEN.mass(Heads(q, k, lse, places, 1.0))
+    assert [fault for kernel in kernels for fault in kernel.faults] == []
+
+
+def test_the_kernel_of_rows_fits_hopper() -> None:
+    selection = Selection(torch.zeros(1, 128, 2048, dtype=torch.int32), causal=True)
+    with sm90.hopper() as kernels:
+        ordered_rows(selection, 4096)
+        standing_rows(selection, 4096)
+        ordered_rows(replace(selection, block_size=64, indices=selection.indices.long()), 4096)
+    assert len(kernels) == 3
+    assert [fault for kernel in kernels for fault in kernel.faults] == []

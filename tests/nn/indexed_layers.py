@@ -36,11 +36,12 @@ def turned(x: Tensor, rotary: RotaryConfig) -> Tensor:
     if rotary.yarn is not None:
         yarn, length = rotary.yarn, rotary.yarn.length_factor
         rates = [rate * (1 - slow + slow / yarn.factor) for rate, slow in zip(rates, ramp(half, rotary), strict=True)]
-    angles = torch.arange(x.shape[-2])[:, None] * torch.tensor(rates, dtype=torch.float64)
-    pairs = x.unflatten(-1, (half, 2)) if rotary.interleaved else x.unflatten(-1, (2, half)).mT
+    angles = torch.arange(x.shape[-2], device=x.device)[:, None] * torch.tensor(rates, dtype=torch.float64).to(x.device)
+    wide = x.double()
+    pairs = wide.unflatten(-1, (half, 2)) if rotary.interleaved else wide.unflatten(-1, (2, half)).mT
     numbers = torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.full_like(angles, length), angles)
     pairs = torch.view_as_real(numbers)
-    return (pairs if rotary.interleaved else pairs.mT).flatten(-2)
+    return (pairs if rotary.interleaved else pairs.mT).flatten(-2).to(x.dtype)
 
 
 def ramp(half: int, rotary: RotaryConfig) -> list[float]:
@@ -66,7 +67,7 @@ def index_scores(layer: torch.nn.Module, x: Tensor, source: Tensor) -> Tensor:
     products = q @ k[:, None].mT  # [B, J, N, N]
     products = products.relu() if shape.relu else products
     scores = (products * weights.mT[..., None]).sum(1)
-    return scores.masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(), -torch.inf)
+    return scores.masked_fill(~torch.ones(n, n, dtype=torch.bool, device=x.device).tril(), -torch.inf)
 
 
 def best(scores: Tensor, count: int) -> Tensor:
@@ -98,7 +99,7 @@ def dense_latent(layer: LatentAttention, x: Tensor, seen: Tensor | None = None) 
     if shape.rotary.yarn is not None:
         scale *= (1 + 0.1 * shape.rotary.yarn.mscale_all_dim * math.log(shape.rotary.yarn.factor)) ** 2
     if seen is None:
-        seen = torch.ones(n, n, dtype=torch.bool).tril().expand(len(x), -1, -1)
+        seen = torch.ones(n, n, dtype=torch.bool, device=x.device).tril().expand(len(x), -1, -1)
         if layer.indexer is not None:
             seen = best(index_scores(layer, x, source), shape.indexer.index_topk)
     scores = (q @ k.mT * scale).masked_fill(~seen[:, None], -torch.inf)
@@ -109,7 +110,7 @@ def dense_latent(layer: LatentAttention, x: Tensor, seen: Tensor | None = None) 
 def mask_of(selection: object, keys: int) -> Tensor:
     """[B, Q, K] True at what one choice for all heads has chosen."""
     indices = selection.indices[:, 0].long()
-    seen = torch.zeros(*indices.shape[:2], keys + 1, dtype=torch.bool)
+    seen = torch.zeros(*indices.shape[:2], keys + 1, dtype=torch.bool, device=indices.device)
     return seen.scatter_(-1, indices.masked_fill(indices < 0, keys), True)[..., :keys]
 
 

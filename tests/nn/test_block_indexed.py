@@ -8,11 +8,19 @@ from torch import Tensor
 
 from gossamer import Causal, attend
 from gossamer.config import RotaryConfig
+from gossamer.indexed import Selection, attention_mass
 from gossamer.nn.block_indexed import BlockIndexedAttention, BlockIndexer
 from gossamer.nn.partial_rotary import turned_first
 from gossamer.nn.whole_cache import WholeCache
 from gossamer.selectors.block_topk import BlockTopK
-from tests.causal_modules import check_gradients_reach, check_no_leak, check_picked, check_pieces, check_slope
+from tests.causal_modules import (
+    check_gradients_reach,
+    check_indexer_learns,
+    check_no_leak,
+    check_picked,
+    check_pieces,
+    check_slope,
+)
 
 SHAPE = {"width": 24, "heads": 4, "key_heads": 2, "head_width": 12, "index_width": 10, "rotary_width": 6}
 ROTARY = RotaryConfig(theta=5_000_000.0)
@@ -25,7 +33,7 @@ def layer(choice: BlockTopK = FEW, dtype: torch.dtype = torch.float64) -> BlockI
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if "norm" in name:
-                parameter.uniform_(0.5, 2.0)
+                parameter.uniform_(-0.5, 1.0)
     return made
 
 
@@ -33,18 +41,9 @@ def inputs(length: int = 50) -> Tensor:
     return torch.randn(2, length, 24, dtype=torch.float64)
 
 
-NAMES = {
-    **{"q_proj.weight": "query.weight", "k_proj.weight": "key.weight", "v_proj.weight": "value.weight"},
-    **{"o_proj.weight": "dense.weight", "q_norm.weight": "query_norm.weight", "k_norm.weight": "key_norm.weight"},
-    **{"indexer.q_proj.weight": "indexer.query.weight", "indexer.k_proj.weight": "indexer.key.weight"},
-    **{"indexer.q_norm.weight": "indexer.query_norm.weight", "indexer.k_norm.weight": "indexer.key_norm.weight"},
-}
-
-
 @pytest.mark.parametrize("choice", [BlockTopK(8, 2), BlockTopK(8, 3, local=2), BlockTopK(16, 1)], ids=str)
 @pytest.mark.parametrize("length", [1, 9, 61])
 def test_it_is_transformers_layer(choice: BlockTopK, length: int) -> None:
-    """Theirs multiplies by one more than the weight of a norm, and computes norms in float32."""
     m3 = pytest.importorskip("transformers.models.minimax_m3_vl.modeling_minimax_m3_vl")
     config = m3.MiniMaxM3VLTextConfig(
         hidden_size=24, num_attention_heads=4, num_key_value_heads=2, head_dim=12, num_hidden_layers=1,
@@ -54,8 +53,7 @@ def test_it_is_transformers_layer(choice: BlockTopK, length: int) -> None:
         attn_implementation="eager",
     )  # fmt: skip
     ours, theirs = layer(choice, torch.float32), m3.MiniMaxM3VLAttention(config, 0)
-    weights = dict(ours.named_parameters())
-    theirs.load_state_dict({name: weights[own] - float("norm" in name) for name, own in NAMES.items()})
+    theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, length, 24)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     turns = m3.MiniMaxM3VLRotaryEmbedding(config)(x, torch.arange(length)[None])
@@ -72,7 +70,7 @@ def in_dense(made: BlockIndexedAttention, x: Tensor) -> Tensor:
     length, choice = x.shape[1], made.indexer.choice
     at = torch.arange(length)
     q, k, v = made.project(x)
-    q, k = (turned_first(norm(each), at, ROTARY, 6) for norm, each in ((made.query_norm, q), (made.key_norm, k)))
+    q, k = (turned_first(norm(each), at, ROTARY, 6) for norm, each in ((made.q_norm, q), (made.k_norm, k)))
     index_q, index_k = made.indexer.project(x)
     seen = torch.zeros(2, 2, length, length, dtype=torch.bool)
     for b, g, t in torch.cartesian_prod(torch.arange(2), torch.arange(2), at).tolist():
@@ -98,8 +96,7 @@ def test_with_every_block_it_is_full_attention(choice: BlockTopK) -> None:
     made, x = layer(choice), inputs()
     q, k, v = made.project(x)
     q, k = (
-        turned_first(norm(each), torch.arange(50), ROTARY, 6)
-        for norm, each in ((made.query_norm, q), (made.key_norm, k))
+        turned_first(norm(each), torch.arange(50), ROTARY, 6) for norm, each in ((made.q_norm, q), (made.k_norm, k))
     )
     torch.testing.assert_close(made(x), made.merge(attend(q, k, v, Causal())), rtol=1e-9, atol=1e-11)
 
@@ -134,7 +131,7 @@ def test_gradients_reach_all_but_the_indexer_and_are_slopes() -> None:
 def test_the_defaults_are_minimax_s() -> None:
     made = BlockIndexedAttention(64, 4, 4)
     assert (made.head_width, made.rotary, made.indexer.choice) == (128, ROTARY, BlockTopK(128, 16))
-    assert made.indexer.key.out_features == 128
+    assert made.indexer.k_proj.out_features == 128
 
 
 @pytest.mark.parametrize(
@@ -154,3 +151,22 @@ def test_sizes_that_do_not_fit_are_refused(options: dict[str, int], message: str
 def test_an_indexer_needs_sizes() -> None:
     with pytest.raises(ValueError, match="BlockIndexer: index_width is 0"):
         BlockIndexer(24, 2, index_width=0)
+
+
+def test_each_index_head_learns_from_its_group_alone() -> None:
+    made = layer()
+    x = torch.randn(2, 50, 24, dtype=torch.float64, requires_grad=True)
+    out, seen = made(x, return_intermediate=True)
+    assert torch.equal(out, made(x)) and len(seen) == 2
+    blocks = made.indexer(x)
+    for g, part in enumerate(seen):
+        assert part.q.shape == (2, 2, 50, 12) and part.k.shape == (2, 1, 50, 12)
+        one = Selection(blocks.indices[:, g], 8, causal=True)
+        assert torch.equal(part.selection.strip(0, 50, 50), one.strip(0, 50, 50))
+        hidden = ~one.strip(0, 50, 50)
+        shares = (part.q @ part.k.mT * 12**-0.5).masked_fill(hidden, -torch.inf).softmax(-1).mean(1)
+        mass = attention_mass(part.q, part.k, part.lse, part.selection, part.scale)
+        chosen = part.selection.indices[:, 0].long()
+        right = shares.gather(2, chosen.clamp(0, 49)).masked_fill((chosen < 0) | (chosen > 49), 0.0)
+        torch.testing.assert_close(mass, right, rtol=1e-9, atol=1e-11)
+    check_indexer_learns(made, seen, relu=False)

@@ -10,8 +10,16 @@ from torch import Tensor
 
 from gossamer.config import CSA, HCA, WINDOW_ONLY, CompressedConfig, IndexerConfig
 from gossamer.config.compressed import FAR
+from gossamer.indexed import attention_mass, index_scores
 from gossamer.nn.compressed import CompressedAttention, CompressedCache
-from tests.causal_modules import check_gradients_reach, check_no_leak, check_picked, check_pieces, check_slope
+from tests.causal_modules import (
+    check_gradients_reach,
+    check_indexer_learns,
+    check_no_leak,
+    check_picked,
+    check_pieces,
+    check_slope,
+)
 
 SMALL = {
     **{"hidden_size": 24, "num_attention_heads": 4, "head_dim": 16, "q_lora_rank": 12, "qk_rope_head_dim": 8},
@@ -33,33 +41,11 @@ def layer(kind: str, dtype: torch.dtype = torch.float64, **changes: object) -> C
         for name, parameter in made.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
-            elif "sinks" in name or "place" in name:
+            elif "sinks" in name or "position_bias" in name:
                 parameter.normal_()
             else:
                 parameter.mul_(3.0)  # scores that differ
     return made
-
-
-NAMES = {
-    "sinks": "sinks",
-    "q_a_proj.weight": "query_down.weight",
-    "q_a_norm.weight": "query_norm.weight",
-    "q_b_proj.weight": "query_up.weight",
-    "kv_proj.weight": "key_value.weight",
-    "kv_norm.weight": "key_value_norm.weight",
-    "o_b_proj.weight": "out_up.weight",
-    "compressor.kv_proj.weight": "compressor.value.weight",
-    "compressor.gate_proj.weight": "compressor.gate.weight",
-    "compressor.position_bias": "compressor.place",
-    "compressor.kv_norm.weight": "compressor.norm.weight",
-    "compressor.indexer.kv_proj.weight": "indexer.entries.value.weight",
-    "compressor.indexer.gate_proj.weight": "indexer.entries.gate.weight",
-    "compressor.indexer.position_bias": "indexer.entries.place",
-    "compressor.indexer.kv_norm.weight": "indexer.entries.norm.weight",
-    "compressor.indexer.q_b_proj.weight": "indexer.query.weight",
-    "compressor.indexer.scorer.weights_proj.weight": "indexer.weight.weight",
-}
-"""Parameters by transformers' name and by ours, besides `o_a_proj`, which has its groups below one another."""
 
 
 def of_transformers(kind: str, ours: CompressedAttention) -> torch.nn.Module:
@@ -74,9 +60,7 @@ def of_transformers(kind: str, ours: CompressedAttention) -> torch.nn.Module:
         compress_rates={"compressed_sparse_attention": 4, "heavily_compressed_attention": 6},
     )  # fmt: skip
     theirs = v4.DeepseekV4Attention(config, 0).float()
-    weights = dict(ours.float().named_parameters())
-    given = {name: weights[NAMES[name]] for name in theirs.state_dict() if name in NAMES}
-    theirs.load_state_dict({**given, "o_a_proj.weight": weights["out_down"].flatten(0, 1)})
+    theirs.load_state_dict(ours.float().state_dict())
     theirs.turn = v4.DeepseekV4RotaryEmbedding(config)
     return theirs
 
@@ -123,14 +107,14 @@ def entries_in_loops(made: torch.nn.Module, x: Tensor, rate: int, overlap: bool,
     for first in range(0, x.shape[0] // rate * rate, rate):
         said, gates = [], []
         for t in range(first - rate if overlap and first else first, first + rate):
-            value = x[t] @ made.value.weight.T
-            gate = x[t] @ made.gate.weight.T + made.place[t % rate]
+            value = x[t] @ made.kv_proj.weight.T
+            gate = x[t] @ made.gate_proj.weight.T + made.position_bias[t % rate]
             half = value.shape[0] // 2
             part = slice(None) if not overlap else slice(half, None) if t >= first else slice(half)
             said.append(value[part])
             gates.append(gate[part])
         mean = (torch.stack(gates).softmax(0) * torch.stack(said)).sum(0)
-        entries.append(turned(normalised(mean, made.norm.weight), first, theta))
+        entries.append(turned(normalised(mean, made.kv_norm.weight), first, theta))
     return entries
 
 
@@ -138,31 +122,31 @@ def in_loops(layer: CompressedAttention, x: Tensor) -> Tensor:
     """The formula, a token and a head at a time, for one sequence [N, E]."""
     config = layer.config
     theta, rate = config.rotary.theta, config.compress_rate
-    low = normalised(x @ layer.query_down.weight.T, layer.query_norm.weight)
-    near = [
-        turned(row, t, theta)
-        for t, row in enumerate(normalised(x @ layer.key_value.weight.T, layer.key_value_norm.weight))
-    ]
+    low = normalised(x @ layer.q_a_proj.weight.T, layer.q_a_norm.weight)
+    near = [turned(row, t, theta) for t, row in enumerate(normalised(x @ layer.kv_proj.weight.T, layer.kv_norm.weight))]
     entries = entries_in_loops(layer.compressor, x, rate, config.overlap, theta) if rate else []
     indexer = layer.indexer
-    of_indexer = entries_in_loops(indexer.entries, x, rate, config.overlap, theta) if indexer else []
+    of_indexer = entries_in_loops(indexer, x, rate, config.overlap, theta) if indexer else []
     rows = []
     for t in range(x.shape[0]):
         whole = list(range((t + 1) // rate)) if rate else []
         if indexer and len(whole) > config.indexer.index_topk:
             queries = turned(
-                (low[t] @ indexer.query.weight.T).unflatten(0, (config.indexer.index_n_heads, -1)), t, theta
+                (low[t] @ indexer.q_b_proj.weight.T).unflatten(0, (config.indexer.index_n_heads, -1)), t, theta
             )
-            weights = x[t] @ indexer.weight.weight.T
+            weights = x[t] @ indexer.scorer.weights_proj.weight.T
             scores = [float((weights * (queries @ of_indexer[w]).relu()).sum()) for w in whole]
             whole = sorted(whole, key=lambda w: (-scores[w], w))[: config.indexer.index_topk]
         keys = torch.stack([*near[max(0, t - config.sliding_window + 1) : t + 1], *(entries[w] for w in whole)])
-        queries = normalised((low[t] @ layer.query_up.weight.T).unflatten(0, (config.num_attention_heads, -1)))
+        queries = normalised((low[t] @ layer.q_b_proj.weight.T).unflatten(0, (config.num_attention_heads, -1)))
         scores = turned(queries, t, theta) @ keys.T * config.head_dim**-0.5
         shares = torch.cat([scores, layer.sinks[:, None]], 1).softmax(1)[:, :-1]
         heads = turned(shares @ keys, -t, theta).flatten().unflatten(0, (config.o_groups, -1))
         rows.append(
-            torch.cat([of @ down.T for of, down in zip(heads, layer.out_down, strict=True)]) @ layer.out_up.weight.T
+            torch.cat(
+                [of @ down.T for of, down in zip(heads, layer.o_a_proj.weight.chunk(config.o_groups), strict=True)]
+            )
+            @ layer.o_b_proj.weight.T
         )
     return torch.stack(rows)
 
@@ -195,7 +179,7 @@ def test_as_many_entries_as_there_are_is_all_of_them() -> None:
     kind = "compressed_sparse_attention"
     chosen = layer(kind, indexer=replace(INDEXER, index_topk=99))
     every = layer(kind, indexer=None)
-    every.load_state_dict({k: v for k, v in chosen.state_dict().items() if not k.startswith("indexer")})
+    every.load_state_dict({k: v for k, v in chosen.state_dict().items() if "indexer" not in k})
     x = torch.randn(2, 50, 24, dtype=torch.float64)
     torch.testing.assert_close(chosen(x), every(x), rtol=1e-11, atol=1e-11)
 
@@ -224,7 +208,7 @@ def test_what_is_held_of_tokens_does_not_grow(kind: str) -> None:
 @every_kind
 def test_gradients_reach_all_but_the_indexer(kind: str) -> None:
     made = layer(kind)
-    check_gradients_reach(made, made(torch.randn(2, 40, 24, dtype=torch.float64)), but=["indexer."])
+    check_gradients_reach(made, made(torch.randn(2, 40, 24, dtype=torch.float64)), but=["compressor.indexer."])
 
 
 @every_kind
@@ -263,3 +247,33 @@ def test_the_defaults_are_the_paper_s() -> None:
     assert (config.head_dim, config.qk_rope_head_dim, config.rotary.theta) == (512, 64, 160_000.0)
     assert (HCA.compress_rate, HCA.overlap, HCA.indexer) == (128, False, None)
     assert WINDOW_ONLY.rotary.theta == 10_000.0
+
+
+def test_the_indexer_learns_from_shares_of_the_whole_softmax_alone() -> None:
+    """Shares of entries are those among window, entries and sink; their loss reaches the indexer and nobody else."""
+    made = layer("compressed_sparse_attention")
+    x = torch.randn(2, 40, 24, dtype=torch.float64, requires_grad=True)
+    out, seen = made(x, return_intermediate=True)
+    assert torch.equal(out, made(x))
+    near = made._turned(made.kv_norm(made.kv_proj(x))[:, None], torch.arange(40))
+    at, entry = torch.arange(40), torch.arange(10)
+    far = (at[:, None] < at) | (at[:, None] - at >= 8)
+    chosen = (seen.selection.indices[..., None] == entry).any(3)  # [B, 1, N, W]
+    hidden = torch.cat([far.expand(2, 1, -1, -1), ~chosen], -1)
+    scores = (seen.q @ torch.cat([near, seen.k], 2).mT * 0.25).masked_fill(hidden, -torch.inf)
+    joint = torch.cat([scores, made.sinks.view(1, 4, 1, 1).expand(2, -1, 40, 1)], -1)
+    torch.testing.assert_close(seen.lse, joint.logsumexp(-1), rtol=1e-10, atol=1e-10)
+    right = joint.softmax(-1)[..., 40:50].sum(1)
+    right = right / right.sum(-1, keepdim=True)
+    mass = attention_mass(seen.q, seen.k, seen.lse, seen.selection, seen.scale)
+    found = torch.zeros(2, 40, 11, dtype=torch.float64).scatter_add_(2, seen.selection.indices[:, 0].long() % 11, mass)
+    torch.testing.assert_close(found[:, 3:, :10], right[:, 3:], rtol=1e-9, atol=1e-11)
+    check_indexer_learns(made, [seen], relu=True)
+    assert torch.autograd.grad(index_scores(*seen.index, seen.selection)[:, 12:].sum(), x, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("kind", ["heavily_compressed_attention", "sliding_attention"])
+def test_without_an_indexer_nothing_is_learned_from(kind: str) -> None:
+    made, x = layer(kind), torch.randn(1, 20, 24, dtype=torch.float64)
+    out, seen = made(x, return_intermediate=True)
+    assert seen is None and torch.equal(out, made(x))

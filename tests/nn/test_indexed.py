@@ -180,3 +180,14 @@ def test_a_stage_that_is_none_is_refused() -> None:
     layer.stage = "dense"
     with pytest.raises(ValueError, match="stage is 'dense'; give 'sparse', or 'warm_up'"):
         layer(text())
+
+
+@pytest.mark.parametrize("stage", ["sparse", "warm_up"])
+def test_what_the_indexer_learns_from_leads_to_nobody_else(stage: str) -> None:
+    layer, x = layer_of(), text().requires_grad_()
+    layer.stage = stage
+    _, seen = layer(x, True)
+    sum(part.square().sum() for part in seen.index).backward()
+    for name, parameter in layer.named_parameters():
+        assert (parameter.grad is None) == ("indexer" not in name), name
+    assert x.grad is None and not any(each.requires_grad for each in (seen.q, seen.k, seen.lse))

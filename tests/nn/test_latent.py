@@ -11,6 +11,7 @@ from torch import Tensor
 from gossamer.config import IndexerConfig, LatentConfig
 from gossamer.indexed import Selection
 from gossamer.nn import KVCache, LatentAttention
+from gossamer.nn.indexing import loss_of
 from tests.nn.indexed_layers import INDEXER, LATENT, LATENT_SHAPES, best, dense_latent, index_scores, mask_of
 
 MODES = ("mha", "mqa")
@@ -274,3 +275,64 @@ def test_a_stage_that_is_none_is_refused() -> None:
     layer.stage = "dense"
     with pytest.raises(ValueError, match="stage is 'dense'; give 'sparse', or 'warm_up'"):
         layer(text())
+
+
+@pytest.mark.parametrize("stage", ["sparse", "warm_up"])
+def test_what_the_indexer_learns_from_leads_to_nobody_else(stage: str) -> None:
+    layer, x = layer_of(), text().requires_grad_()
+    layer.stage = stage
+    _, seen = layer(x, True)
+    sum(part.square().sum() for part in seen.index).backward()
+    for name, parameter in layer.named_parameters():
+        assert (parameter.grad is None) == ("indexer" not in name), name
+    assert x.grad is None and not any(each.requires_grad for each in (seen.q, seen.k, seen.lse))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_looked_at_can_be_told_from_what_is_handed_over(mode: str) -> None:
+    """The log-sum-exps, queries and keys of a run give back the very weights that attention had."""
+    layer, x = layer_of(), text()
+    _, seen = layer(x, True, mode=mode)
+    mask = mask_of(seen.selection, 50)
+    weights = (seen.q @ seen.k.mT * seen.scale - seen.lse[..., None]).exp().masked_fill(~mask[:, None], 0.0)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 50).double(), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", [*MODES, None])
+def test_no_tokens_and_no_sequences_are_no_trouble(mode: str | None) -> None:
+    layer, cache, x = layer_of(), KVCache(50), text()
+    assert layer(x[:, :0], mode=mode).shape == (2, 0, 64)
+    assert layer(x[:0], mode=mode).shape == (0, 50, 64)
+    out = []
+    with torch.no_grad():
+        for piece in x.split([0, 20, 0, 1, 29], dim=1):
+            out.append(layer(piece, mode=mode, cache=cache))
+            cache.advance(piece.shape[1])
+        torch.testing.assert_close(torch.cat(out, 1), layer(x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("within", [None, [[0, 50], [9, 41]]])
+@pytest.mark.parametrize("stage", ["sparse", "warm_up"])
+def test_the_indexer_learns_the_same_in_both_modes(stage: str, within: list[list[int]] | None) -> None:
+    """From latents or from the heads' own keys, against the sum over heads written out."""
+    layer, x = layer_of(), text()
+    layer.stage = stage
+    places = None if within is None else torch.tensor(within, dtype=torch.int32)
+    mask = torch.ones(2, 50, 50, dtype=torch.bool).tril()
+    for row, (first, end) in enumerate(within or ()):
+        inside = (torch.arange(50) >= first) & (torch.arange(50) < end)
+        mask[row] &= inside & inside[:, None]
+    _, seen = layer(x, True, mode="mha", within=places)
+    if stage == "sparse":
+        mask &= mask_of(seen.selection, 50)
+    scores = (seen.q @ seen.k.mT * seen.scale).masked_fill(~mask[:, None], -torch.inf)
+    heads = scores.softmax(-1).nan_to_num(0.0).sum(1) / 4
+    index = index_scores(layer, x, layer.query_source(x)).masked_fill(~mask, -1e30).log_softmax(-1)
+    each = (torch.xlogy(heads, heads) - heads * index).masked_fill(~mask, 0.0).sum(-1)
+    right = each.sum() / mask.any(-1).sum()
+    wanted = list(layer.indexer.parameters())
+    gradients = torch.autograd.grad(right, wanted)
+    for mode in MODES:
+        found = loss_of(layer.indexer, layer(x, True, mode=mode, within=places)[1])
+        torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(torch.autograd.grad(found, wanted), gradients, rtol=1e-8, atol=1e-11)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gossamer import Causal, attend
+from gossamer.config import RotaryConfig
 from gossamer.nn.moba import MoBAAttention
 from gossamer.nn.whole_cache import WholeCache
 from gossamer.selectors.moba import moba_selection
@@ -100,3 +101,17 @@ def test_the_defaults_are_the_paper_s() -> None:
 def test_sizes_that_do_not_fit_are_refused(arguments: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MoBAAttention(*arguments)
+
+
+def test_weights_of_llama_s_attention_load_as_they_are() -> None:
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    config = llama.LlamaConfig(
+        hidden_size=24, num_attention_heads=4, num_key_value_heads=2, head_dim=6, attn_implementation="eager",
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+    )  # fmt: skip
+    theirs = llama.LlamaAttention(config, 0)
+    ours = MoBAAttention(24, 4, 2, block=8, count=7, rotary=RotaryConfig(theta=500_000.0))
+    ours.load_state_dict(theirs.state_dict())
+    x, hidden = torch.randn(2, 50, 24), torch.full((50, 50), -torch.inf).triu(1)[None, None]
+    turns = llama.LlamaRotaryEmbedding(config)(x, torch.arange(50)[None])
+    torch.testing.assert_close(ours(x), theirs(x, turns, hidden)[0], rtol=1e-4, atol=1e-5)

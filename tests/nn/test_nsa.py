@@ -53,7 +53,7 @@ def in_dense(made: NSAAttention, x: Tensor) -> Tensor:
     """The three branches of whole sequences by their masks, with gates; compressed and selected by loops."""
     nsa, length = made.nsa, x.shape[1]
     at = torch.arange(length)
-    q = rotated(split(made.query(x), made.heads), at)
+    q = rotated(split(made.q_proj(x), made.heads), at)
     k = {name: split(made.keys[name](x), made.key_heads) for name in BRANCHES}
     v = {name: split(made.values[name](x), made.key_heads) for name in BRANCHES}
     starts = [s for s in range(0, length, nsa.stride) if s + nsa.length <= length]
@@ -77,7 +77,7 @@ def in_dense(made: NSAAttention, x: Tensor) -> Tensor:
         softmax_over(q, rotated(k["window"], at), v["window"], near),
     )
     gates = made.gate(x).sigmoid().unflatten(-1, (3, made.heads))
-    return made.dense(merged(sum(out * gates[:, :, i].mT[..., None] for i, out in enumerate(outs))))
+    return made.o_proj(merged(sum(out * gates[:, :, i].mT[..., None] for i, out in enumerate(outs))))
 
 
 @every_shape
@@ -108,8 +108,8 @@ def test_a_branch_that_sees_all_is_full_attention(shape: str, branch: str, nsa: 
     made, x = alone(layer(shape, nsa), branch), inputs()
     at = torch.arange(50)
     k, v = split(made.keys[branch](x), made.key_heads), split(made.values[branch](x), made.key_heads)
-    right = attend(rotated(split(made.query(x), made.heads), at), rotated(k, at), v, Causal())
-    torch.testing.assert_close(made(x), made.dense(merged(right)), rtol=1e-9, atol=1e-11)
+    right = attend(rotated(split(made.q_proj(x), made.heads), at), rotated(k, at), v, Causal())
+    torch.testing.assert_close(made(x), made.o_proj(merged(right)), rtol=1e-9, atol=1e-11)
 
 
 def test_before_the_first_whole_block_compression_gives_nothing() -> None:

@@ -56,10 +56,7 @@ def test_it_is_transformers_layer(kind: str) -> None:
         attn_implementation="eager",
     )  # fmt: skip
     ours, theirs = layer(kind).double(), oss.GptOssAttention(config, 0).double()
-    names = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "dense"}
-    weights = dict(ours.named_parameters())
-    given = {f"{name}.{part}": weights[f"{own}.{part}"] for name, own in names.items() for part in ("weight", "bias")}
-    theirs.load_state_dict({**given, "sinks": ours.sinks})
+    theirs.load_state_dict(ours.state_dict())
     x, at = inputs(), torch.arange(40)
     hidden = torch.zeros(40, 40).masked_fill(~torch.from_numpy(PATTERNS[kind].dense_mask(40)), -torch.inf)
     turns = oss.GptOssRotaryEmbedding(config)(x.float(), at[None])

@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tiny: Tiny, tmp_pa
 
 def test_a_run_that_diverges_keeps_its_checkpoints(tiny: Tiny, tmp_path, monkeypatch) -> None:
     def spoil() -> None:
-        monkeypatch.setattr(trainer.Trainer, "_backward", lambda *arguments: float("nan"))
+        monkeypatch.setattr(trainer.Trainer, "_backward", lambda *arguments: {"loss": float("nan")})
 
     with pytest.raises(Diverged, match="step 4: the loss is nan"):
         train(tiny(checkpoint_every=2), on_step=after(3, spoil))

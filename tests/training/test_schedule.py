@@ -6,8 +6,8 @@ from gossamer.training.config import Phase
 from gossamer.training.schedule import learning_rate
 
 PHASE = Phase(
-    steps=110, windows=(), context_size=8, learning_rate=2.0, batch_size=1, gradient_accumulation=1, warmup_steps=10,
-    final_share=0.1,
+    steps=110, windows=(), stage=None, context_size=8, learning_rate=2.0, batch_size=1, gradient_accumulation=1,
+    warmup_steps=10, final_share=0.1,
 )  # fmt: skip
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from ..patterns import Causal, Dilated, Pattern, PerHead, Window
 from ..patterns.base import is_number, require_integer
-from .rotary import HALVES, RotaryConfig
+from .indexer import IndexerConfig
+from .rotary import HALVES, RotaryConfig, YarnConfig
 from .sparse import SparseAttentionConfig
 
 Positions = Literal["learned", "rotary"]
@@ -16,7 +17,7 @@ Positions = Literal["learned", "rotary"]
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The shape of a GPT-2 whose attention is dense, or sparse where `use_sparse_attention` or `windows` say so.
+    """The shape of a GPT-2 whose attention is dense, or sparse by a fixed pattern, or to the keys that indexers choose.
 
     >>> GPT2Config(n_head=6, n_embed=384).head_width
     64
@@ -24,8 +25,8 @@ class GPT2Config:
     PerHead([(Causal() & Window(size=64), 10), (Causal() & Dilated(size=64, step=3), 2)])
 
     Raises:
-        ValueError: A field is out of its range, the head counts of `sparse_config` do not sum to `n_head`, or
-            `windows` or `dilations` are not one for each layer.
+        ValueError: A field is out of its range, the head counts of `sparse_config` do not sum to `n_head`,
+            `windows` or `dilations` are not one for each layer, or there are two answers to what a layer sees.
     """
 
     vocab_size: int = 50304
@@ -59,6 +60,8 @@ class GPT2Config:
     """How many heads of a layer, its last ones, are dilated."""
     positions: Positions = "learned"
     """learned (a table that is added to the tokens) or rotary (queries and keys are turned by their positions)."""
+    indexer: IndexerConfig | None = None
+    """What chooses, in every layer, the keys that a query sees (DeepSeek Sparse Attention); None: nothing does."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_size", "n_layer", "n_head", "n_embed"):
@@ -81,6 +84,7 @@ class GPT2Config:
         self._require_padding_beyond_the_vocabulary()
         self._require_heads_that_fit()
         self._require_layers_that_fit()
+        self._require_one_attention()
 
     @property
     def head_width(self) -> int:
@@ -117,12 +121,7 @@ class GPT2Config:
         Raises:
             ValueError: A key is unknown (the message lists the known ones) or a value is out of range.
         """
-        _require_known_keys(cls, settings)
-        values = dict(settings)
-        if isinstance(sparse := values.get("sparse_config"), Mapping):
-            _require_known_keys(SparseAttentionConfig, sparse)
-            values["sparse_config"] = SparseAttentionConfig(**sparse)
-        return cls(**values)
+        return _built(cls, settings)
 
     def _require(self, name: str, holds: bool, fix: str) -> None:
         if not holds:
@@ -156,12 +155,40 @@ class GPT2Config:
         self._require("dilated_heads", heads <= self.n_head, f"give at most n_head={self.n_head}")
         if self.dilations and not self.windows:
             self._require("dilations", False, "give windows too, whose keys they spread")
+
+    def _require_one_attention(self) -> None:
         if self.windows and self.use_sparse_attention:
             self._require("windows", False, "leave them out, or set use_sparse_attention=False: a layer follows one")
+        if self.indexer is None:
+            return
+        self._require("indexer", isinstance(self.indexer, IndexerConfig), "give an IndexerConfig, or None")
+        for name in ("use_sparse_attention", "windows"):
+            if getattr(self, name):
+                self._require(name, False, "leave it out where there is an indexer: it chooses the keys of every layer")
+
+
+_TABLES = {
+    "sparse_config": SparseAttentionConfig,
+    "indexer": IndexerConfig,
+    "rotary": RotaryConfig,
+    "yarn": YarnConfig,
+}
+"""Fields that are tables of settings themselves."""
+
+Config = TypeVar("Config")
+
+
+def _built(owner: type[Config], settings: Mapping[str, Any]) -> Config:
+    _require_known_keys(owner, settings)
+    values = {
+        name: _built(_TABLES[name], value) if name in _TABLES and isinstance(value, Mapping) else value
+        for name, value in settings.items()
+    }
+    return owner(**values)
 
 
 def _require_known_keys(owner: type, settings: object) -> None:
-    known = [field.name for field in fields(owner)]
+    known = [field.name for field in fields(owner)]  # type: ignore[bad-argument-type]
     if not isinstance(settings, Mapping):
         raise ValueError(f"{owner.__name__}: {settings!r} is no table of settings; give some of {', '.join(known)}")
     unknown = [key for key in settings if key not in known]

@@ -22,7 +22,7 @@ class GossamerGPT2:
 
     def __init__(self, folder: Path, tokenizer: Path, config: dict[str, Any], device: torch.device | str):
         model = GPT2.load(folder, device=device)
-        for name in ("use_sparse_attention", "windows"):
+        for name in ("use_sparse_attention", "windows", "indexer"):
             if setting := getattr(model.config, name):
                 raise ValueError(f"{folder} is sparse already: its {name} is {setting}; give a dense model")
         self.config = config

@@ -56,7 +56,7 @@ def attend_indexed(
         dropout: Probability that a pair is dropped, the others scaled up; drawn from torch's generator at each call.
         return_lse: Also return the natural log-sum-exp of the scores (sinks included), float32, or float64 for
             float64.
-        backend: "tiled" or another road's name; by default the first that accepts the problem.
+        backend: "hopper", "triton" or "tiled"; by default the first that accepts the problem.
 
     Raises:
         ValueError: Shapes, dtypes, devices or settings that do not fit; the message names the argument and the fix.
@@ -118,7 +118,7 @@ def attend_latent(
             than its latents.
         sinks: One logit a head that joins the softmax's denominator only.
         return_lse: Also return the natural log-sum-exp of the scores, sinks included.
-        backend: "tiled" or another road's name; by default the first that accepts the problem.
+        backend: "hopper", "triton" or "tiled"; by default the first that accepts the problem.
 
     Raises:
         ValueError: Shapes, dtypes, devices or settings that do not fit; the message names the argument and the fix.

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int32, Shaped
 from torch import Tensor
 
 from ..inputs import autocast, check_backend, check_kinds
-from ..ops.top_keys import indexed, road
+from ..ops.top_keys import indexed, ready, road
 from ..patterns.base import require_integer
 from ..selectors.quantized import PRECISIONS, Precision
 
@@ -67,7 +67,7 @@ def top_keys(
     _check_visible(visible, q)
     if not torch.compiler.is_compiling():  # says why not before anything is computed
         nothing = q[:0], k[:0], weights[:0]
-        road(indexed(*nothing, None, relu=relu, causal=causal, precision=precision), backend)
+        road(ready(indexed(*nothing, None, relu=relu, causal=causal, precision=precision), precision), backend)
     return torch.ops.gossamer.top_keys(q, k, weights, visible, count, bool(relu), bool(causal), precision, backend)
 
 

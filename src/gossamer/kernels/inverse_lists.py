@@ -8,6 +8,7 @@ for it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,12 @@ class Rows:
         """Numbers that a query has room for."""
         return self.indices.shape[3]
 
+    @staticmethod
+    def standing(places: Tensor) -> Rows:
+        """Of keys that stand at places [B, Q, n], each of a query's at one alone, -1 anywhere: good for lists."""
+        indices = places[:, None]
+        return Rows(indices, (indices >= 0).sum(-1, dtype=torch.int32), 1, causal=False)
+
     def places(self, keys: int) -> int:
         """How many different numbers there may be, of so many keys."""
         return -(-keys // self.block)
@@ -47,6 +54,10 @@ def canonical(selection: Selection, keys: int) -> Rows:
     """The choice as rows. Blocks that are small, or under a mask, are told key by key."""
     indices, block = selection.indices, selection.block_size
     queries = indices.shape[2]
+    if _has_kernels(selection):
+        from .chosen_rows import ordered_rows
+
+        return Rows(*ordered_rows(selection, keys), block, selection.causal and block > 1)
     if block >= SMALLEST_BLOCK and selection.mask is None:
         numbers, visible = Selection(indices).distinct(0, queries, -(-keys // block))
         if selection.causal:
@@ -59,6 +70,21 @@ def canonical(selection: Selection, keys: int) -> Rows:
     rows = numbers.int().masked_fill(~visible, behind).sort(dim=-1).values
     counts = visible.sum(-1, dtype=torch.int32)
     return Rows(rows.masked_fill(rows == behind, -1), counts, block, selection.causal and block > 1)
+
+
+def standing(selection: Selection, keys: int) -> Tensor:
+    """int32 [B, N, Q, n], dense: `Selection.standing` of all queries."""
+    if selection.block_size == 1 and _has_kernels(selection):
+        from .chosen_rows import standing_rows
+
+        return standing_rows(selection, keys)
+    return selection.standing(0, selection.indices.shape[2], keys).contiguous()
+
+
+def _has_kernels(selection: Selection) -> bool:
+    """Whether Triton makes the rows, in one launch and without sorting: the same ones."""
+    large = selection.block_size == 1 or selection.block_size >= SMALLEST_BLOCK
+    return large and selection.mask is None and selection.indices.is_cuda and find_spec("triton") is not None
 
 
 class InverseLists(NamedTuple):

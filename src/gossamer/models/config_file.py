@@ -65,10 +65,10 @@ def _translated(stated: Mapping[str, Any]) -> GPT2Config:
 
 def _settings(config: GPT2Config) -> dict[str, Any]:
     end_of_text = OFFICIAL_VOCABULARY - 1 if config.known_tokens == OFFICIAL_VOCABULARY else None
-    rotary = config.positions == "rotary"  # transformers' GPT-2 lacks them: it must not take the weights for its own
+    architecture, kind = _kind(config)
     return {
-        "architectures": ["GossamerRotaryGPT2" if rotary else "GPT2LMHeadModel"],
-        "model_type": "gossamer_rotary_gpt2" if rotary else "gpt2",
+        "architectures": [architecture],
+        "model_type": kind,
         "activation_function": "gelu_new",
         "vocab_size": config.vocab_size,
         "n_positions": config.context_size,
@@ -83,3 +83,12 @@ def _settings(config: GPT2Config) -> dict[str, Any]:
         "eos_token_id": end_of_text,
         OWN: config.to_dict(),
     }
+
+
+def _kind(config: GPT2Config) -> tuple[str, str]:
+    """Architecture and type: a model with what transformers' GPT-2 lacks must not be taken for one."""
+    if config.indexer is not None:
+        return "GossamerIndexedGPT2", "gossamer_indexed_gpt2"
+    if config.positions == "rotary":
+        return "GossamerRotaryGPT2", "gossamer_rotary_gpt2"
+    return "GPT2LMHeadModel", "gpt2"

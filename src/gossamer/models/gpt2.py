@@ -1,13 +1,13 @@
-"""GPT-2 (Radford et al. 2019) whose attention is dense, sparse or a window of each layer's own by configuration."""
+"""GPT-2 (Radford et al. 2019) whose attention is dense, sparse, a window of each layer's own or to chosen keys."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,25 +15,32 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import GPT2Config, SparseAttentionConfig
+from ..config import GPT2Config, IndexerConfig, SparseAttentionConfig
 from ..nn.cache import KVCache
 from ..nn.dense import CausalSelfAttention
+from ..nn.indexed import IndexedAttention
+from ..nn.indexing import Indexing, loss_of
 from ..nn.loss import linear_cross_entropy
 from ..nn.positions import positions
 from ..nn.self_attention import SelfAttention
 from ..nn.sparse import Intermediate, SparseAttention
 from ..nn.windowed import WindowedAttention
 from . import weights
+from .initial_weights import initialise, with_indexers
 
 IGNORED_TARGET = -1
 
+Capture = Intermediate | Indexing | None
+"""What a layer looked at: the document's attention, one that chooses, or one of which there is nothing to say."""
+
 
 class GPT2Output(NamedTuple):
-    """What a forward gives: logits without targets, the loss with them, captures where asked for."""
+    """What a forward gives: logits without targets, the loss with them, captures and indexers' losses if asked for."""
 
     logits: Float[Tensor, "B N V"] | None
     loss: Float[Tensor, ""] | None
-    intermediates: list[Intermediate | None] | None
+    intermediates: list[Capture] | None
+    indexer_losses: Float[Tensor, " L"] | None = None
 
 
 class MLP(nn.Module):
@@ -70,7 +77,7 @@ class TransformerBlock(nn.Module):
         cache: KVCache | None = None,
         layer: int = 0,
         planned_length: int | None = None,
-    ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], Intermediate | None]:
+    ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], Capture]:
         """The residual stream after this block; with `return_intermediate`, also its attention's captures."""
         attended = self.attn(self.ln_1(x), return_intermediate, cache=cache, layer=layer, planned_length=planned_length)
         attended, captured = attended if return_intermediate else (attended, None)
@@ -100,10 +107,7 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embed, config.layer_norm_epsilon, bias=config.bias)
         for name, parameter in self.named_parameters():
-            if name.endswith(".bias"):
-                nn.init.zeros_(parameter)
-            elif parameter.dim() == 2:  # layer norms keep their ones
-                nn.init.normal_(parameter, std=_deviation(name, config))
+            initialise(name, parameter, config)
 
     def forward(
         self,
@@ -113,25 +117,34 @@ class GPT2(nn.Module):
         cache: KVCache | None = None,
         planned_length: int | None = None,
         return_intermediate: bool = False,
+        indexer_losses: bool = False,
     ) -> GPT2Output:
         """Logits of the token after each one; with `targets`, their mean cross-entropy (in nats) instead.
 
         Args:
             targets: The token after each one; -1 is left out of the mean. Few tokens have logits at a
                 time, so long contexts fit.
+            indexer_losses: Also give, for each layer, how far its indexer's softmax is from where its heads look
+                (KL divergence, nats a query). Their gradients reach the indexers alone, and the loss's all but them.
 
-        The other arguments and the errors are those of `features`.
+        The other arguments and the errors are those of `features`; captures and indexers' losses are not given at once.
         """
         if targets is not None and (targets.shape != tokens.shape or targets.dtype != torch.int64):
             raise ValueError(
                 f"GPT2: targets are {targets.dtype} {list(targets.shape)}; give int64 {list(tokens.shape)}"
             )
-        x, intermediates = self.features(
-            tokens, cache=cache, planned_length=planned_length, return_intermediate=return_intermediate
-        )
+        intermediates = losses = None
+        if indexer_losses:
+            self._require_indexers(return_intermediate)
+            x, found = self._through(tokens, _with_loss, cache, planned_length)
+            losses = torch.stack(found)
+        else:
+            x, intermediates = self.features(
+                tokens, cache=cache, planned_length=planned_length, return_intermediate=return_intermediate
+            )
         if targets is None:
-            return GPT2Output(self.logits(x), None, intermediates)
-        return GPT2Output(None, self.loss(x, targets), intermediates)
+            return GPT2Output(self.logits(x), None, intermediates, losses)
+        return GPT2Output(None, self.loss(x, targets), intermediates, losses)
 
     def features(
         self,
@@ -140,7 +153,7 @@ class GPT2(nn.Module):
         cache: KVCache | None = None,
         planned_length: int | None = None,
         return_intermediate: bool = False,
-    ) -> tuple[Float[Tensor, "B N E"], list[Intermediate | None] | None]:
+    ) -> tuple[Float[Tensor, "B N E"], list[Capture] | None]:
         """What the output head reads, and each layer's captures: masks, window and sparsity of this very run.
 
         Args:
@@ -152,23 +165,29 @@ class GPT2(nn.Module):
         Raises:
             ValueError: The tokens' shape or dtype is wrong, or they reach beyond the context.
         """
+        visit = _with_capture if return_intermediate else _alone
+        x, captured = self._through(tokens, visit, cache, planned_length)
+        return x, captured if return_intermediate else None
+
+    def _through(
+        self, tokens: Int64[Tensor, "B N"], visit: Visit[Found], cache: KVCache | None, planned_length: int | None
+    ) -> tuple[Float[Tensor, "B N E"], list[Found]]:
+        """What the output head reads, and what `visit` finds in each block on the way."""
         past = 0 if cache is None else cache.length
         self._require_tokens(tokens, past)
         x = self.wte(tokens)  # [B, N, E]
         if self.wpe is not None:
             x = x + self.wpe(positions(tokens.shape[1], cache, tokens.device))
-        x = self.drop(x)
-        intermediates = []
+        x, found = self.drop(x), []
         for layer, block in enumerate(self.h):
+            step = partial(visit, block, cache=cache, layer=layer, planned_length=planned_length)
             if self.checkpointing and cache is None and torch.is_grad_enabled():
-                block = partial(checkpoint, block, use_reentrant=False)
-            x = block(x, return_intermediate, cache=cache, layer=layer, planned_length=planned_length)
-            if return_intermediate:
-                x, captured = x
-                intermediates.append(captured)
+                step = partial(checkpoint, step, use_reentrant=False)
+            x, one = step(x)
+            found.append(one)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return self.ln_f(x), intermediates if return_intermediate else None
+        return self.ln_f(x), found
 
     def widen(self, windows: Sequence[int]) -> None:
         """Gives the layers other windows, from the bottom to the top; no weight changes.
@@ -210,6 +229,7 @@ class GPT2(nn.Module):
         context_size: int | None = None,
         vocab_size: int | None = None,
         sparse_config: SparseAttentionConfig | None = None,
+        indexer: IndexerConfig | None = None,
         device: torch.device | str = "cpu",
     ) -> Self:
         """The model in a folder or a safetensors file, as saved here or by transformers, in float32.
@@ -218,6 +238,8 @@ class GPT2(nn.Module):
             context_size: Context to run at; beyond the saved one, the position table is repeated.
             vocab_size: Rows to pad the token table to (50304 suits GPUs); padded tokens are never predicted.
             sparse_config: Makes the attention sparse; None keeps what the file says.
+            indexer: Makes every layer attend to the keys that an indexer chooses. Indexers that the file lacks begin
+                at random, and must learn (`gossamer train`); those it has are kept, and must be of these sizes.
 
         Raises:
             FileNotFoundError: There are no weights at `source`.
@@ -227,10 +249,19 @@ class GPT2(nn.Module):
         config, state = weights.resized(config, state, context_size=context_size, vocab_size=vocab_size)
         if sparse_config is not None:
             config = replace(config, use_sparse_attention=True, sparse_config=sparse_config)
+        if indexer is not None:
+            config, state = with_indexers(config, state, indexer)
         with torch.device("meta"):  # no time is spent on an initialisation that is about to be replaced
             model = cls(config)
         model.load_state_dict(state, assign=True)
         return model.to(device)
+
+    def _require_indexers(self, return_intermediate: bool) -> None:
+        if self.config.indexer is None or return_intermediate:
+            raise ValueError(
+                "GPT2: indexer_losses are of a model with GPT2Config(indexer=...), and without return_intermediate; "
+                "leave one of them out"
+            )
 
     def _require_tokens(self, tokens: Tensor, past: int) -> None:
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
@@ -243,14 +274,31 @@ class GPT2(nn.Module):
             )
 
 
+Found = TypeVar("Found")
+Visit = Callable[..., tuple[Tensor, Found]]
+"""Goes through a block, (block, x, *, cache, layer, planned_length), and brings back x and what it found there."""
+
+
+def _alone(block: TransformerBlock, x: Tensor, **place: Any) -> tuple[Tensor, None]:
+    return block(x, **place), None
+
+
+def _with_capture(block: TransformerBlock, x: Tensor, **place: Any) -> tuple[Tensor, Capture]:
+    return block(x, True, **place)
+
+
+def _with_loss(block: TransformerBlock, x: Tensor, **place: Any) -> tuple[Tensor, Float[Tensor, ""]]:
+    """What its indexer learns from is taken within the block: nothing else of the layer outlives it."""
+    x, seen = block(x, True, **place)
+    return x, loss_of(block.attn.indexer, seen)  # type: ignore[bad-argument-type]
+
+
 def _attention(config: GPT2Config, layer: int) -> SelfAttention:
+    if config.indexer is not None:
+        dropout, rotary = config.dropout, config.rotary
+        return IndexedAttention(
+            config.n_head, config.n_embed, config.indexer, dropout=dropout, bias=config.bias, rotary=rotary
+        )
     if config.windows:
         return WindowedAttention(config, layer)
     return SparseAttention(config) if config.use_sparse_attention else CausalSelfAttention(config)
-
-
-def _deviation(name: str, config: GPT2Config) -> float:
-    """GPT-2's spread of initial weights: less for positions, and for what adds to the residual stream."""
-    if name == "wpe.weight":
-        return 0.01
-    return 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 0.02

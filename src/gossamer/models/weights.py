@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..atomic import new_file
 from ..config import GPT2Config
+from ..nn.indexer import LightningIndexer
 from . import config_file
+from .initial_weights import INDEXER
 
 WEIGHTS = "model.safetensors"
 PREFIX = "transformer."
@@ -47,7 +49,20 @@ def layout(config: GPT2Config) -> dict[str, tuple[int, ...]]:
             ("mlp.c_proj", 4 * width, width),
         ):
             shapes |= {f"{block}.{linear}.weight": (rows, columns), f"{block}.{linear}.bias": (columns,)}
-    return {name: shape for name, shape in shapes.items() if config.bias or not name.endswith(".bias")}
+    shapes = {name: shape for name, shape in shapes.items() if config.bias or not name.endswith(".bias")}
+    return shapes | _layout_of_indexers(config)
+
+
+def _layout_of_indexers(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    if config.indexer is None:
+        return {}
+    with torch.device("meta"):
+        indexer = LightningIndexer(config.n_embed, config.n_embed, config.indexer)
+    return {
+        name: tuple(parameter.shape)
+        for layer in range(config.n_layer)
+        for name, parameter in indexer.named_parameters(INDEXER.format(layer=layer))
+    }
 
 
 def read(source: str | Path) -> tuple[GPT2Config, dict[str, Tensor]]:

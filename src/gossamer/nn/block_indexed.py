@@ -13,6 +13,9 @@ from ..selectors.peaks import MSA, highest_score_selection
 from ..selectors.selection import Selection
 from .grouped import GroupedHeads
 from .heads import require_sizes, split
+from .indexer import Projected
+from .indexing import Indexing
+from .norms import ShiftedRMSNorm
 from .partial_rotary import require_turned, turned_first
 from .whole_cache import WholeCache
 
@@ -45,16 +48,17 @@ class BlockIndexer(nn.Module):
         self.heads, self.choice, self.rotary = heads, choice, rotary
         self.rotary_width = index_width // 2 * 2 if rotary_width is None else rotary_width
         require_turned("BlockIndexer", self.rotary_width, index_width)
-        self.query = nn.Linear(width, heads * index_width, bias=False)
-        self.key = nn.Linear(width, index_width, bias=False)
-        self.query_norm = nn.RMSNorm(index_width, eps)
-        self.key_norm = nn.RMSNorm(index_width, eps)
+        self.q_proj = nn.Linear(width, heads * index_width, bias=False)
+        self.k_proj = nn.Linear(width, index_width, bias=False)
+        self.q_norm = ShiftedRMSNorm(index_width, eps)
+        self.k_norm = ShiftedRMSNorm(index_width, eps)
 
     def project(
         self, x: Float[Tensor, "B N E"], past: int = 0
     ) -> tuple[Float[Tensor, "B J N D"], Float[Tensor, "B N D"]]:
         """Index queries and the index keys of tokens that stand behind `past` others."""
-        q, k = self.query_norm(split(self.query(x), self.heads)), self.key_norm(split(self.key(x), 1))
+        q = self.q_norm(split(self.q_proj(x), self.heads))
+        k = self.k_norm(split(self.k_proj(x), 1))
         at = torch.arange(past, past + x.shape[1], device=x.device)
         q, k = (turned_first(each, at, self.rotary, self.rotary_width) for each in (q, k))
         return q, k[:, 0]
@@ -97,22 +101,49 @@ class BlockIndexedAttention(GroupedHeads):
         super().__init__(width, heads, key_heads, head_width, rotary=rotary)
         self.rotary_width = head_width // 2 * 2 if rotary_width is None else rotary_width
         require_turned("BlockIndexedAttention", self.rotary_width, head_width)
-        self.query_norm = nn.RMSNorm(head_width, 1e-6)
-        self.key_norm = nn.RMSNorm(head_width, 1e-6)
+        self.q_norm = ShiftedRMSNorm(head_width)
+        self.k_norm = ShiftedRMSNorm(head_width)
         self.indexer = BlockIndexer(
             width, key_heads, index_width=index_width, choice=choice, rotary=rotary, rotary_width=rotary_width
         )
 
-    def forward(self, x: Float[Tensor, "B N E"], *, cache: WholeCache | None = None) -> Float[Tensor, "B N E"]:
-        """Attention of `x` to itself and to the tokens of earlier calls with the same `cache`, which holds them all."""
+    def forward(
+        self, x: Float[Tensor, "B N E"], return_intermediate: bool = False, *, cache: WholeCache | None = None
+    ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], list[Indexing]]:
+        """Attention of `x` to itself and to the tokens of earlier calls with the same `cache`, which holds them all.
+
+        Args:
+            return_intermediate: Return (output, for each key head the keys that were seen, by their own numbers, and
+                what its index head learns from; an index's scores are products here, and below zero too).
+        """
         past = 0 if cache is None else cache.seen
         at = torch.arange(past, past + x.shape[1], device=x.device)
         q, k, v = self.project(x)
-        q = turned_first(self.query_norm(q), at, self.rotary, self.rotary_width)
-        k = turned_first(self.key_norm(k), at, self.rotary, self.rotary_width)
-        with torch.no_grad():
-            index_q, index_k = self.indexer.project(x, past)
+        q = turned_first(self.q_norm(q), at, self.rotary, self.rotary_width)
+        k = turned_first(self.k_norm(k), at, self.rotary, self.rotary_width)
+        with torch.set_grad_enabled(return_intermediate and torch.is_grad_enabled()):
+            index_q, index_k = self.indexer.project(x.detach(), past)
         if cache is not None:
             k, v, index_k = cache.extend([k, v, index_k])
         selection = highest_score_selection(index_q, index_k, self.indexer.choice)
-        return self.merge(attend_indexed(q, k, v, selection))
+        out, lse = attend_indexed(q, k, v, selection, return_lse=True)
+        if not return_intermediate:
+            return self.merge(out)
+        return self.merge(out), _seen_by_each(q.detach(), k.detach(), lse.detach(), index_q, index_k, selection)
+
+
+def _seen_by_each(
+    q: Tensor, k: Tensor, lse: Tensor, index_q: Tensor, index_k: Tensor, selection: Selection
+) -> list[Indexing]:
+    """Of each key head what it and its query heads saw, and its index head's part of the index."""
+    groups, size = k.shape[1], selection.block_size
+    blocks = selection.indices[..., None]
+    inside = torch.arange(size, dtype=blocks.dtype, device=blocks.device)
+    keys = torch.where(blocks < 0, -1, blocks * size + inside).flatten(-2)  # [B, G, N, n · size]
+    weights = index_q.new_ones(*index_q.shape[::2], 1, dtype=torch.promote_types(index_q.dtype, torch.float32))
+    scale, seen = q.shape[-1] ** -0.5, []
+    every = (x.chunk(groups, 1) for x in (q, k, lse, index_q))
+    for of_q, of_k, of_lse, of_index, chosen in zip(*every, keys.unbind(1), strict=True):
+        index = Projected(of_index, index_k, weights)
+        seen.append(Indexing(Selection(chosen, causal=True), index, of_q, of_k, of_lse, scale))
+    return seen

@@ -14,11 +14,29 @@ from ..patterns import Causal, Window
 from ..runs import attend_runs
 from ..selectors.selection import Selection
 from .compressor import EntryCompressor
-from .entry_indexer import EntryIndexer
+from .entry_indexer import EntryIndexer, IndexedCompressor
 from .heads import merged, split
+from .indexing import Indexing
+from .norms import normalised
 from .partial_rotary import turned_last
 from .recent_cache import RecentCache
 from .whole_cache import WholeCache
+
+
+class GroupedLinear(nn.Linear):
+    """A linear layer for each group of features, whose weights lie one below the other.
+
+    >>> GroupedLinear(6, 4, groups=3)(torch.zeros(2, 3, 6)).shape
+    torch.Size([2, 3, 4])
+    """
+
+    def __init__(self, width: int, rank: int, groups: int):
+        super().__init__(width, groups * rank, bias=False)
+        self.groups = groups
+
+    def forward(self, input: Float[Tensor, "*B G E"]) -> Float[Tensor, "*B G R"]:
+        """Each group's features through its own layer."""
+        return torch.einsum("...gi,gri->...gr", input, self.weight.unflatten(0, (self.groups, -1)))
 
 
 class CompressedCache:
@@ -51,7 +69,8 @@ class CompressedAttention(nn.Module):
     (HCA) all. Window, entries and a sink a head are one softmax. Values being turned by their positions, outputs are
     turned back by the query's. With `config.compress_rate` 0 there is a window alone.
 
-    No gradient passes through the indexer's choice, so its parameters get none here.
+    No gradient passes through the indexer's choice: it learns from a loss of its own. Parameters have the names of
+    transformers' layers, whose weights load as they are.
 
     >>> from dataclasses import replace
     >>> from gossamer.config import IndexerConfig
@@ -69,49 +88,65 @@ class CompressedAttention(nn.Module):
         super().__init__()
         self.config = config
         heads, width = config.num_attention_heads, config.head_dim
-        self.query_down = nn.Linear(config.hidden_size, config.q_lora_rank, bias=False)
-        self.query_norm = nn.RMSNorm(config.q_lora_rank, config.norm_eps)
-        self.query_up = nn.Linear(config.q_lora_rank, heads * width, bias=False)
-        self.key_value = nn.Linear(config.hidden_size, width, bias=False)
-        self.key_value_norm = nn.RMSNorm(width, config.norm_eps)
+        self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=False)
+        self.q_a_norm = nn.RMSNorm(config.q_lora_rank, config.norm_eps)
+        self.q_b_proj = nn.Linear(config.q_lora_rank, heads * width, bias=False)
+        self.kv_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.kv_norm = nn.RMSNorm(width, config.norm_eps)
         self.sinks = nn.Parameter(torch.zeros(heads))
-        self.out_down = nn.Parameter(torch.empty(config.o_groups, config.o_lora_rank, heads // config.o_groups * width))
-        self.out_up = nn.Linear(config.o_groups * config.o_lora_rank, config.hidden_size, bias=False)
-        nn.init.kaiming_uniform_(self.out_down[0], a=5**0.5)
-        for group in self.out_down[1:]:
-            nn.init.kaiming_uniform_(group, a=5**0.5)
-        self.compressor = self.indexer = None
-        if config.compress_rate:
+        self.o_a_proj = GroupedLinear(heads // config.o_groups * width, config.o_lora_rank, config.o_groups)
+        self.o_b_proj = nn.Linear(config.o_groups * config.o_lora_rank, config.hidden_size, bias=False)
+        self.compressor = None
+        if config.indexer is not None:
+            self.compressor = IndexedCompressor(config, config.indexer)
+        elif config.compress_rate:
             self.compressor = EntryCompressor(
                 config.hidden_size, width, config.compress_rate, overlap=config.overlap,
                 rotary=config.rotary, rotary_width=config.qk_rope_head_dim, eps=config.norm_eps,
             )  # fmt: skip
-        if config.indexer is not None:
-            self.indexer = EntryIndexer(config)
 
-    def forward(self, x: Float[Tensor, "B N E"], *, cache: CompressedCache | None = None) -> Float[Tensor, "B N E"]:
-        """Attention of `x` to itself and to the tokens of earlier calls with the same `cache`."""
+    @property
+    def indexer(self) -> EntryIndexer | None:
+        """What chooses the entries, where they are chosen."""
+        return self.compressor.indexer if isinstance(self.compressor, IndexedCompressor) else None
+
+    def forward(
+        self, x: Float[Tensor, "B N E"], return_intermediate: bool = False, *, cache: CompressedCache | None = None
+    ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], Indexing | None]:
+        """Attention of `x` to itself and to the tokens of earlier calls with the same `cache`.
+
+        Args:
+            return_intermediate: Return (output, the entries that were chosen and what the indexer learns from: shares
+                of one softmax over window, entries and sinks; None without an indexer).
+        """
         past = 0 if cache is None else cache.seen
         at = torch.arange(past, past + x.shape[1], device=x.device)
-        low = self.query_norm(self.query_down(x))
-        q = split(self.query_up(low), self.config.num_attention_heads)
+        low = normalised(self.q_a_proj(x), self.q_a_norm)
+        q = split(self.q_b_proj(low), self.config.num_attention_heads)
         q = self._turned(rms_norm(q, q.shape[-1:], eps=self.config.norm_eps), at)
-        near = self._turned(self.key_value_norm(self.key_value(x)), at)
-        made = self._entries(x, past, cache)
+        near = self._turned(normalised(self.kv_proj(x), self.kv_norm)[:, None], at)[:, 0]
+        learns = return_intermediate and torch.is_grad_enabled()
+        made = self._entries(x, past, cache, learns)
         if cache is not None:
             (near,) = cache.window.extend([near], self.config.sliding_window - 1)
-        if self.indexer is not None:
-            chosen = self.indexer(x, low, made[1], past)
-            out = self._over_chosen(q, near, made[0], chosen)
-        else:
+        seen = None
+        if self.indexer is None:
             out = self._over_all(q, near, made, at)
+        else:
+            with torch.set_grad_enabled(learns):
+                index = self.indexer.project(x, low, made[1], past)
+            chosen = self.indexer.choose(index, past)
+            out, lse = self._over_chosen(q, near, made[0], chosen)
+            looked = q.detach(), made[0][:, None].detach(), lse.detach()
+            seen = Indexing(Selection(chosen), index, *looked, self.config.head_dim**-0.5)
         out = merged(self._turned(out, -at)).unflatten(-1, (self.config.o_groups, -1))
-        return self.out_up(torch.einsum("bngi,gri->bngr", out, self.out_down).flatten(2))
+        out = self.o_b_proj(self.o_a_proj(out).flatten(2))
+        return (out, seen) if return_intermediate else out
 
     def _turned(self, x: Tensor, at: Int64[Tensor, " N"]) -> Tensor:
         return turned_last(x, at, self.config.rotary, self.config.qk_rope_head_dim)
 
-    def _entries(self, x: Tensor, past: int, cache: CompressedCache | None) -> list[Tensor]:
+    def _entries(self, x: Tensor, past: int, cache: CompressedCache | None, learns: bool) -> list[Tensor]:
         """Entries so far, and with an indexer its own of the same tokens; [B, W, D] each."""
         if self.compressor is None:
             return []
@@ -119,21 +154,22 @@ class CompressedAttention(nn.Module):
             (x,) = cache.tail.extend([x], self.compressor.held(past + x.shape[1]))
         made = [self.compressor(x, past)]
         if self.indexer is not None:
-            with torch.no_grad():
-                made.append(self.indexer.entries(x, past))
+            with torch.set_grad_enabled(learns):
+                made.append(self.indexer(x.detach(), past))
         return made if cache is None else cache.entries.extend(made)
 
     def _over_chosen(
         self, q: Tensor, near: Tensor, entries: Tensor, chosen: Int32[Tensor, "B N n"]
-    ) -> Float[Tensor, "B H N D"]:
-        """The window's tokens and the chosen entries are keys of one attention, entries behind tokens."""
+    ) -> tuple[Float[Tensor, "B H N D"], Float[Tensor, "B H N"]]:
+        """(output, log-sum-exp): window and chosen entries are keys of one attention, entries behind tokens."""
         keys, queries = near.shape[1], q.shape[2]
         own = torch.arange(keys - queries, keys, device=q.device, dtype=torch.int32)[:, None]
         back = torch.arange(self.config.sliding_window - 1, -1, -1, device=q.device, dtype=torch.int32)
         window = (own - back).clamp(min=-1).expand(q.shape[0], -1, -1)  # [B, N, window]; -1 before the first
         both = torch.cat([window, torch.where(chosen < 0, -1, chosen + keys)], -1)
         latents = torch.cat([near, entries], 1)
-        return attend_latent(q, latents, Selection(both), value_width=self.config.head_dim, sinks=self.sinks)
+        width = self.config.head_dim
+        return attend_latent(q, latents, Selection(both), value_width=width, sinks=self.sinks, return_lse=True)
 
     def _over_all(
         self, q: Tensor, near: Tensor, made: list[Tensor], at: Int64[Tensor, " N"]

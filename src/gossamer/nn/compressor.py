@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..config.rotary import RotaryConfig
+from .norms import normalised
 from .partial_rotary import turned_last
 
 
@@ -36,10 +37,10 @@ class EntryCompressor(nn.Module):
         super().__init__()
         self.rate, self.overlap, self.rotary, self.rotary_width = rate, overlap, rotary, rotary_width
         said = entry_width * (1 + overlap)
-        self.value = nn.Linear(width, said, bias=False)
-        self.gate = nn.Linear(width, said, bias=False)
-        self.place = nn.Parameter(torch.zeros(rate, said))
-        self.norm = nn.RMSNorm(entry_width, eps)
+        self.kv_proj = nn.Linear(width, said, bias=False)
+        self.gate_proj = nn.Linear(width, said, bias=False)
+        self.position_bias = nn.Parameter(torch.zeros(rate, said))
+        self.kv_norm = nn.RMSNorm(entry_width, eps)
 
     def held(self, tokens: int) -> int:
         """How many of so many tokens the entries to come are made of."""
@@ -59,14 +60,14 @@ class EntryCompressor(nn.Module):
         new = (first + x.shape[1]) // self.rate - made
         again = 1 if self.overlap and made else 0  # the run before was an entry, and is heard by the next
         runs = x[:, : self.rate * (new + again)].unflatten(1, (new + again, self.rate))
-        value = self.value(runs)
-        gate = self.gate(runs) + self.place.to(value.dtype)
+        value = self.kv_proj(runs)
+        gate = self.gate_proj(runs) + self.position_bias.to(value.dtype)
         if self.overlap:
             value, gate = _with_run_before(value, 0.0), _with_run_before(gate, -torch.inf)
         weight = gate.softmax(2, dtype=torch.promote_types(gate.dtype, torch.float32)).to(value.dtype)
-        entries = self.norm((weight * value).sum(2))[:, again:]
+        entries = normalised((weight * value).sum(2), self.kv_norm)[:, again:]
         at = self.rate * torch.arange(made, made + new, device=x.device)
-        return turned_last(entries, at, self.rotary, self.rotary_width)
+        return turned_last(entries[:, None], at, self.rotary, self.rotary_width)[:, 0]
 
 
 def _with_run_before(x: Tensor, nothing: float) -> Tensor:

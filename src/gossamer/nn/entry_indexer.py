@@ -6,51 +6,65 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
-from ..config.compressed import CompressedConfig
+from ..config import CompressedConfig, IndexerConfig
 from ..indexed import top_keys
 from .compressor import EntryCompressor
 from .heads import split
+from .indexer import Projected
 from .partial_rotary import turned_last
 
 
-class EntryIndexer(nn.Module):
+class EntryIndexer(EntryCompressor):
     """The lightning indexer over entries: `sum_j w_j · relu(q_j · k)`, k an entry of the indexer's own.
 
-    Queries are made from what attention's own are made from. No gradient comes back through the choice.
+    Queries are made from what attention's own are made from. Its weights learn from a loss of their own: no gradient
+    reaches what it is given, and none comes back through the choice.
     """
 
-    def __init__(self, config: CompressedConfig):
-        super().__init__()
-        shape = config.indexer
-        if shape is None:
-            raise ValueError("EntryIndexer: config.indexer is None; give an IndexerConfig")
-        self.shape, self.rate = shape, config.compress_rate
-        self.entries = EntryCompressor(
+    def __init__(self, config: CompressedConfig, shape: IndexerConfig):
+        super().__init__(
             config.hidden_size, shape.index_head_dim, config.compress_rate, overlap=config.overlap,
             rotary=shape.rotary, rotary_width=shape.qk_rope_head_dim, eps=config.norm_eps,
         )  # fmt: skip
-        self.query = nn.Linear(config.q_lora_rank, shape.index_n_heads * shape.index_head_dim, bias=False)
-        self.weight = nn.Linear(config.hidden_size, shape.index_n_heads, bias=False)
+        self.shape = shape
+        self.q_b_proj = nn.Linear(config.q_lora_rank, shape.index_n_heads * shape.index_head_dim, bias=False)
+        self.scorer = nn.ModuleDict({"weights_proj": nn.Linear(config.hidden_size, shape.index_n_heads, bias=False)})
 
-    @torch.no_grad()
-    def forward(
+    def project(
         self,
         x: Float[Tensor, "B N E"],
         low: Float[Tensor, "B N R"],
         entries: Float[Tensor, "B W D"],
         past: int = 0,
-    ) -> Int32[Tensor, "B N n"]:
-        """Numbers of the chosen entries, ascending, -1 where a query sees fewer: those whose tokens have all come.
+    ) -> Projected:
+        """Index queries and weights of these tokens, beside the entries of all so far.
 
         Args:
             low: What queries are made from.
-            entries: Index entries of all tokens so far, those of `x` included.
+            entries: What the indexer, called with the tokens, has made of them.
             past: Tokens before those of `x`.
         """
         shape, at = self.shape, torch.arange(past, past + x.shape[1], device=x.device)
-        q = turned_last(split(self.query(low), shape.index_n_heads), at, shape.rotary, shape.qk_rope_head_dim)
-        weights = self.weight(x).to(torch.promote_types(x.dtype, torch.float32))
+        q = split(self.q_b_proj(low.detach()), shape.index_n_heads)
+        weights = self.scorer["weights_proj"](x.detach()).to(torch.promote_types(x.dtype, torch.float32))
         weights = weights * (shape.index_n_heads * shape.index_head_dim) ** -0.5
-        count = max(min(shape.index_topk, entries.shape[1]), 1)
-        whole = ((at + 1) // self.rate).expand(x.shape[0], -1)
-        return top_keys(q, entries, weights, count, relu=shape.relu, causal=False, visible=whole)
+        return Projected(turned_last(q, at, shape.rotary, shape.qk_rope_head_dim), entries, weights)
+
+    def choose(self, index: Projected, past: int = 0) -> Int32[Tensor, "B N n"]:
+        """Numbers of the chosen entries, ascending, -1 where a query sees fewer: those whose tokens have all come."""
+        q, entries, weights = index
+        count = max(min(self.shape.index_topk, entries.shape[1]), 1)
+        at = torch.arange(past, past + q.shape[2], device=q.device)
+        whole = ((at + 1) // self.rate).expand(q.shape[0], -1)
+        return top_keys(q, entries, weights, count, relu=self.shape.relu, causal=False, visible=whole)
+
+
+class IndexedCompressor(EntryCompressor):
+    """Entries for attention, and beside them an indexer that chooses among them."""
+
+    def __init__(self, config: CompressedConfig, shape: IndexerConfig):
+        super().__init__(
+            config.hidden_size, config.head_dim, config.compress_rate, overlap=config.overlap,
+            rotary=config.rotary, rotary_width=config.qk_rope_head_dim, eps=config.norm_eps,
+        )  # fmt: skip
+        self.indexer = EntryIndexer(config, shape)

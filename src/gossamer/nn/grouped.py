@@ -14,6 +14,8 @@ from .positions import rotated
 class GroupedHeads(nn.Module):
     """Queries of `heads` heads, keys and values of `key_heads`, each of which serves `heads / key_heads` of the former.
 
+    Projections have the names of transformers' layers, so that weights of Llama and its kin load as they are.
+
     Raises:
         ValueError: A size is no positive integer, or sizes do not divide one another.
     """
@@ -37,15 +39,15 @@ class GroupedHeads(nn.Module):
         head_width = width // heads if head_width is None else head_width
         require_sizes(owner, {"head_width": head_width})
         self.heads, self.key_heads, self.head_width, self.rotary = heads, key_heads, head_width, rotary
-        self.query = nn.Linear(width, heads * head_width, bias=bias)
-        self.key = nn.Linear(width, key_heads * head_width, bias=bias)
-        self.value = nn.Linear(width, key_heads * head_width, bias=bias)
-        self.dense = nn.Linear(heads * head_width, width, bias=bias)
+        self.q_proj = nn.Linear(width, heads * head_width, bias=bias)
+        self.k_proj = nn.Linear(width, key_heads * head_width, bias=bias)
+        self.v_proj = nn.Linear(width, key_heads * head_width, bias=bias)
+        self.o_proj = nn.Linear(heads * head_width, width, bias=bias)
 
     def project(self, x: Float[Tensor, "B N E"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, N, D], keys and values [B, G, N, D], not turned by positions."""
-        of_keys = split(self.key(x), self.key_heads), split(self.value(x), self.key_heads)
-        return split(self.query(x), self.heads), *of_keys
+        of_keys = split(self.k_proj(x), self.key_heads), split(self.v_proj(x), self.key_heads)
+        return split(self.q_proj(x), self.heads), *of_keys
 
     def project_at(self, x: Float[Tensor, "B N E"], past: int) -> tuple[Tensor, Tensor, Tensor]:
         """The same, queries and keys turned by the positions of tokens that stand behind `past` others."""
@@ -57,4 +59,4 @@ class GroupedHeads(nn.Module):
 
     def merge(self, out: Float[Tensor, "B H N D"]) -> Float[Tensor, "B N E"]:
         """Joins the heads and projects back."""
-        return self.dense(merged(out))
+        return self.o_proj(merged(out))

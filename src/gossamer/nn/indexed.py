@@ -91,7 +91,7 @@ class IndexedAttention(SelfAttention):
         out = self.merge(mixed)
         if not return_intermediate:
             return out
-        return out, Indexing(selection, index, q.detach(), k.detach(), lse.detach(), q.shape[-1] ** -0.5)
+        return out, Indexing(selection, index, q.detach(), k.detach(), lse.detach(), q.shape[-1] ** -0.5, within)
 
     def pattern(self, length: int) -> Causal:
         """What may be chosen from."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
-from ..indexed import Selection
+from ..indexed import Selection, indexer_loss
 from .cache import KVCache
 from .indexer import LightningIndexer, Projected
 
@@ -63,6 +63,24 @@ class Indexing:
     k: Float[Tensor, "B G K D"]
     lse: Float[Tensor, "B H Q"]
     scale: float
+    within: Int32[Tensor, "B 2"] | None = None
+    """Where each sequence lies in its row; None: all of it."""
+
+
+def loss_of(indexer: LightningIndexer, seen: Indexing) -> Float[Tensor, ""]:
+    """What an indexer learns from: how far its softmax is from where the heads of its layer look, over what it saw.
+
+    `indexer_loss` of all keys up to each query in the warm-up, of the chosen ones in the sparse stage. Gradients reach
+    the indexer alone.
+
+    Raises:
+        ValueError: The layer took another one's selection, and made no index.
+    """
+    if seen.index is None:
+        raise ValueError("seen.index is None: the layer took another one's selection; ask the layer that chose")
+    within, relu = seen.within if seen.selection is None else None, indexer.config.relu
+    of_attention = seen.q, seen.k, seen.lse, seen.selection
+    return indexer_loss(tuple(seen.index), *of_attention, scale=seen.scale, relu=relu, within=within)
 
 
 def attends_to_chosen(owner: nn.Module, stage: str) -> bool:

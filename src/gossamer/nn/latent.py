@@ -116,7 +116,7 @@ class LatentAttention(nn.Module):
         if not return_intermediate:
             return out
         seen = mixed.q.detach(), mixed.k.detach(), mixed.lse.detach()
-        return out, Indexing(selection, index, *seen, self.config.softmax_scale)
+        return out, Indexing(selection, index, *seen, self.config.softmax_scale, within)
 
     def query_source(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N R"]:
         """What queries, and an indexer's queries, are made from: the normalised low-rank vectors, or `x` itself."""

@@ -118,19 +118,19 @@ class NSAAttention(nn.Module):
         head_width = head_width or width // heads
         value_width = value_width or head_width
         self.heads, self.key_heads, self.nsa, self.rotary = heads, key_heads, nsa or NSA(), rotary
-        self.query = nn.Linear(width, heads * head_width, bias=False)
+        self.q_proj = nn.Linear(width, heads * head_width, bias=False)
         self.keys = nn.ModuleDict({name: nn.Linear(width, key_heads * head_width, bias=False) for name in BRANCHES})
         self.values = nn.ModuleDict({name: nn.Linear(width, key_heads * value_width, bias=False) for name in BRANCHES})
         self.compress_keys = BlockCompressor(self.nsa.length, self.nsa.stride, head_width)
         self.compress_values = BlockCompressor(self.nsa.length, self.nsa.stride, value_width)
         self.gate = nn.Linear(width, len(BRANCHES) * heads)
-        self.dense = nn.Linear(heads * value_width, width, bias=False)
+        self.o_proj = nn.Linear(heads * value_width, width, bias=False)
 
     def forward(self, x: Float[Tensor, "B N E"], *, cache: NSACache | None = None) -> Float[Tensor, "B N E"]:
         """Attention of `x` to itself and to the tokens of earlier calls with the same `cache`."""
         past = 0 if cache is None else cache.seen
         at = torch.arange(past, past + x.shape[1], device=x.device)
-        q = self._turned(split(self.query(x), self.heads), at)
+        q = self._turned(split(self.q_proj(x), self.heads), at)
         few_k, few_v = self._compressed(x, cache)
         far_k, far_v = self._key_values("selected", x, at)
         near_k, near_v = self._key_values("window", x, at)
@@ -145,7 +145,7 @@ class NSAAttention(nn.Module):
             self.gate(x).sigmoid().unflatten(-1, (len(BRANCHES), -1)).movedim(1, 3)[..., None]
         )  # [B, branch, H, N, 1]
         of_few, of_far, of_near = gates.unbind(1)
-        return self.dense(merged(few * of_few + far * of_far + near * of_near))
+        return self.o_proj(merged(few * of_few + far * of_far + near * of_near))
 
     def _turned(self, x: Tensor, at: Int64[Tensor, " N"]) -> Tensor:
         return x if self.rotary is None else rotated(x, at, self.rotary)

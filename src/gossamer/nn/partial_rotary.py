@@ -12,12 +12,12 @@ from .positions import rotated
 
 
 def turned_first(
-    x: Float[Tensor, "*B N D"], at: Int64[Tensor, " N"], rotary: RotaryConfig | None, features: int
-) -> Float[Tensor, "*B N D"]:
+    x: Float[Tensor, "B H N D"], at: Int64[Tensor, " N"], rotary: RotaryConfig | None, features: int
+) -> Float[Tensor, "B H N D"]:
     """`x` with its first `features` turned by the positions; as it is where `rotary` is None.
 
-    >>> x = torch.ones(1, 2, 4)
-    >>> turned_first(x, torch.tensor([0, 7]), RotaryConfig(), 2)[0, :, 2:].tolist()
+    >>> x = torch.ones(1, 1, 2, 4)
+    >>> turned_first(x, torch.tensor([0, 7]), RotaryConfig(), 2)[0, 0, :, 2:].tolist()
     [[1.0, 1.0], [1.0, 1.0]]
     """
     if rotary is None or not features:
@@ -26,11 +26,11 @@ def turned_first(
 
 
 def turned_last(
-    x: Float[Tensor, "*B N D"], at: Int64[Tensor, " N"], rotary: RotaryConfig, features: int
-) -> Float[Tensor, "*B N D"]:
+    x: Float[Tensor, "B H N D"], at: Int64[Tensor, " N"], rotary: RotaryConfig, features: int
+) -> Float[Tensor, "B H N D"]:
     """`x` with its last `features` turned by the positions. Negative positions turn them back.
 
-    >>> x, at = torch.randn(1, 3, 4, dtype=torch.float64), torch.tensor([0, 7, 9])
+    >>> x, at = torch.randn(1, 1, 3, 4, dtype=torch.float64), torch.tensor([0, 7, 9])
     >>> back = turned_last(turned_last(x, at, RotaryConfig(), 2), -at, RotaryConfig(), 2)
     >>> torch.allclose(back, x)
     True

@@ -27,7 +27,7 @@ class RecentCache:
         """Memory that is taken."""
         return sum(rows.nbytes for rows in self.rows)
 
-    def extend(self, new: Sequence[Float[Tensor, "B *G N D"]], keep: int) -> list[Tensor]:
+    def extend(self, new: Sequence[Float[Tensor, "B *_ N _"]], keep: int) -> list[Tensor]:
         """The tokens held with these behind them, [B, *G, M, D] each, of which the newest `keep` stay.
 
         Gradients reach `new`, and none an earlier call.

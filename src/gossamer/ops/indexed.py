@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..kernels.hopper.indexed import HOPPER_INDEXED
 from ..kernels.indexed import Inputs, Returning, Road
 from ..kernels.layout import beside, empty_beside
 from ..kernels.problem import Saved, Softmax, Unsupported
@@ -20,7 +21,7 @@ from ..kernels.triton.indexed import TRITON_INDEXED
 from ..selectors.selection import Selection
 from .boundary import LIBRARY, own_dtypes
 
-ROADS: tuple[Road, ...] = (TRITON_INDEXED, TILED_INDEXED)
+ROADS: tuple[Road, ...] = (HOPPER_INDEXED, TRITON_INDEXED, TILED_INDEXED)
 """In the order in which they are tried."""
 
 _INPUTS = "Tensor q, Tensor k, Tensor? v, Tensor? sinks, Tensor? seed, Tensor indices, Tensor? mask"

@@ -6,20 +6,27 @@ No gradient passes through it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..kernels.hopper.top_keys import HOPPER_SCORES
 from ..kernels.problem import Unsupported
 from ..kernels.tiled.top_keys import TILED_SCORES, TILED_SELECTION
 from ..kernels.top_keys import Indexed, Road
+from ..kernels.triton.top_keys import TRITON_QUANTIZATION, TRITON_SCORES, TRITON_SELECTION
 from ..selectors.quantized import Precision, quantized
 from ..selectors.topk import seen_from
 from .boundary import LIBRARY, own_dtypes
 
-ROADS: tuple[Road, ...] = (Road("tiled", TILED_SCORES, TILED_SELECTION),)
+ROADS = (
+    Road("hopper", HOPPER_SCORES, TRITON_SELECTION),
+    Road("triton", TRITON_SCORES, TRITON_SELECTION),
+    Road("tiled", TILED_SCORES, TILED_SELECTION),
+)
 """In the order in which they are tried."""
 
 FEWEST_QUERIES = 128
@@ -54,20 +61,33 @@ def road(index: Indexed, name: str | None = None) -> Road:
 def indexed(
     q: Tensor, k: Tensor, weights: Tensor, visible: Tensor | None, *, relu: bool, causal: bool, precision: Precision
 ) -> Indexed:
-    """The tensors as roads read them: quantized where that is asked for, and with what each query may see."""
+    """The tensors with what each query may see; keys are quantized where that is asked for, queries are not yet."""
     batch, _, queries, _ = q.shape
-    keys = k.shape[1]
+    keys, scales = k.shape[1], None
     seen = torch.full((queries,), keys, dtype=torch.int32, device=q.device)
     if causal:
         seen = seen_from(torch.arange(keys - queries, keys, device=q.device), keys)
     seen = seen.expand(batch, queries)
     if visible is not None:
         seen = torch.minimum(seen, visible.clamp(0, keys).to(torch.int32))
-    weights = weights.to(torch.promote_types(q.dtype, torch.float32))
+    if precision != "as given":
+        k, scales = _quantized(k, precision)
+    return Indexed(q, k, weights.to(torch.promote_types(q.dtype, torch.float32)), seen, relu, scales)
+
+
+def ready(index: Indexed, precision: Precision) -> Indexed:
+    """What roads read: queries quantized too, some at a time, because it may take several times their memory."""
     if precision == "as given":
-        return Indexed(q, k, weights, seen, relu)
-    (q, q_scales), (k, k_scales) = quantized(q, precision), quantized(k, precision)
-    return Indexed(q, k, weights * q_scales.transpose(1, 2), seen, relu, k_scales)
+        return index
+    q, scales = _quantized(index.q, precision)
+    return replace(index, q=q, weights=index.weights * scales.transpose(1, 2))
+
+
+def _quantized(x: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+    """`quantized`, by one launch where a kernel takes the vectors."""
+    if TRITON_QUANTIZATION.refuses(x) is None:
+        return TRITON_QUANTIZATION.quantize(x, precision)
+    return quantized(x, precision)
 
 
 @torch.library.impl(LIBRARY, "top_keys", "CompositeExplicitAutograd")
@@ -81,11 +101,11 @@ def _top_keys(
         return found
     with own_dtypes(q.device):
         index = indexed(q, k, weights, visible, relu=relu, causal=causal, precision=precision)
-        _, scorer, selector = road(index, backend)
+        _, scorer, selector = road(ready(index.part(slice(0), slice(0), keys), precision), backend)
         for rows, some in _parts(batch, queries, keys, max(count, FEWEST_QUERIES), scorer.most_scores):
             seen = min(keys, max(keys - queries + some.stop, 0)) if causal else keys
             if seen:
-                part = index.part(rows, some, seen)
+                part = ready(index.part(rows, some, seen), precision)
                 chosen = selector.select(scorer.score(part).flatten(0, 1), part.visible.flatten(), count)
                 found[rows, some] = chosen.view(*part.visible.shape, count)
     return found

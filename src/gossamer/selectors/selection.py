@@ -59,6 +59,22 @@ class Selection:
         allowed = self._allowed(first, last)
         return chosen, visible if allowed is None else visible & allowed.gather(-1, chosen)
 
+    def standing(self, first: int, last: int, keys: int) -> Tensor:
+        """int32 [B, N, b, size]: the visible keys of queries `first … last - 1` where they stand, -1 elsewhere.
+
+        A key that was chosen twice stands at its first place alone.
+        """
+        chosen = self._chosen(first, last, keys)
+        ordered, place = chosen.sort(dim=-1, stable=True)
+        again = pad(ordered[..., 1:] == ordered[..., :-1], (1, 0), value=False)
+        hidden = torch.zeros_like(again).scatter_(-1, place, again) | (chosen == keys)
+        if self.causal:
+            hidden |= chosen > self._positions(first, last, keys)
+        allowed = self._allowed(first, last)
+        if allowed is not None:
+            hidden |= ~allowed.gather(-1, chosen.clamp(max=keys - 1))
+        return chosen.masked_fill(hidden, -1).int()
+
     def strip(self, first: int, last: int, keys: int) -> Tensor:
         """Whether queries `first … last - 1` see each of all the keys: [B, N, b, K]."""
         chosen = self._chosen(first, last, keys)

@@ -13,8 +13,11 @@ from .longformer_lm import longformer_lm_training as longformer_lm_training
 from .loop import train as train
 from .metrics import Summary as Summary
 from .metrics import read_metrics as read_metrics
+from .recall import recall as recall
 from .sources import Corpus as Corpus
 from .sources import UnreadableText as UnreadableText
 from .sources import python_library_sources as python_library_sources
+from .stages import enter_stage as enter_stage
+from .stages import indexers_of as indexers_of
 from .strided_loss import strided_loss as strided_loss
 from .trainer import Diverged as Diverged

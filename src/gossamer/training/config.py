@@ -6,21 +6,20 @@ The same tree is the Python API, a TOML file (one table per branch) and the comm
 from __future__ import annotations
 
 import codecs
-import difflib
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import tomli_w
 
-from ..config import GPT2Config
+from ..config import GPT2Config, tree
 from ..patterns.base import require_integer
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Stage = Literal["dense", "warm_up", "sparse"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,9 @@ class RunConfig:
     """Decides the initial weights, the order of the data and dropout."""
     precision: Precision = "fp32"
     """Arithmetic of the forward and backward pass; the weights stay fp32. fp16 scales the loss."""
+    start_from: str | None = None
+    """Folder of a trained model of the same shape whose weights the run begins with; indexers that it lacks begin
+    anew. None: all weights begin at random."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1 ..."""
     activation_checkpointing: bool = False
@@ -146,7 +148,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class PhaseConfig:
-    """A stretch of a run with its own windows, context, learning rate and batch (staged training).
+    """A stretch of a run with its own windows, stage, context, learning rate and batch (staged training).
 
     What a phase leaves open is as in the rest of the tree. Its learning rate grows in a linear warm-up and then
     stays, or falls along half a cosine to `final_share` of itself. The optimizer's state goes on from the phase before.
@@ -156,6 +158,9 @@ class PhaseConfig:
     """Optimizer steps of this phase."""
     windows: tuple[int, ...] = ()
     """Window of each layer, from the bottom to the top. Empty: `model.windows`."""
+    stage: Stage | None = None
+    """Of a model with `model.indexer`: dense (attention to all keys, the indexers rest), warm_up (attention to all
+    keys, the indexers alone learn) or sparse (attention to the chosen keys, all learn). None: sparse."""
     context_size: int | None = None
     """Tokens in a sequence. None: `model.context_size`, which none may exceed."""
     learning_rate: float | None = None
@@ -176,6 +181,8 @@ class PhaseConfig:
         for name in ("context_size", "batch_size", "gradient_accumulation"):
             if getattr(self, name) is not None:
                 _require_whole(self, name, least=1)
+        if self.stage not in (None, *get_args(Stage)):
+            raise ValueError(f"PhaseConfig: stage is {self.stage!r}; give one of {', '.join(get_args(Stage))}")
         if self.learning_rate is not None:
             _require(self, "learning_rate", lambda rate: 0 < rate < math.inf, "a positive number")
         _require(self, "final_share", lambda share: 0 <= share <= 1, "a share in [0, 1]")
@@ -186,6 +193,7 @@ class Phase(NamedTuple):
 
     steps: int
     windows: tuple[int, ...]
+    stage: Stage | None
     context_size: int
     learning_rate: float
     batch_size: int
@@ -235,7 +243,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values that TOML and JSON can hold; fields that are None are left out."""
-        return _plain(self)
+        return tree.plain(self)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -245,7 +253,7 @@ class TrainConfig:
             ValueError: A key is unknown (the message names the nearest known one), or a value has the wrong
                 type or is out of range.
         """
-        return _build(cls, settings, "", cls())
+        return tree.build(cls, settings, cls())
 
     def to_toml(self, path: str | Path) -> None:
         """Write the tree to `path` for `from_toml`."""
@@ -266,7 +274,7 @@ class TrainConfig:
 
     def changes(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Where the two trees differ: dotted name to (value here, value there)."""
-        here, there = dict(_leaves(self, "")), dict(_leaves(other, ""))
+        here, there = tree.leaves(self), tree.leaves(other)
         names = {**here, **there}
         return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
 
@@ -274,6 +282,7 @@ class TrainConfig:
         return Phase(
             steps=phase.steps,
             windows=phase.windows or self.model.windows,
+            stage=phase.stage or ("sparse" if self.model.indexer else None),
             context_size=phase.context_size or self.model.context_size,
             learning_rate=phase.learning_rate or self.optimizer.learning_rate,
             batch_size=phase.batch_size or self.run.batch_size,
@@ -303,78 +312,16 @@ class TrainConfig:
                 f"TrainConfig: phase {number} has windows={phase.windows}, and model.windows is {model.windows}; "
                 "give both one window for each layer, or neither any"
             )
+        if phase.stage and model.indexer is None:
+            raise ValueError(
+                f"TrainConfig: phase {number} has stage={phase.stage!r}, but the model has no indexers; set "
+                f"model.indexer, or leave the stage out"
+            )
         if phase.gradient_accumulation > phase.batch_size:
             raise ValueError(
                 f"TrainConfig: phase {number} has gradient_accumulation={phase.gradient_accumulation}, which leaves "
                 f"pieces of batch_size={phase.batch_size} sequences empty; give at most {phase.batch_size}"
             )
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        pairs = ((part.name, getattr(value, part.name)) for part in fields(value))
-        return {name: _plain(inner) for name, inner in pairs if inner is not None}
-    return [_plain(part) for part in value] if isinstance(value, tuple) else value
-
-
-def _leaves(value: Any, name: str) -> list[tuple[str, Any]]:
-    if not is_dataclass(value):
-        return [(name, value)]
-    return [leaf for part in fields(value) for leaf in _leaves(getattr(value, part.name), _join(name, part.name))]
-
-
-def _build(owner: Any, settings: Any, where: str, default: Any) -> Any:
-    """An `owner` with the values in `settings`, and for the rest those of `default`."""
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"{where} is {settings!r}; give a table")
-    types = get_type_hints(owner)
-    for key in settings:
-        if key not in types:
-            raise ValueError(_unknown(key, where, list(types)))
-    values = {name: getattr(default, name) for name in types} if default is not None else {}
-    for key, value in settings.items():
-        values[key] = _convert(types[key], value, _join(where, key), values.get(key))
-    return owner(**values)
-
-
-def _convert(kind: Any, value: Any, where: str, default: Any) -> Any:
-    if get_origin(kind) is UnionType:
-        (kind,) = (option for option in get_args(kind) if option is not NoneType)
-    if is_dataclass(kind):
-        return _build(kind, value, where, default)
-    if get_origin(kind) is Literal:
-        matches = value in get_args(kind)
-    elif get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} is {value!r}; give {_described(kind)}")
-        return tuple(_convert(get_args(kind)[0], part, f"{where}[{n}]", None) for n, part in enumerate(value))
-    else:
-        matches = isinstance(value, (int, float) if kind is float else kind)
-        matches = matches and isinstance(value, bool) == (kind is bool)  # True is an int to Python, not to a person
-    if not matches:
-        raise ValueError(f"{where} is {value!r}; give {_described(kind)}")
-    return value
-
-
-def _described(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    if get_origin(kind) is tuple:
-        return f"a list of {_KINDS.get(get_args(kind)[0], 'tables')}"
-    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[kind]
-
-
-_KINDS = {int: "integers", str: "texts"}
-
-
-def _unknown(key: str, where: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {_join(where, near[0])}?" if near else f"known are {', '.join(known)}"
-    return f"unknown key {_join(where, key)}; {hint}"
-
-
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
 
 
 def _require(owner: Any, name: str, holds: Callable[[float], bool], wanted: str) -> None:

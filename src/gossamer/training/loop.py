@@ -26,7 +26,9 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: Callable[[Row],
     `metrics.jsonl` and `checkpoints/`. A row of the metrics has `step`, `loss` (nats per token, before the
     update), `learning_rate`, `gradient_norm` (before clipping; null where fp16 skipped the update),
     `tokens_per_second`, `peak_memory_bytes` (so far), `seconds` (of this step) and, after an evaluation,
-    `validation_loss`. The caller's random number generators are left as they were.
+    `validation_loss`. Where indexers learn it also has `indexer_loss` (KL divergence in nats per query, the mean over
+    the layers), `indexer_gradient_norm` and, after an evaluation, `recall` (recall@k: see `recall`). The caller's
+    random number generators are left as they were.
 
     Args:
         resume: Go on from the newest whole checkpoint, or from the start where there is none yet.
@@ -48,8 +50,8 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: Callable[[Row],
         stop_signals() as stop,
     ):
         trainer = Trainer(config, device)
-        if resume:
-            _go_back_to_the_latest(folder, trainer)
+        if not (resume and _went_back_to_the_latest(folder, trainer)):
+            trainer.begin()
         parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
         log.debug("training %s parameters on %s, from step %s", f"{parameters:,}", device, trainer.state.step + 1)
         _steps(trainer, config.run, folder, peak=peak, stop=stop, on_step=on_step)
@@ -76,14 +78,15 @@ def pick_device(config: RunConfig) -> torch.device:
     return device
 
 
-def _go_back_to_the_latest(folder: Path, trainer: Trainer) -> None:
+def _went_back_to_the_latest(folder: Path, trainer: Trainer) -> bool:
     try:
         newest = checkpoint.latest(folder)
     except FileNotFoundError:
         log.warning("%s has no checkpoint yet: training starts from the beginning", folder)
-        return
+        return False
     checkpoint.restore(newest, trainer.state)
     checkpoint.set_aside(folder, after=trainer.state.step)
+    return True
 
 
 def _steps(
@@ -105,6 +108,8 @@ def _steps(
             last = step == run.steps
             if last or step % run.evaluate_every == 0:
                 row["validation_loss"] = trainer.evaluate()
+                if (found := trainer.recall()) is not None:
+                    row["recall"] = found
             row["peak_memory_bytes"] = peak.bytes
             record(row)
             show(row)

@@ -8,6 +8,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .metrics import Row
 
+SAID = {"validation_loss": "validation", "indexer_loss": "indexers", "recall": "recall"}
+"""What is shown where it is known, besides what always is."""
+
 
 @contextmanager
 def progress(steps: int, *, done: int, every: int, console: Console | None = None) -> Iterator[Callable[[Row], None]]:
@@ -35,8 +38,7 @@ def _print(row: Row, steps: int, every: int, console: Console) -> None:
 
 def _described(row: Row) -> str:
     parts = [f"loss {row['loss']:.4f}"]
-    if "validation_loss" in row:
-        parts.append(f"validation {row['validation_loss']:.4f}")
+    parts += [f"{said} {row[name]:.4f}" for name, said in SAID.items() if row.get(name) is not None]
     parts += [
         f"learning rate {row['learning_rate']:.2e}",
         f"{row['tokens_per_second']:,.0f} tokens/s",

@@ -6,17 +6,20 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..models.gpt2 import GPT2, IGNORED_TARGET
 from . import run_folder
+from .beginning import weights_from
 from .checkpoint import State
 from .config import TrainConfig
 from .data import TokenDataset
 from .metrics import Row
 from .optimizer import adamw
+from .recall import recall
 from .schedule import learning_rate
+from .stages import enter_stage, indexer_parameters, indexers_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_SKIPS = 20  # halvings of fp16's loss scale in a row: from 65,536 down to 1/16
@@ -42,8 +45,8 @@ class Diverged(RuntimeError):
 class Trainer:
     """A GPT-2 in training: what changes is in `state`, and everything else follows from the configuration and the step.
 
-    In particular the phase follows from the step: its windows, its data and its learning rate. A resumed run
-    therefore finds itself in the phase that it was in.
+    In particular the phase follows from the step: its windows, its stage, its data and its learning rate. A resumed
+    run therefore finds itself in the phase that it was in.
 
     Args:
         config: The run; its folder has been made.
@@ -66,7 +69,18 @@ class Trainer:
             torch.amp.GradScaler(device.type, enabled=run.precision == "fp16"),
             tokens=self.training_data.shards.digest,
         )
-        self._widen()
+        self._learners = self._learners_apart()
+        self._arrange()
+
+    def begin(self) -> None:
+        """Take the weights that the run begins with from `run.start_from`, if it names a model.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It has another shape, or is damaged.
+        """
+        if source := self._config.run.start_from:
+            self.state.model.load_state_dict(weights_from(source, self.state.model.config))
 
     def update(self, step: int) -> Row:
         """Do optimizer step number `step`, counted from 1, and say how it went.
@@ -81,12 +95,13 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = rate
         tokens, targets = self.training_data.batch(here - 1)
-        loss = self._backward(tokens, targets)
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss}", step, rate)
+        losses = self._backward(tokens, targets)
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise Diverged(f"the {name} is {loss}", step, rate)
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.state.model.parameters(), self._config.optimizer.gradient_clip).item()
-        self._require_progress(norm, step, rate)
+        norms = {name: self._clipped(learners) for name, learners in self._learners.items()}
+        self._require_progress(max(norms.values()), step, rate)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -95,9 +110,9 @@ class Trainer:
         return {
             "step": step,
             "phase": self._phase + 1,
-            "loss": loss,
+            **losses,
             "learning_rate": rate,
-            "gradient_norm": norm if math.isfinite(norm) else None,
+            **{name: norm if math.isfinite(norm) else None for name, norm in norms.items()},
             "tokens_per_second": targets.numel() / seconds,
             "seconds": seconds,
         }
@@ -112,12 +127,29 @@ class Trainer:
         self.state.model.eval()
         total, count = 0.0, 0
         for tokens, targets in self.validation_data.in_order(self._config.run.evaluate_sequences):
-            total += self._loss(tokens, targets).item() * targets.numel()
+            with self._precision():
+                loss = self._forward(self._moved(tokens), self._moved(targets)).loss
+            total += loss.item() * targets.numel()
             count += targets.numel()
         self.state.model.train()
         if not math.isfinite(total):
             raise self._diverged(f"the validation loss is {total}")
         return total / count
+
+    @torch.no_grad()
+    def recall(self) -> float | None:
+        """recall@k of the indexers over the first batch of the validation split; see `recall`.
+
+        None where the model has no indexers, they rest, or no query sees more keys than they choose.
+        """
+        if not self._indexers_learn:
+            return None
+        tokens, _ = next(self.validation_data.in_order(self._config.run.evaluate_sequences))
+        self.state.model.eval()
+        with self._precision():
+            _, seen = self.state.model.features(self._moved(tokens), return_intermediate=True)
+        self.state.model.train()
+        return recall(indexers_of(self.state.model), seen)  # type: ignore[bad-argument-type]
 
     def require_finite(self) -> None:
         """Refuse to go on with weights that are not finite.
@@ -136,7 +168,7 @@ class Trainer:
             step, phase = step - self._phases[phase].steps, phase + 1
         if phase != self._phase:
             self._read_for(phase)
-            self._widen()
+            self._arrange()
         return step
 
     def _read_for(self, phase: int) -> None:
@@ -150,22 +182,48 @@ class Trainer:
             tokens, "validation", context_size=context, batch_size=-(-batch // settings.gradient_accumulation)
         )
 
-    def _widen(self) -> None:
-        if windows := self._phases[self._phase].windows:
-            self.state.model.widen(windows)
+    def _arrange(self) -> None:
+        """Make the model that of the phase: its windows, or its stage."""
+        phase = self._phases[self._phase]
+        if phase.windows:
+            self.state.model.widen(phase.windows)
+        enter_stage(self.state.model, phase.stage)
 
-    def _backward(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> float:
-        """Add up the gradient of the mean loss, piece by piece; a piece counts by its targets."""
-        pieces, total, whole = self._phases[self._phase].gradient_accumulation, 0.0, _targets(targets)
+    @property
+    def _indexers_learn(self) -> bool:
+        return self._phases[self._phase].stage in ("warm_up", "sparse")
+
+    def _learners_apart(self) -> dict[str, list[nn.Parameter]]:
+        """The weights that learn from the model's loss and those that learn from the indexers': neither shortens the
+        other's gradient."""
+        indexers = list(indexer_parameters(self.state.model))
+        apart = set(indexers)
+        others = [parameter for parameter in self.state.model.parameters() if parameter not in apart]
+        return {"gradient_norm": others} | ({"indexer_gradient_norm": indexers} if indexers else {})
+
+    def _clipped(self, parameters: list[nn.Parameter]) -> float:
+        return nn.utils.clip_grad_norm_(parameters, self._config.optimizer.gradient_clip).item()
+
+    def _backward(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, float]:
+        """Add up the gradient of the mean losses, piece by piece; a piece counts by its targets."""
+        pieces, totals, whole = self._phases[self._phase].gradient_accumulation, {}, _targets(targets)
         for part, expected in zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
-            loss = self._loss(part, expected) * (_targets(expected) / whole)
-            self.state.scaler.scale(loss).backward()
-            total += loss.item()
-        return total
+            share, losses = _targets(expected) / whole, self._losses(part, expected)
+            # Each layer's indexer learns from its own loss alone: the sum has the gradient of each.
+            whole_loss = torch.cat([loss.flatten() for loss in losses.values()]).sum()
+            self.state.scaler.scale(share * whole_loss).backward()
+            for name, loss in losses.items():
+                totals[name] = totals.get(name, 0.0) + share * loss.mean().item()
+        return totals
 
-    def _loss(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> Float[Tensor, ""]:
+    def _losses(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, Tensor]:
+        """The loss and, where indexers learn, those of every layer's indexer."""
+        tokens, targets = self._moved(tokens), self._moved(targets)
         with self._precision():
-            return self._forward(self._moved(tokens), self._moved(targets)).loss
+            if not self._indexers_learn:
+                return {"loss": self._forward(tokens, targets).loss}
+            found = self._forward(tokens, targets, indexer_losses=True)
+            return {"loss": found.loss, "indexer_loss": found.indexer_losses}
 
     def _precision(self) -> AbstractContextManager:
         dtype = DTYPES[self._config.run.precision]

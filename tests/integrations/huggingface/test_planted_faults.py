@@ -60,7 +60,7 @@ def beams() -> None:
 
 FAULTS: dict[str, tuple[Plant, Callable[[], None]]] = {
     "padding is ignored by caches": (instead(LayerCache, "pad", lambda cache, padding: None), padded(True)),
-    "padding is ignored without a cache": (instead(forward, "_padding", lambda mask, new: None), padded(False)),
+    "padding is ignored without a cache": (instead(forward, "leading_padding", lambda mask, new: None), padded(False)),
     "a layer's own window is ignored": (instead(layers, "own_window", lambda module: None), masks("mistral")),
     "every layer slides": (instead(layers, "own_window", lambda module: 24), masks("gemma2", "a pattern a head")),
     "the softcap is lost": (

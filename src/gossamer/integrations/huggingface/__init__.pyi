@@ -3,6 +3,9 @@ from .cache import evicting_cache as evicting_cache
 from .generation import stream as stream
 from .indexed import Selection as Selection
 from .indexed import indexed_attention as indexed_attention
+from .indexer_weights import load_indexers as load_indexers
+from .indexers import add_indexers as add_indexers
+from .indexers import indexing as indexing
 from .switch import densify as densify
 from .switch import is_sparse as is_sparse
 from .switch import resparsify as resparsify

@@ -65,7 +65,7 @@ class Before:
             if cache is not None:
                 raise ValueError("packed sequences have no cache: leave past_key_values out, or give them one by one")
             return {FRAME: self._frame(mask, None, tokens, documents)}
-        if cache is None and inputs.get("use_cache") is None and mask is not None and _pads_behind(mask):
+        if cache is None and inputs.get("use_cache") is None and mask is not None and pads_behind(mask):
             return {FRAME: self._frame(mask, None, tokens, None), "use_cache": False}  # nothing can go on behind it
         cache = self._cache(decoder, cache, inputs)
         changed = {FRAME: self._frame(mask, cache, tokens, None)}
@@ -95,7 +95,7 @@ class Before:
         if cache is not None and evicts(cache):
             layers: list[Any] = cache.layers
             if mask is not None and (new > 1 or layers[0].held.may_be_padded):
-                padding = _padding(mask[:, : past + new], new) or (0,) * len(tokens)
+                padding = leading_padding(mask[:, : past + new], new) or (0,) * len(tokens)
                 for layer in layers:
                     layer.held.pad(padding)
             return Frame(past + new, self.patterns, cache=cache)
@@ -104,7 +104,7 @@ class Before:
         if torch.compiler.is_compiling():
             return Frame(past + new, self.patterns, (mask == 0).long().cumprod(1).sum(1))
         goes_on = 0 if cache is None else new
-        return Frame(past + new, self.patterns, _padding(mask[:, : past + new], goes_on))
+        return Frame(past + new, self.patterns, leading_padding(mask[:, : past + new], goes_on))
 
     def _warn(self, decoder: PreTrainedModel) -> None:
         if not self.warned:
@@ -135,7 +135,7 @@ def _asked(decoder: PreTrainedModel, inputs: dict[str, Any], name: str) -> bool:
     return bool(getattr(decoder.config, name, False) if asked is None else asked)
 
 
-def _pads_behind(mask: Tensor) -> bool:
+def pads_behind(mask: Tensor) -> bool:
     """Whether the last token of some sequence is padding; a compiled graph does not ask."""
     return not torch.compiler.is_compiling() and not bool(mask[:, -1].all())
 
@@ -148,7 +148,7 @@ def _require_width(mask: Tensor, tokens: int, has_room: bool) -> None:
         )
 
 
-def _padding(mask: Tensor, new: int) -> tuple[int, ...] | None:
+def leading_padding(mask: Tensor, new: int) -> tuple[int, ...] | None:
     """Zeros before each sequence; None where there are none.
 
     Zeros behind a sequence are ignored where nothing follows them: no token before them sees them.

@@ -9,7 +9,19 @@ from transformers import PreTrainedModel
 from ...patterns import parse
 from .attention import NAME, register
 from .forward import Before, hooks
-from .layers import KEY, Patterns, argument_names, attentions_of, decoder_of, pattern_of, text_decoder, texts
+from .indexers import NAME as BY_INDEXER
+from .indexers import indexers_in, remove_indexers
+from .layers import (
+    KEY,
+    Patterns,
+    Unswitchable,
+    argument_names,
+    attentions_of,
+    decoder_of,
+    pattern_of,
+    text_decoder,
+    texts,
+)
 from .native import NAME as OWN_CHOICE
 from .native import forget_choice, is_own_choice, keep_to_choice
 
@@ -37,6 +49,8 @@ def sparsify(model: Model, pattern: Patterns | None = None, *, evict: bool = Tru
     """
     if pattern is None:
         return keep_to_choice(model)
+    if indexers_in(getattr(model, "config", None)) is not None:
+        raise Unswitchable(f"{type(model).__name__} has indexers; take them away with densify(model) first")
     decoder = decoder_of(model)
     written = texts(decoder, pattern)
     return _switch(model, decoder, written, evict)
@@ -51,8 +65,12 @@ def resparsify(model: Model, *, evict: bool = True) -> Model:
     saved = getattr(model.config, KEY, None)
     if is_own_choice(saved):
         return keep_to_choice(model)
-    decoder = decoder_of(model)
-    count = model.config.num_hidden_layers
+    if indexers_in(model.config) is not None:
+        raise ValueError(
+            f"model.config.{KEY} says that indexers choose, whose weights transformers leaves in the file; read them "
+            f"with load_indexers(model, folder)"
+        )
+    decoder, count = decoder_of(model), model.config.num_hidden_layers
     if not isinstance(saved, dict) or not isinstance(saved.get("patterns"), list):
         raise ValueError(
             f"model.config.{KEY} is {saved!r}, not the patterns of a sparse model; "
@@ -67,13 +85,15 @@ def resparsify(model: Model, *, evict: bool = True) -> Model:
 
 
 def densify(model: Model) -> Model:
-    """The model itself, with the attention that it had before `sparsify`, and no pattern in its configuration.
+    """The model itself, with the attention that it had before `sparsify` or `add_indexers`, and no trace of it.
 
     Raises:
         ValueError: The model was not made sparse.
     """
     if is_own_choice(getattr(model.config, KEY, None)):
         return forget_choice(model)
+    if indexers_in(model.config) is not None:
+        return remove_indexers(model)
     decoder = decoder_of(model)
     found = hooks(decoder)
     if not found:
@@ -88,7 +108,7 @@ def densify(model: Model) -> Model:
 def is_sparse(model: PreTrainedModel) -> bool:
     """Whether the model's attention is Gossamer's now."""
     attention = model.config._attn_implementation
-    return attention == OWN_CHOICE or (attention == NAME and bool(hooks(text_decoder(model))))
+    return attention in (OWN_CHOICE, BY_INDEXER) or (attention == NAME and bool(hooks(text_decoder(model))))
 
 
 def _switch(model: Model, decoder: PreTrainedModel, written: list[str], evict: bool) -> Model:

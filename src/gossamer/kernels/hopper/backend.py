@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ...plan import Blocks, Plan
-from ..devices import capability, made_current
+from ..devices import made_current
 from ..layout import empty_beside, empty_results
 from ..problem import Again, Problem, Saved, Softmax
 from ..sinks import sink_gradient
 from ..spans import without_span
 from .operands import Inputs, Results
+from .requirements import without_hopper
 
 FEWEST_QUERIES = 64
 """A warpgroup's tile. Fewer queries leave it empty, and the GPU with too few tiles."""
@@ -25,9 +25,6 @@ WIDEST = 128
 BLOCKS = (64, 128)
 SMALLEST_SCALE = 2.0**-20
 """The log-sum-exp passes through the backward in units of unscaled scores, and has to stay finite there."""
-
-TRITON = "3.6"
-"""The release whose Gluon these kernels are written in; the language still moves from one to the next."""
 
 
 class Hopper:
@@ -38,12 +35,9 @@ class Hopper:
     def refuses(self, problem: Problem) -> str | None:
         """The first thing that these kernels do not do; the portable backends do all of them."""
         widths = problem.width, problem.value_width
-        if capability(problem.device) != (9, 0):
-            return f"it needs a GPU of compute capability 9.0, and the tensors are on {problem.device}"
-        if find_spec("triton") is None:
-            return f"it needs Triton {TRITON}; pip install 'triton=={TRITON}.*'"
-        if not _triton_version().startswith(f"{TRITON}."):
-            return f"it is written in Gluon as Triton {TRITON} has it, and this is Triton {_triton_version()}"
+        missing = without_hopper(problem.device)
+        if missing is not None:
+            return missing
         if problem.dtype not in (torch.bfloat16, torch.float16):
             return f"inputs are {problem.dtype}; it computes bfloat16 and float16"
         if max(widths) > WIDEST or any(width % 8 or not width for width in widths):
@@ -125,13 +119,6 @@ def _works() -> ModuleType:
     from . import works
 
     return works
-
-
-@lru_cache(maxsize=1)
-def _triton_version() -> str:
-    import triton
-
-    return triton.__version__
 
 
 def _side_by_side(works: list[Callable[[], None]], device: torch.device, apart: bool = True) -> None:

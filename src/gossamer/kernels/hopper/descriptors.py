@@ -13,7 +13,12 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 ALIGNMENT = 16
 """Bytes: the copy engine wants its tensors to start, and every row to follow the last, at a multiple of this."""
 
-ELEMENT = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
+ELEMENT = {
+    torch.bfloat16: gl.bfloat16,
+    torch.float16: gl.float16,
+    torch.float32: gl.float32,
+    torch.float8_e4m3fn: gl.float8e4nv,
+}
 
 
 class Tiles(TensorDescriptor):

@@ -328,7 +328,9 @@ def own_turns(start, stop, consumer: gl.constexpr, config: gl.constexpr):
 def buffers(descriptor, count: gl.constexpr):
     """Shared memory for `count` tiles of a tensor."""
     shape: gl.constexpr = descriptor.block_shape
-    return gl.allocate_shared_memory(descriptor.dtype, [count, 1, 1, shape[2], shape[3]], descriptor.layout)
+    return gl.allocate_shared_memory(
+        descriptor.dtype, [count, shape[0], shape[1], shape[2], shape[3]], descriptor.layout
+    )
 
 
 @gluon.jit

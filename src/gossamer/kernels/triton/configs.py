@@ -84,3 +84,33 @@ HASHED_SINGLE: dict[Kernel, dict[int, Config]] = {
     "backward_queries": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 3)},
     "backward_keys": {64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
 }
+
+# Of an index: heads of all queries of a tile together, and keys. The queries stay, and the keys stream past them. On
+# Hopper one matrix instruction takes 64 keys and 256 of the others, and reads least of the shared memory.
+INDEX_HALF = {64: Config(256, 64, 4, 3), 128: Config(256, 64, 4, 2), 256: Config(64, 64, 4, 2)}
+INDEX_SINGLE = {64: Config(64, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(64, 16, 8, 1)}
+FEW_HEADS = 16
+"""At most so many leave many sums to a tile, which take registers and shared memory on their way out."""
+
+
+def index_config(dtype: torch.dtype, width: int, heads: int) -> Config:
+    """The tile of an index's scores."""
+    tile = _narrowest(INDEX_SINGLE if dtype == torch.float32 else INDEX_HALF, width)
+    return replace(tile, queries=min(tile.queries, 128)) if heads <= FEW_HEADS else tile
+
+
+# Of an index's lesson, by the width of what is multiplied; float32 heads of an index are 128 wide at most.
+LESSON_MASS = {"half": {2**16: Config(64, 64, 4, 3)}, "single": {2**16: Config(32, 32, 4, 2)}}
+LESSON_QUERIES = {
+    "half": {64: Config(64, 64, 4, 2), 128: Config(64, 64, 8, 2), 256: Config(64, 32, 8, 2)},
+    "single": {64: Config(32, 32, 8, 2), 128: Config(32, 32, 8, 2)},
+}
+LESSON_KEYS = {
+    "half": {64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 64, 8, 2)},
+    "single": {64: Config(32, 32, 8, 1), 128: Config(32, 32, 8, 2)},
+}
+
+
+def lesson_config(table: dict[str, dict[int, Config]], dtype: torch.dtype, width: int) -> Config:
+    """The tile of a kernel of the lesson."""
+    return _narrowest(table["single" if dtype == torch.float32 else "half"], width)

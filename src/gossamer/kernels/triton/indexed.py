@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..block_choices.requirements import unfit
 from ..indexed import Inputs, Returning
-from ..inverse_lists import InverseLists, Rows, canonical, inverse_lists
+from ..inverse_lists import Rows, canonical, inverse_lists
 from ..layout import empty_beside
 from .backend import on, without_gpu
 from .indexed_configs import Kernel, config, widest
+from .row_sums import Lists, RowSums, launch, up_to_power
 
-WORKSPACE = 2**29
-"""Bytes of what comes to keys from single queries, before it is summed."""
-LEAST = 256
-"""Queries of a pass, where all key heads do not fit at once: with fewer, sums would be read and written too often."""
+if TYPE_CHECKING:
+    from .block_choices import TritonChosen
+
 MOST_SPLITS = 16
 """Of a block's list, which one program would take long to go through."""
 STEPS = 64
 """Of a list that is worth no split."""
+USUAL = 8
+"""Usual lists that one program may go through before the list is split."""
 
 
 class Triton:
@@ -44,6 +46,9 @@ class Triton:
 
     def forward(self, given: Inputs) -> tuple[Tensor, Tensor]:
         """(out, log-sum-exp), as `Road` says."""
+        if unfit(given) is None:
+            with on(given.q.device):
+                return _in_tiles(given).forward(given.sinks)
         from ..rows import Matrix, Vector
         from .indexed_forward import indexed_forward
 
@@ -60,6 +65,9 @@ class Triton:
 
     def backward(self, given: Inputs, come: Returning) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradients of q, k and v, as `Road` says."""
+        if unfit(given) is None:
+            with on(given.q.device):
+                return _in_tiles(given).backward(*come)
         from ..rows import Matrix, Vector
         from .indexed_backward import indexed_backward_queries
 
@@ -82,6 +90,15 @@ class Triton:
 TRITON_INDEXED = Triton()
 
 
+def _in_tiles(given: Inputs) -> TritonChosen:
+    """Blocks that tiles of queries, or their own programs, compute together."""
+    from .block_choices import TritonChosen
+
+    selection = given.selection
+    numbers = selection.indices, selection.block_size, selection.causal
+    return TritonChosen(given.q, given.k, given.values, *numbers, given.softmax.scale)
+
+
 class Chosen(NamedTuple):
     """`Rows` as kernels read them."""
 
@@ -96,18 +113,6 @@ class Groups(NamedTuple):
 
     groups: int
     repeats: int
-
-
-class Lists(NamedTuple):
-    """`InverseLists` as kernels read them, with the room that a run has for entries."""
-
-    starts: Tensor
-    entries: Tensor
-    room: int
-
-    @staticmethod
-    def of(lists: InverseLists) -> Lists:
-        return Lists(*lists, lists.entries.shape[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,9 +200,9 @@ class Work:
         return dk, dv
 
     def _splits(self, queries: int, blocks: int, together: int) -> int:
-        """Parts of a list: as many as make the longest one that may be no longer than eight usual ones."""
+        """Parts of each list: so many that one which holds every query is not much longer than a usual one."""
         usual = queries * min(self.rows.size, blocks) // max(blocks, 1)
-        longest = max(8 * usual, STEPS * together)
+        longest = max(USUAL * usual, STEPS * together)
         return max(1, min(MOST_SPLITS, -(-queries // longest)))
 
     def _sums(self, splits: int = 1) -> tuple[Tensor, Tensor | None]:
@@ -209,52 +214,17 @@ class Work:
 
     def by_row(self, returning: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
         """(dk, dv) of keys: what comes to each from single queries is made first, and then summed."""
-        from ..rows import Matrix
         from .indexed_backward import indexed_backward_rows
 
         keys, constants = self.given.k.shape[2], self.by_query("backward_rows")[0]
         dk, dv = self._sums()
-        for first, last, parts in self._passes():
-            lists = Lists.of(inverse_lists(self.rows, keys, first, last))
-            held = tuple(None if x is None else Matrix.of(x) for x in parts)
-            for lane in range(0, self.lanes, parts[0].shape[1]):
-                some, count = min(parts[0].shape[1], self.lanes - lane), last - first
-                grid = (some * count * -(-self.rows.size // constants["KEYS"]),)
-                launch(indexed_backward_rows, grid, (*returning, *held, *self.shared, first, count, lane), constants)
-                for total, part in zip((dk, dv), held, strict=True):
-                    if total is not None:
-                        self._sum(part, total, lists, lane, some, adds=first > 0)
+        sums = RowSums.of((dk, dv), self.given.q.shape[2], self.rows.size, self.rows.indices.shape[1])
+        for some in sums.passes():
+            lists = inverse_lists(self.rows, keys, some.first, some.last)
+            for lane, lanes in some.lanes():
+                count = some.last - some.first
+                grid = (lanes * count * -(-self.rows.size // constants["KEYS"]),)
+                numbers = some.first, count, lane
+                launch(indexed_backward_rows, grid, (*returning, *sums.parts, *self.shared, *numbers), constants)
+                sums.add(lists, lane, lanes, adds=some.first > 0)
         return dk, dv
-
-    def _passes(self) -> Iterator[tuple[int, int, tuple[Tensor, Tensor | None]]]:
-        """(first query, last, workspaces [1, lanes, entries, width]) of passes over the queries."""
-        queries, (width, value_width) = self.given.q.shape[2], self.widths
-        room = WORKSPACE // (4 * self.rows.size * (width + (0 if self.shares else value_width)))  # lanes · queries
-        step = max(1, min(queries, room, max(LEAST, room // max(self.lanes, 1))))
-        lanes = max(1, min(self.lanes, room // step))
-        shape, like = (1, lanes, step * self.rows.size), self.given.k
-        of_keys = like.new_empty(*shape, width, dtype=torch.float32)
-        of_values = None if self.shares else like.new_empty(*shape, value_width, dtype=torch.float32)
-        for first in range(0, queries, step):
-            yield first, min(first + step, queries), (of_keys, of_values)
-
-    def _sum(self, part: Any, total: Tensor, lists: Lists, lane: int, lanes: int, *, adds: bool) -> None:
-        from ..rows import Matrix
-        from .indexed_backward import indexed_sum_rows
-
-        keys, width = total.shape[2:]
-        constants = {"ADDS": adds, "WIDTH": width, "COLUMNS": min(256, up_to_power(width, 16)), "STEP": 8}
-        grid = lanes * keys, -(-width // constants["COLUMNS"])
-        chosen, groups, *_ = self.shared
-        launch(indexed_sum_rows, grid, (part, Matrix.of(total), lists, chosen, groups, keys, lane), constants)
-
-
-def up_to_power(count: int, least: int) -> int:
-    """The power of two from `count` on."""
-    return max(least, 1 << (count - 1).bit_length())
-
-
-def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[object, ...], constants: dict[str, Any]) -> None:
-    """Runs as many programs as there are, which may be none."""
-    if 0 not in grid:
-        kernel[grid](*arguments, **constants)

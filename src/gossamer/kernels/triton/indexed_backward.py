@@ -162,13 +162,16 @@ def indexed_backward_rows(
 
 @triton.jit(do_not_specialize=["lane"])
 def indexed_sum_rows(
-    parts, total, lists, chosen, heads, keys, lane,
+    parts, total, lists, together, groups, keys, lane,
     ADDS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Writes to `total` the sum of each key's list of rows of `parts`, or adds it."""
+    """Writes to `total` the sum of each key's list of rows of `parts`, or adds it.
+
+    From the key head `lane` on, of `groups` in a sequence; those of a run are `together`.
+    """
     key, own = tl.program_id(0) % keys, tl.program_id(0) // keys
     lane += own
-    run = run_of(chosen, heads, lane)
+    run = (lane // together).to(tl.int64)
     begin, end = list_of(lists, run, key, keys)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     within = column < WIDTH
@@ -178,7 +181,7 @@ def indexed_sum_rows(
         entry = tl.load(lists.entries + run * lists.room + at, mask=at < end, other=0).to(tl.int64)
         cells = parts.pointer + (own.to(tl.int64) * parts.head + entry * parts.row)[:, None] * parts.unit
         found += tl.load(cells + column[None, :], mask=(at < end)[:, None] & within[None, :], other=0.0)
-    cells = total.pointer + row_of(total, lane // heads.groups, lane % heads.groups, key) * total.unit
+    cells = total.pointer + row_of(total, lane // groups, lane % groups, key) * total.unit
     cells += column * total.column
     found = tl.sum(found, 0)
     if ADDS:

@@ -8,7 +8,9 @@ import torch
 
 from .configs import Config
 
-Kernel = Literal["forward", "backward_queries", "backward_rows", "backward_blocks"]
+Kernel = Literal[
+    "forward", "backward_queries", "backward_rows", "backward_blocks", "scores", "scores_queries", "scores_rows", "mass"
+]  # fmt: skip
 
 
 # By the wider of the two widths, up to and including. `queries` are rows of a tile: a query's heads, or heads of
@@ -26,12 +28,28 @@ HALF: dict[Kernel, dict[int, Config]] = {
     "backward_blocks": {
         64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 2), 576: Config(16, 16, 8, 2),
     },
+    "scores": {
+        64: Config(64, 64, 4, 3), 128: Config(64, 64, 4, 2), 256: Config(64, 32, 4, 2), 576: Config(32, 32, 8, 1),
+    },
+    "scores_queries": {
+        64: Config(64, 64, 4, 2), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 8, 2), 576: Config(16, 32, 8, 1),
+    },
+    "scores_rows": {
+        64: Config(64, 64, 4, 2), 128: Config(32, 64, 4, 2), 256: Config(32, 32, 8, 2), 576: Config(16, 32, 8, 1),
+    },
+    "mass": {
+        64: Config(64, 64, 4, 2), 128: Config(64, 64, 4, 2), 256: Config(32, 64, 4, 1), 576: Config(32, 32, 8, 1),
+    },
 }  # fmt: skip
 SINGLE: dict[Kernel, dict[int, Config]] = {
     "forward": {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 1)},
     "backward_queries": {64: Config(32, 32, 4, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 2)},
     "backward_rows": {64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
     "backward_blocks": {64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+    "scores": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+    "scores_queries": {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+    "scores_rows": {64: Config(32, 32, 8, 1), 128: Config(16, 32, 8, 1), 256: Config(16, 16, 8, 1)},
+    "mass": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
 }
 
 

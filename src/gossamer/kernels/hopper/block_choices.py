@@ -6,12 +6,13 @@ import torch
 import triton
 from torch import Tensor
 
-from ..chosen.blocks import ChosenBlocks, Pieces
-from ..chosen.lists import PART, Own, Shared, Sharing
+from ..block_choices.blocks import ChosenBlocks, Pieces
+from ..block_choices.lists import PART, Own, Shared, Sharing
 from ..rows import Matrix, Vector
-from .chosen_auxiliary import prepare_auxiliary
-from .chosen_backward import backward_pieces
-from .chosen_forward import forward_tiles, slots_of
+from .block_choices_auxiliary import prepare_auxiliary
+from .block_choices_backward import backward_pieces
+from .block_choices_forward import forward_tiles, slots_of
+from .descriptors import addressable
 from .ring import AUX
 
 PARTS = 2
@@ -44,7 +45,7 @@ class HopperChosen(ChosenBlocks):
         return (aux,)
 
     def _backward_pieces(self, grad_out: Tensor, prepared: tuple[Tensor, ...], pieces: Pieces) -> None:
-        inputs = *map(Matrix.of, (self.q, self.k, self.v, grad_out)), *prepared, pieces.dq
+        inputs = *map(Matrix.of, (self.q, self.k, self.v, addressable(grad_out))), *prepared, pieces.dq
         results = Matrix.of(pieces.dk), Matrix.of(pieces.dv), pieces.part_dk, pieces.part_dv
         backward_pieces[pieces.lanes * pieces.rare.most,](
             *inputs, *results, pieces.rare, self.heads, self.choices.axes, pieces.first, self.scale,

@@ -7,10 +7,11 @@ order of the query's choices. Nothing is added up in memory by several: the same
 import triton
 import triton.language as tl
 
+from ..block_choices.places import item_of, lane_in, last_seen, piece_of
 from ..rows import load_tile, load_vector, padded, store_tile
-from ..chosen.places import item_of, lane_in, last_seen, piece_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def prepare(

@@ -309,15 +309,6 @@ def _consumer(given, config: gl.constexpr, c: gl.constexpr):
     settle()
 
 
-@gluon.jit
-def _buffers(descriptor, count: gl.constexpr):
-    """Shared memory for `count` tiles of queries."""
-    shape: gl.constexpr = descriptor.block_shape
-    return gl.allocate_shared_memory(
-        descriptor.dtype, [count, shape[0], shape[1], shape[2], shape[3]], descriptor.layout
-    )
-
-
 @gluon.jit(
     do_not_specialize=["tile_count", "most", "items", "heads", "key_heads", "alike", "queries", "keys", "offset"]
 )
@@ -328,7 +319,7 @@ def _kernel(
     SLOTS: gl.constexpr = config.slots
     shared, own = Shared(blocks, counts, tile_count, most), Own(own_places, own_blocks, own_members, own_counts)
     shape = Shape(items, heads, key_heads, alike, queries, keys)
-    q_tiles, out_tiles = _buffers(q, 2), _buffers(out, 2)
+    q_tiles, out_tiles = buffers(q, 2), buffers(out, 2)
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
     bars = barriers_of(config)
     given = (out, out_tiles, q_tiles, ring, bars, lse, sinks, shared, own, shape, offset, scale)

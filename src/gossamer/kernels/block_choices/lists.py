@@ -30,7 +30,7 @@ class ChosenAxes(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What each part of a tile takes of the tile's list, in order: `counts` places of it, and their blocks and words."""
+    """What each part of a tile takes of the tile's list, in order: `counts` places, their blocks and words."""
 
     places: Tensor
     blocks: Tensor

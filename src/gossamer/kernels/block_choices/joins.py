@@ -1,4 +1,4 @@
-"""What blocks gave to queries, and queries to parts of blocks' lists, added up: each sum by one program, in one order."""
+"""What blocks gave to queries, and queries to parts of blocks, added up: each sum by one program, in one order."""
 
 import triton
 import triton.language as tl

@@ -6,7 +6,7 @@ Heads that share a key head share its choices: a row of a tile is a head of a qu
 import triton
 import triton.language as tl
 
-from ..chosen.places import lane_in, last_seen
+from ..block_choices.places import lane_in, last_seen
 from ..rows import load_tile, padded, store_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)

@@ -1,0 +1,72 @@
+"""Attention over chosen latents: forward, and the gradients of queries and latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gossamer.indexed import Selection, attend_latent
+
+from .figures import Figure, error_of, timed
+from .problem import VALUE, WIDTH, Problem
+
+SCALE = 192**-0.5
+LARGEST_ERROR = 0.01
+"""Of the outputs, and of the queries' gradients, in bfloat16."""
+
+
+def latent_figures(problem: Problem) -> Iterator[Figure]:
+    """Ours, forward and backward."""
+    chosen = problem.random_choice()
+    q = problem.drawn(problem.heads, problem.tokens, WIDTH).requires_grad_()
+    latents = problem.drawn(problem.tokens, WIDTH).requires_grad_()
+    shared = {"tokens": problem.tokens, "contender": "gossamer"}
+    pairs = problem.pairs * problem.heads
+
+    def forward() -> Tensor:
+        return attend_latent(q, latents, Selection(chosen), value_width=VALUE, scale=SCALE)
+
+    def without_graph() -> Tensor:
+        with torch.no_grad():
+            return forward()
+
+    out = forward()
+    grad = torch.randn_like(out)
+    found = torch.autograd.grad(out, (q, latents), grad, retain_graph=True)
+    errors = _errors(problem, chosen, (q, latents, grad), (out, found[0]))
+    del found
+    figure = Figure("latents", "forward", operations=2.0 * pairs * (WIDTH + VALUE), error=errors[0], **shared)
+    yield _judged(figure) or timed(figure, without_graph, device=problem.device, repeats=problem.repeats)
+
+    def backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, (q, latents), grad, retain_graph=True)
+
+    figure = Figure("latents", "backward", operations=2.0 * pairs * (3 * WIDTH + 2 * VALUE), error=errors[1], **shared)
+    yield _judged(figure) or timed(figure, backward, device=problem.device, repeats=problem.repeats)
+
+
+def _judged(figure: Figure) -> Figure | None:
+    """The figure without a time where its results are wrong."""
+    if figure.error is not None and figure.error <= LARGEST_ERROR:
+        return None
+    return replace(figure, absence=f"it is {figure.error:.1e} off")
+
+
+def _errors(
+    problem: Problem, chosen: Tensor, given: tuple[Tensor, ...], found: tuple[Tensor, Tensor]
+) -> tuple[float, float]:
+    """Of the output and the queries' gradient, at a few queries, all heads: by float64."""
+    q, latents, grad = (x.detach() for x in given)
+    wanted: list[tuple[Tensor, Tensor]] = []
+    for query in problem.some_queries():
+        keys = latents[0, chosen[0, query][chosen[0, query] >= 0].long()].double()
+        own = q[0, :, query].double().requires_grad_()
+        out = (own @ keys.T * SCALE).softmax(-1) @ keys[:, :VALUE]
+        wanted.append((out.detach(), torch.autograd.grad(out, own, grad[0, :, query].double())[0]))
+    some = problem.some_queries()
+    pairs = zip(found, zip(*wanted, strict=True), strict=True)
+    first, second = (error_of(x[0, :, some].transpose(0, 1), torch.stack(exact)) for x, exact in pairs)
+    return first, second

@@ -1,0 +1,89 @@
+"""What was found, as Markdown, and whether promises hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from gossamer.bench import Promise, verdict_rows
+from gossamer.machine import Machine
+
+from .figures import GIB, Figure
+
+LEAST = {"forward": 450.0, "backward": 230.0}
+"""Useful teraflops of attention over latents."""
+OVER_DENSE = 3.0
+BOTH = "PyTorch, products"
+
+WORDS = {
+    "latents": "`attend_latent`: 128 heads, latents 576 wide with values of 512, 2,048 keys chosen at random for each "
+    "query. Operations are those of chosen pairs: 2 (576 + 512) a pair and head forward, 2 (3 · 576 + 2 · 512) "
+    "backward. Gradients are the same bits at every call. The error is that of outputs, or of gradients of queries.",
+    "index": "`top_keys`: 64 index heads × 128, 2,048 keys for each of all queries, causal, exact; fp8 rounds queries "
+    "and keys within the time. `PyTorch, products` multiplies queries, a few at a time, with the keys that they see, "
+    "and calls `topk` on as many scores in float32 that are there already; `PyTorch, weighted` sums products by heads "
+    "too.",
+    "layer": "Forward is the index in fp8, the choice and attention over latents; backward that of the attention. "
+    "Dense attention has keys 192 and values 128 wide for each of 128 heads. Projections are left out of all.",
+}
+
+
+def promises(figures: Sequence[Figure]) -> Iterator[Promise]:
+    """Those of the figures that are there."""
+    of = {(each.section, each.case, each.contender, each.tokens): each for each in figures}
+    for (section, case, contender, tokens), figure in of.items():
+        if contender != "gossamer":
+            continue
+        at = f"{case}, {tokens:,} tokens"
+        if section == "latents":
+            rate = figure.teraflops
+            kept = rate is not None and rate >= LEAST[case]
+            yield Promise(f"Latents, {at}: at least {LEAST[case]:g} useful TFLOP/s", rate, kept=kept)
+        elif section == "index":
+            rivals = [of.get((section, case, BOTH, tokens))]
+            yield _faster(f"Index, {at}: at least as fast as products and topk", figure, rivals, 1.0)
+        else:
+            rivals = [
+                x for x in figures if (x.section, x.case, x.tokens) == ("layer", case, tokens) and x is not figure
+            ]
+            yield _faster(f"Layer, {at}: at least {OVER_DENSE:g}x the fastest dense", figure, rivals, OVER_DENSE)
+
+
+def _faster(text: str, figure: Figure, rivals: Sequence[Figure | None], least: float) -> Promise:
+    times = [each.seconds for each in rivals if each is not None and each.seconds is not None]
+    ratio = min(times) / figure.seconds if times and figure.seconds else None
+    return Promise(text, ratio, kept=ratio is not None and ratio >= least)
+
+
+def page(figures: Sequence[Figure], machines: dict[str, tuple[Machine, str]]) -> str:
+    """Promises first, then a table for each section."""
+    lines = ["# DeepSeek sparse attention on one H200", "", "Made by `benchmarks/h200_dsa.py`.", ""]
+    lines += ["## Promises", "", *verdict_rows(list(promises(figures))), ""]
+    lines += ["bfloat16; milliseconds on the GPU, medians. Nobody of ours is timed whose results are wrong.", ""]
+    for section, words in WORDS.items():
+        own = [each for each in figures if each.section == section]
+        if own:
+            lines += [f"## {section.capitalize()}", "", words, "", _said(*machines[section]), "", *_table(own), ""]
+    return "\n".join(lines)
+
+
+def _said(machine: Machine, date: str) -> str:
+    return (
+        f"{machine.gpu or machine.cpu}, PyTorch {machine.torch}, Triton {machine.triton}, Gossamer {machine.gossamer}, "
+        f"commit {machine.commit or 'not known'}, {date}."
+    )
+
+
+def _table(figures: Sequence[Figure]) -> Iterator[str]:
+    yield "| tokens | case | contender | ms | useful TFLOP/s | GiB above inputs | error |"
+    yield "|--:|---|---|--:|--:|--:|--:|"
+    for each in figures:
+        if each.absence is None and each.seconds is not None:
+            rate = "" if each.teraflops is None else f"{each.teraflops:.0f}"
+            error = "" if each.error is None else f"{each.error:.1e}"
+            peak = "" if each.peak is None else f"{each.peak / GIB:.2f}"
+            what = f"{each.tokens:,} | {each.case} | {each.contender}"
+            yield f"| {what} | {1e3 * each.seconds:.1f} | {rate} | {peak} | {error} |"
+    yield ""
+    for each in figures:
+        if each.absence is not None:
+            yield f"- {each.case}, {each.tokens:,}, {each.contender}: {each.absence}"

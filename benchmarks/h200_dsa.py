@@ -1,0 +1,92 @@
+"""Measures DeepSeek sparse attention on one H200, part by part and whole, and says whether promises hold.
+
+    python benchmarks/h200_dsa.py [--only latents index layer] [--tokens 32768 131072] [--folder FOLDER]
+                                  [--commit COMMIT] [--small]
+
+`--only` runs some sections and keeps what FOLDER holds of the others; `--commit` names the code where its copy has no
+history; `--small` is a rehearsal that any machine can run. Writes `h200_dsa.json` and `.md` after each section. Exits
+with 1 if a promise is broken.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from dsa.figures import Figure
+from dsa.index import index_figures
+from dsa.latents import latent_figures
+from dsa.layer import layer_figures
+from dsa.page import page, promises
+from dsa.problem import Problem
+
+from gossamer.atomic import write_file
+from gossamer.machine import Machine, this_machine
+
+RESULTS = Path(__file__).parent / "results"
+NAME = "h200_dsa"
+TOKENS = (32_768, 131_072)
+SECTIONS: dict[str, Callable[[Problem], Iterator[Figure]]] = {
+    "latents": latent_figures,
+    "index": index_figures,
+    "layer": layer_figures,
+}
+SMALL = Problem(96, torch.device("cpu"), heads=4, chosen=32, index_heads=4, index_width=16, repeats=1)
+
+Machines = dict[str, tuple[Machine, str]]
+
+
+def earlier(folder: Path) -> tuple[list[Figure], Machines]:
+    """What an earlier call has measured."""
+    path = folder / f"{NAME}.json"
+    if not path.is_file():
+        return [], {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    machines = {name: (Machine(**machine), date) for name, (machine, date) in record["machines"].items()}
+    return [Figure(**each) for each in record["figures"]], machines
+
+
+def write(figures: Sequence[Figure], machines: Machines, folder: Path) -> str:
+    """Leaves what is known so far in the folder; returns the page."""
+    record = {
+        "figures": [asdict(each) for each in figures],
+        "machines": {name: (asdict(machine), date) for name, (machine, date) in machines.items()},
+        "promises": [asdict(each) for each in promises(figures)],
+    }
+    text = page(figures, machines)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / f"{NAME}.json", f"{json.dumps(record, indent=1)}\n".encode())
+    write_file(folder / f"{NAME}.md", f"{text}\n".encode())
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    flags.add_argument("--tokens", nargs="+", type=int, default=TOKENS)
+    flags.add_argument("--folder", type=Path, default=RESULTS)
+    flags.add_argument("--commit", default=this_machine().commit)
+    flags.add_argument("--small", action="store_true")
+    asked = flags.parse_args(arguments)
+    problems = [SMALL] if asked.small else [Problem(tokens, torch.device("cuda")) for tokens in asked.tokens]
+    figures, machines = earlier(asked.folder)
+    for name in (name for name in SECTIONS if name in asked.only):
+        wanted = {problem.tokens for problem in problems}
+        figures = [each for each in figures if each.section != name or each.tokens not in wanted]
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        machines[name] = replace(this_machine(), commit=asked.commit), date
+        for problem in problems:
+            for figure in SECTIONS[name](problem):
+                figures.append(figure)
+                print(figure, flush=True)
+                write(figures, machines, asked.folder)
+    print(write(figures, machines, asked.folder))
+    return 0 if all(promise.kept for promise in promises(figures)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Every kernel over chosen latents, and that of an index, compiles for Hopper within its registers and its memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gossamer.kernels import Softmax
+from gossamer.kernels.hopper.indexed import HOPPER_INDEXED
+from gossamer.kernels.hopper.top_keys import HOPPER_SCORES
+from gossamer.kernels.indexed import Inputs, Returning
+from gossamer.kernels.top_keys import Indexed
+from gossamer.selectors.selection import Selection
+
+triton = pytest.importorskip("triton", reason="the kernels need Triton to compile")
+
+from tests.kernels import sm90  # noqa: E402
+
+if triton.knobs.runtime.interpret:
+    pytest.skip("Triton interprets in this process and compiles nothing", allow_module_level=True)
+
+BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
+LATENTS = {
+    "128 heads": (128, BF16, False),
+    "16 heads": (16, BF16, False),
+    "sinks": (64, FP16, True),
+}
+INDICES = {
+    "eight bits": (64, 128, FP8, True),
+    "bfloat16": (64, 128, BF16, True),
+    "few heads": (4, 64, FP16, False),
+    "eight heads": (8, 128, FP8, True),
+}
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_the_kernels_over_latents_fit_hopper(name: str) -> None:
+    heads, dtype, sinks = LATENTS[name]
+    q, latents = torch.zeros(1, heads, 70, 576, dtype=dtype), torch.zeros(1, 1, 70, 576, dtype=dtype)
+    selection = Selection(torch.zeros(1, 70, 64, dtype=torch.int32), causal=True)
+    given = Inputs(q, latents, None, 512, torch.zeros(heads) if sinks else None, selection, Softmax(0.05))
+    with sm90.hopper() as kernels:
+        out, lse = HOPPER_INDEXED.forward(given)
+        HOPPER_INDEXED.backward(given, Returning(out, lse, torch.zeros_like(out), torch.zeros_like(lse)))
+    assert len(kernels) == 6  # lists, forward; delta, keys, queries, sums
+    assert [fault for kernel in kernels for fault in kernel.faults] == []
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_the_kernel_of_an_index_fits_hopper(name: str) -> None:
+    heads, width, dtype, relu = INDICES[name]
+    q, k = torch.zeros(1, heads, 40, width).to(dtype), torch.zeros(1, 200, width).to(dtype)
+    scales = torch.zeros(1, 200) if dtype == FP8 else None
+    visible = torch.zeros(1, 40, dtype=torch.int32)
+    with sm90.hopper() as kernels:
+        HOPPER_SCORES.score(Indexed(q, k, torch.zeros(1, 40, heads), visible, relu, scales))
+    assert [fault for kernel in kernels for fault in kernel.faults] == []
+    assert len(kernels) == 1

@@ -32,7 +32,7 @@ class HopperChosen(ChosenBlocks):
 
     def _forward_tiles(self, out: Tensor, lse: Tensor, sinks: Tensor | None, lists: tuple[Shared, Own]) -> None:
         tensors = (self.q, self.k, self.v), out, lse, sinks
-        forward_tiles(*tensors, *lists, alike=self.heads.alike, causal=self.causal, scale=self.scale)
+        forward_tiles(*tensors, lists, alike=self.heads.alike, causal=self.causal, scale=self.scale)
 
     def _prepare(self, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, ...]:
         q, rows = self.q, 64

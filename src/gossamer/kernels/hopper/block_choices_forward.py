@@ -23,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from ..block_choices.lists import Own, Shared
 from .configs import ROWS, SHARED_MEMORY, Team
 from .descriptors import ELEMENT, Tiles, tiles
 from .launch import Launch, Operands, launch
@@ -55,7 +56,7 @@ class TilesConfig:
         return ROWS // self.repeats
 
 
-class Shared(NamedTuple):
+class Listed(NamedTuple):
     """For each tile of each lane: `counts` blocks."""
 
     blocks: gl.tensor
@@ -64,7 +65,7 @@ class Shared(NamedTuple):
     most: gl.tensor
 
 
-class Own(NamedTuple):
+class Taken(NamedTuple):
     """For each consumer of each tile: `counts` places of the tile's list, the blocks and who chose them."""
 
     places: gl.tensor
@@ -317,7 +318,7 @@ def _kernel(
     scale, items, heads, key_heads, alike, queries, keys, offset, config: gl.constexpr,
 ):  # fmt: skip
     SLOTS: gl.constexpr = config.slots
-    shared, own = Shared(blocks, counts, tile_count, most), Own(own_places, own_blocks, own_members, own_counts)
+    shared, own = Listed(blocks, counts, tile_count, most), Taken(own_places, own_blocks, own_members, own_counts)
     shape = Shape(items, heads, key_heads, alike, queries, keys)
     q_tiles, out_tiles = buffers(q, 2), buffers(out, 2)
     ring = (buffers(k, SLOTS), buffers(v, SLOTS))
@@ -340,13 +341,14 @@ def slots_of(width: int, value_width: int) -> int:
 
 def forward_tiles(
     inputs: tuple[Tensor, Tensor, Tensor], out: Tensor, lse: Tensor, sinks: Tensor | None,
-    shared: tuple[Any, ...], own: tuple[Tensor, ...], *, alike: int, causal: bool, scale: float,
+    lists: tuple[Shared, Own], *, alike: int, causal: bool, scale: float,
 ) -> None:  # fmt: skip
     """Writes `out` and the natural `lse` of queries over the blocks that their tiles share, of what they chose.
 
     What a consumer takes of a tile's list leaves out fewer blocks in a row than the ring has places.
     """
-    launch(_prepared, (*inputs, out, lse, sinks, shared[0], shared[2], *own), alike, causal, scale)
+    shared, own = lists
+    launch(_prepared, (*inputs, out, lse, sinks, shared.blocks, shared.counts, *own), alike, causal, scale)
 
 
 def _prepared(operands: Operands, alike: int, causal: bool, scale: float) -> Launch:

@@ -81,6 +81,8 @@ def check_definition(case: Case) -> None:
     wanted = torch.autograd.grad((want * grad).sum() + (finite * grad_lse).sum(), wide)
     blind = ~seen.any(-1)
     q = q.masked_fill(blind[..., None], torch.nan)  # whatever stands there changes nothing
+    unseen = ~seen.view(1, case.key_heads, -1, *seen.shape[2:]).any(2).any(2)
+    k, v = (x.masked_fill(unseen[..., None], torch.nan) for x in (k, v))
     work = TritonChosen(q, k, v, indices, case.size, case.causal, case.width**-0.5)
     out, lse = work.forward(sinks)
     found = work.backward(out, lse, grad.to(case.dtype), grad_lse.float())

@@ -27,7 +27,7 @@ def test_in_the_interpreter(name: str, said: dict[str, str]) -> None:
 
 
 def given(block_size: int = 64, chosen: int = 2, softmax: Softmax | None = None, **shapes: int) -> Inputs:
-    heads, queries, width = shapes.get("heads", 4), shapes.get("queries", 8), shapes.get("width", 16)
+    heads, queries, width = shapes.get("heads", 4), shapes.get("queries", 64), shapes.get("width", 16)
     q = torch.empty(1, heads, queries, width, device="meta")
     k = torch.empty(1, 1, shapes.get("keys", 8), width, device="meta")
     selection = Selection(torch.empty(1, 1, queries, chosen, dtype=torch.int32, device="meta"), block_size)
@@ -46,6 +46,7 @@ def given(block_size: int = 64, chosen: int = 2, softmax: Softmax | None = None,
         (given(queries=2**20, keys=2**20, chosen=1), "gigabyte"),
         (given(queries=2**27, chosen=16), "number"),
         (given(queries=0), "nothing"),
+        (given(queries=63), "63 queries"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

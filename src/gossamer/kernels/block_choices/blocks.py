@@ -12,14 +12,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..layout import empty_beside, empty_results
 from ..rows import Matrix
 from .configs import ChosenConfig, chosen_config
 from .joins import join_keys, join_pieces, join_queries
-from .lists import PART, Choices, Own, Rare, Shared, Sharing
+from .lists import PART, Choices, Own, Rare, Shared, Sharing, ceil_div, launch, up_to_power
 from .pieces import forward_pieces
 
 LOG2E = 1.4426950408889634
@@ -64,7 +63,10 @@ class ChosenBlocks(ABC):
     """Whether pieces of dq have their columns in the order in which threads hold them."""
 
     @abstractmethod
-    def _forward_tiles(self, out: Tensor, lse: Tensor, sinks: Tensor | None, lists: tuple[Shared, Own]) -> None: ...
+    def _forward_tiles(
+        self, v: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None, lists: tuple[Shared, Own]
+    ) -> None:
+        """Writes what queries see of the blocks that their tiles share."""
 
     @abstractmethod
     def _prepare(self, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, ...]:
@@ -81,9 +83,11 @@ class ChosenBlocks(ABC):
     def forward(self, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp)."""
         out, lse = empty_results(self.q, self.v)
-        self._forward_tiles(out, lse, sinks, self.choices.shared(self.sharing))
+        rare = self.choices.rare(self.sharing)
+        v = self.choices.seen(self.v, rare)
+        self._forward_tiles(v, out, lse, sinks, self.choices.shared(self.sharing))
         if self.sharing.least:
-            self._forward_pieces(out, lse, self.choices.rare(self.sharing))
+            self._forward_pieces(out, lse, rare)
         return out, lse
 
     def _forward_pieces(self, out: Tensor, lse: Tensor, rare: Rare) -> None:
@@ -94,13 +98,16 @@ class ChosenBlocks(ABC):
         inputs = *map(Matrix.of, (q, k, v)), pieces, piece_lse, rare, self.heads, axes
         for first in range(0, self.lanes, together):
             lanes = min(together, self.lanes - first)
-            forward_pieces[lanes * rare.most,](
+            launch(
+            forward_pieces, lanes * rare.most,
                 *inputs, first, self.scale * LOG2E, SIZE=self.size, PART=PART, **self.group, **self.widths,
                 **self.config.pieces,
             )  # fmt: skip
             given = Matrix.of(out), lse, pieces, piece_lse, rare.counts, self.heads, axes, first
             join = self._join_config
-            join_pieces[lanes * self._programs(join["ROWS"]),](*given, **self.group, VALUE_WIDTH=v.shape[3], **join)
+            launch(
+                join_pieces, lanes * self._programs(join["ROWS"]), *given, **self.group, VALUE_WIDTH=v.shape[3], **join
+            )
 
     def backward(
         self, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
@@ -118,10 +125,17 @@ class ChosenBlocks(ABC):
             lanes = min(together, self.lanes - first)
             self._backward_pieces(grad_out, prepared, Pieces(first, lanes, rare, pieces, dk, dv, *parts))
             given = Matrix.of(dq), pieces, rare.counts, self.heads, axes, first, self.scale
-            join_queries[lanes * self._programs(join["ROWS"]),](
-                *given, **self.group, WIDTH=q.shape[3], TURNED=self.turned, **join
+            launch(
+                join_queries,
+                lanes * self._programs(join["ROWS"]),
+                *given,
+                **self.group,
+                WIDTH=q.shape[3],
+                TURNED=self.turned,
+                **join,
             )
-            join_keys[lanes * axes.blocks * (self.size // keys),](
+            launch(
+            join_keys, lanes * axes.blocks * (self.size // keys),
                 Matrix.of(dk), Matrix.of(dv), *parts, rare, self.heads, axes, first,
                 SIZE=self.size, PART=PART, KEYS=keys, **self.widths,
             )  # fmt: skip
@@ -155,7 +169,7 @@ class ChosenBlocks(ABC):
     @property
     def tile(self) -> int:
         """Queries of a tile: their rows fill the matrix instructions, and their bits fit a word."""
-        return max(1, min(32, self.config.rows // triton.next_power_of_2(self.repeats)))
+        return max(1, min(32, self.config.rows // up_to_power(self.repeats)))
 
     @property
     def group(self) -> dict[str, int]:
@@ -169,7 +183,7 @@ class ChosenBlocks(ABC):
 
     @property
     def _join_config(self) -> dict[str, Any]:
-        rows = max(self.config.join["ROWS"], triton.next_power_of_2(self.repeats))
+        rows = max(self.config.join["ROWS"], up_to_power(self.repeats))
         return {**self.config.join, "ROWS": rows}
 
     def _room(self, lanes: int, width: int) -> Tensor:
@@ -182,8 +196,8 @@ class ChosenBlocks(ABC):
 
     def _programs(self, rows: int) -> int:
         """Programs of so many rows for all queries of a key head."""
-        return triton.cdiv(self.q.shape[2], rows // triton.next_power_of_2(self.repeats))
+        return ceil_div(self.q.shape[2], rows // up_to_power(self.repeats))
 
     def _parts(self, items: int, width: int) -> Tensor:
-        padded = max(16, triton.next_power_of_2(width))
+        padded = max(16, up_to_power(width))
         return torch.empty(items, self.size, padded, dtype=torch.float32, device=self.q.device)

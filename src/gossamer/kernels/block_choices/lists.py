@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -61,7 +60,24 @@ class Rare(NamedTuple):
     """int32 [lanes, blocks]: its first item."""
     counts: Tensor
     """int32 [lanes, Q]: entries of each query."""
+    latest: Tensor
+    """int32 [lanes, blocks]: the last query that chose it, rarely or not; -1 where none did."""
     most: int
+
+
+def ceil_div(count: int, size: int) -> int:
+    """How many of a size hold so many."""
+    return -(-count // size)
+
+
+def up_to_power(count: int) -> int:
+    """The power of two from `count` on."""
+    return 1 << (count - 1).bit_length()
+
+
+def launch(kernel: Any, programs: int, *arguments: object, **constants: Any) -> None:
+    """Runs so many programs."""
+    kernel[programs,](*arguments, **constants)
 
 
 @dataclass(frozen=True)
@@ -91,17 +107,17 @@ class Choices:
         """`indices` as the call gives them, [B, N, Q, n]: a lane is a run of heads of a batch row."""
         lanes, queries, chosen = indices.shape[0] * indices.shape[1], *indices.shape[2:]
         indices = indices.reshape(lanes, queries, chosen).contiguous()
-        axes = ChosenAxes(queries, keys, keys - queries, triton.cdiv(keys, size), tl.constexpr(causal))
-        tiles = triton.cdiv(queries, tile)
+        axes = ChosenAxes(queries, keys, keys - queries, ceil_div(keys, size), tl.constexpr(causal))
+        tiles = ceil_div(queries, tile)
         marks = torch.zeros(lanes, tiles, axes.blocks, dtype=torch.int32, device=indices.device)
         choices = Choices(indices, axes, size, tile, marks)
-        tables.mark[lanes * tiles,](indices, marks, axes, tiles, TILE=tile, **choices._constants)
+        launch(tables.mark, lanes * tiles, indices, marks, axes, tiles, TILE=tile, **choices._constants)
         return choices
 
     @property
     def _constants(self) -> dict[str, int]:
         chosen = self.indices.shape[2]
-        return {"SIZE": self.size, "CHOSEN": chosen, "PADDED": triton.next_power_of_2(chosen)}
+        return {"SIZE": self.size, "CHOSEN": chosen, "PADDED": up_to_power(chosen)}
 
     def shared(self, sharing: Sharing) -> tuple[Shared, Own]:
         """Blocks that are computed for whole tiles, and what each of their parts takes of them."""
@@ -109,12 +125,11 @@ class Choices:
         most = min(blocks, self.tile * self.indices.shape[2] // max(1, 2 * sharing.least))
         listed, members = (self.marks.new_empty(lanes, tiles, most) for _ in range(2))
         counts = self.marks.new_empty(lanes, tiles)
-        own = Own(
-            *(self.marks.new_empty(lanes, tiles, sharing.parts, most) for _ in range(3)),
-            self.marks.new_empty(lanes, tiles, sharing.parts),
-        )
-        width = min(WORDS, triton.next_power_of_2(blocks))
-        tables.list_shared[lanes * tiles,](
+        places, own_blocks, own_members = (self.marks.new_empty(lanes, tiles, sharing.parts, most) for _ in range(3))
+        own = Own(places, own_blocks, own_members, self.marks.new_empty(lanes, tiles, sharing.parts))
+        width = min(WORDS, up_to_power(blocks))
+        launch(
+            tables.list_shared, lanes * tiles,
             self.marks, listed, members, counts, own if sharing.parts > 1 else None, self.axes, most,
             WIDTH=width, STEP=sharing.step, **self._parted(sharing),
         )  # fmt: skip
@@ -125,9 +140,11 @@ class Choices:
         lanes, tiles, blocks = self.marks.shape
         _, queries, chosen = self.indices.shape
         rows, columns = 64, 16
-        before, totals = torch.empty_like(self.marks), self.marks.new_empty(lanes, blocks)
-        launch = tables.count_rare[lanes * triton.cdiv(blocks, columns),]
-        launch(self.marks, before, totals, self.axes, tiles, ROWS=rows, COLUMNS=columns, **self._parted(sharing))
+        before = torch.empty_like(self.marks)
+        totals, latest = (self.marks.new_empty(lanes, blocks) for _ in range(2))
+        programs = lanes * ceil_div(blocks, columns)
+        given = self.marks, before, totals, latest, self.axes, tiles
+        launch(tables.count_rare, programs, *given, ROWS=rows, COLUMNS=columns, **self._parted(sharing))
         starts = (totals.cumsum(1) - totals).int()
         parts = torch.maximum((totals + PART // 2) // PART, totals.clamp(max=1))
         ends = parts.cumsum(1).int()
@@ -136,12 +153,23 @@ class Choices:
         items = torch.searchsorted(ends, numbers, right=True, out_int32=True)
         entries = self.marks.new_empty(lanes, queries * chosen)
         counts = self.marks.new_empty(lanes, queries)
-        together = max(1, 4096 // triton.next_power_of_2(chosen) ** 2)
-        tables.enter_rare[lanes * triton.cdiv(queries, together),](
+        together = max(1, 4096 // up_to_power(chosen) ** 2)
+        launch(
+            tables.enter_rare, lanes * ceil_div(queries, together),
             self.indices, self.marks, before, starts, entries, counts, self.axes, tiles, QUERIES=together,
             **self._parted(sharing), **self._constants,
         )  # fmt: skip
-        return Rare(entries, starts, totals, items, ends - parts, counts, most)
+        return Rare(entries, starts, totals, items, ends - parts, counts, latest, most)
+
+    def seen(self, x: Tensor, rare: Rare) -> Tensor:
+        """x [B, G, K, D], zeros for keys that stand behind every query that chose their block: whatever lies there
+        would be multiplied with zeros."""
+        if not self.axes.causal.value:
+            return x
+        key = torch.arange(self.axes.keys, device=x.device)
+        sees = key <= (rare.latest + self.axes.offset)[:, key // self.size]
+        alike = x.shape[0] * x.shape[1] // sees.shape[0]
+        return torch.where(sees.repeat_interleave(alike, 0).view(*x.shape[:3], 1), x, 0.0)
 
     def _parted(self, sharing: Sharing) -> dict[str, int]:
         return {"LEAST": sharing.least, "PART": self.tile // sharing.parts, "PARTS": sharing.parts}

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..rows import load_tile, padded
-from .places import item_of, lane_in, last_seen, piece_of
+from .places import end_of_keys, item_of, lane_in, last_seen, piece_of
 
 
 @triton.jit
@@ -24,8 +24,9 @@ def forward_pieces(
     row = tl.arange(0, ROWS)
     repeat = row % TOGETHER
     key = block * SIZE + tl.arange(0, SIZE)
-    k_tile = load_tile(k, batch, key_head, key, key < axes.keys, WIDTH)
-    v_tile = load_tile(v, batch, key_head, key, key < axes.keys, VALUE_WIDTH)
+    seen = key < end_of_keys(rare, axes, lane, block)
+    k_tile = load_tile(k, batch, key_head, key, seen, WIDTH)
+    v_tile = load_tile(v, batch, key_head, key, seen, VALUE_WIDTH)
     entries = rare.entries + lane.to(tl.int64) * axes.queries * CHOSEN + first
     column = tl.arange(0, padded(VALUE_WIDTH))
     for start in tl.range(0, count, ROWS // TOGETHER, num_stages=NUM_STAGES):

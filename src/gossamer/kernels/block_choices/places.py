@@ -54,3 +54,12 @@ def rows_here(heads, axes, first_lane, REPEATS: tl.constexpr, ROWS: tl.constexpr
 def piece_of(axes, here, rank, query, repeat, CHOSEN: tl.constexpr, REPEATS: tl.constexpr):
     """The number of a piece: neighbouring queries' of a rank stand side by side."""
     return ((here.to(tl.int64) * CHOSEN + rank) * axes.queries + query) * REPEATS + repeat
+
+
+@triton.jit
+def end_of_keys(rare, axes, lane, block):
+    """The first key that nobody sees who chose the block."""
+    if axes.causal:
+        return tl.minimum(axes.keys, tl.load(rare.latest + lane * axes.blocks + block) + axes.offset + 1)
+    else:
+        return axes.keys

@@ -10,6 +10,8 @@ from .configs import chosen_config
 SIZES = 16, 32, 64
 """Keys of a block."""
 WIDEST = 256
+FEWEST_QUERIES = 64
+"""Fewer fill too few tiles."""
 MOST_ENTRIES = 2**31 - 1
 """Pieces of a key head, and what queries and blocks meet in, are numbered with 32 bits."""
 MOST_WORDS = 2**28
@@ -27,6 +29,8 @@ def unfit(given: Inputs) -> str | None:
         return f"blocks of {size} keys are chosen; it takes blocks of {', '.join(map(str, SIZES))}"
     if 0 in (given.q.numel(), given.k.numel(), chosen):
         return "there is nothing to compute"
+    if queries < FEWEST_QUERIES:
+        return f"there are {queries} queries; it takes {FEWEST_QUERIES} or more"
     if given.v is None:
         return "it takes keys and values apart"
     if selection.mask is not None:

@@ -19,6 +19,18 @@ def ones_in(word):
 
 
 @triton.jit
+def highest_in(word):
+    """The highest bit that is set in each 32-bit word; -1 where none is."""
+    bits = word.to(tl.uint32, bitcast=True)
+    bits |= bits >> 1
+    bits |= bits >> 2
+    bits |= bits >> 4
+    bits |= bits >> 8
+    bits |= bits >> 16
+    return ones_in(bits.to(tl.int32, bitcast=True)) - 1
+
+
+@triton.jit
 def _chosen(indices, lane, query, axes, SIZE: tl.constexpr, CHOSEN: tl.constexpr, PADDED: tl.constexpr):
     """(blocks that queries chose [queries, padded], whether each is one that some key of is visible)."""
     slot = tl.arange(0, PADDED)
@@ -63,7 +75,8 @@ def in_part(word, part: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
     if PARTS == 1:
         return word
     else:
-        return (word >> (part * PART)) & ((1 << PART) - 1)
+        ones: tl.constexpr = 2**PART - 1
+        return (word >> (part * PART)) & ones
 
 
 @triton.jit
@@ -116,14 +129,15 @@ def list_shared(
 
 @triton.jit
 def count_rare(
-    marks, before, totals, axes, tiles,
+    marks, before, totals, latest, axes, tiles,
     LEAST: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """How many of the tiles before chose each block rarely, and how many of all."""
+    """How many of the tiles before chose each block rarely, how many of all, and the last query that chose it."""
     columns = tl.cdiv(axes.blocks, COLUMNS)
     lane = tl.program_id(0) // columns
     block = tl.program_id(0) % columns * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.int32)
+    last = tl.full((COLUMNS,), -1, tl.int32)
     for first in range(0, tiles, ROWS):
         tile = first + tl.arange(0, ROWS)
         exists = (tile < tiles)[:, None] & (block < axes.blocks)[None, :]
@@ -132,7 +146,10 @@ def count_rare(
         count = tl.where(is_shared(word, LEAST, PART, PARTS), 0, ones_in(word))
         tl.store(before + at, total[None, :] + tl.cumsum(count, 0) - count, mask=exists)
         total += tl.sum(count, 0)
+        query = tile[:, None] * (PART * PARTS) + highest_in(word)
+        last = tl.maximum(last, tl.max(tl.where(word != 0, query, -1), 0))
     tl.store(totals + lane * axes.blocks + block, total, mask=block < axes.blocks)
+    tl.store(latest + lane * axes.blocks + block, last, mask=block < axes.blocks)
 
 
 @triton.jit

@@ -220,8 +220,11 @@ def backward_pieces(
         _gather(grad_out, grad_first, grad_ring, 0, _as_rows(entry, VALUE_WIDTH), SLOTS, REPEATS)
         _gather_auxiliary(aux, aux_ring, 0, entries, 0, count, axes.queries, SLOTS, REPEATS)
         async_copy.commit_group()
-        k_tile = _loaded(k, batch, key_head, block * SIZE, axes.keys, WIDTH)
-        v_tile = _loaded(v, batch, key_head, block * SIZE, axes.keys, VALUE_WIDTH)
+        end = axes.keys
+        if axes.causal:  # whatever lies in keys that nobody sees would be multiplied with zeros
+            end = gl.minimum(end, gl.load(rare.latest + at) + axes.offset + 1)
+        k_tile = _loaded(k, batch, key_head, block * SIZE, end, WIDTH)
+        v_tile = _loaded(v, batch, key_head, block * SIZE, end, VALUE_WIDTH)
         picks = picking(0), picking(3)
         edge = block * SIZE + SIZE > axes.keys
         masked = gl.where(edge, count, gl.where(axes.causal, SIZE - done, 0))

@@ -7,7 +7,7 @@ order of the query's choices. Nothing is added up in memory by several: the same
 import triton
 import triton.language as tl
 
-from ..block_choices.places import item_of, lane_in, last_seen, piece_of
+from ..block_choices.places import end_of_keys, item_of, lane_in, last_seen, piece_of
 from ..rows import load_tile, load_vector, padded, store_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -54,8 +54,9 @@ def backward_pieces(
     head = key_head * REPEATS + repeat
     key = block * SIZE + tl.arange(0, SIZE)
     exists = key < axes.keys
-    k_tile = load_tile(k, batch, key_head, key, exists, WIDTH)
-    v_tile = load_tile(v, batch, key_head, key, exists, VALUE_WIDTH)
+    seen = key < end_of_keys(rare, axes, lane, block)
+    k_tile = load_tile(k, batch, key_head, key, seen, WIDTH)
+    v_tile = load_tile(v, batch, key_head, key, seen, VALUE_WIDTH)
     dk_tile = tl.zeros((SIZE, padded(WIDTH)), tl.float32)
     dv_tile = tl.zeros((SIZE, padded(VALUE_WIDTH)), tl.float32)
     entries = rare.entries + lane.to(tl.int64) * axes.queries * CHOSEN + first

@@ -28,7 +28,7 @@ HALF: dict[int, ChosenConfig] = {
         rows=128, share=8,
         tiles={"NUM_STAGES": 2, "num_warps": 8, "maxnreg": 128},
         pieces={"ROWS": 64, "NUM_STAGES": 4, "num_warps": 4},
-        backward={"ROWS": 64, "NUM_STAGES": 2, "num_warps": 4},
+        backward={"ROWS": 64, "NUM_STAGES": 2, "num_warps": 8},
         join={"ROWS": 16, "num_warps": 4},
     ),
     256: ChosenConfig(

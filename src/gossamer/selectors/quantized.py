@@ -36,7 +36,8 @@ def quantized(x: Float[Tensor, "*B D"], precision: Precision = "fp8") -> tuple[T
     True
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = wide.abs().amax(-1).clamp(min=LEAST) / LARGEST
+    greatest = wide.abs().amax(-1).clamp(min=LEAST)
+    scale = greatest / greatest.new_full((), LARGEST)  # by a number a GPU would multiply with its rounded inverse
     if precision == "fp8 ue8m0":
         mantissa = torch.frexp(scale).mantissa
         scale = torch.where(mantissa == 0.5, scale, scale / mantissa)

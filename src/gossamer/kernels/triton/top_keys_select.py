@@ -22,6 +22,12 @@ VECTOR = 4
 """Scores, 16 bytes of them, that one load takes."""
 
 
+BELOW_ALL = tl.constexpr(0x007FFFFF)
+"""The key of minus infinity, were it one: those of all scores that may be taken are above."""
+
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+
+
 class Narrowed(NamedTuple):
     """What the first launches leave of rows that are long: nothing of the others."""
 
@@ -66,7 +72,7 @@ class RowSelection:
         if rows:
             warps = min(max(sizes["SAMPLE"] // 256, 1), 16)  # eight scores a thread
             _sample[(rows,)](*given, bounds, count, **sizes, num_warps=warps)
-            _narrow[(rows,)](*given, bounds, not_below, above, held, **sizes, TILE=self.tile, num_warps=8)
+            _narrow[(rows,)](*given, bounds, not_below, above, held, **sizes, TILE=self.tile, EACH=VECTOR, num_warps=4)
         return Narrowed(bounds, not_below, above, held)
 
     def _sizes(self, scores: Tensor, count: int) -> dict[str, int]:
@@ -131,27 +137,43 @@ def _sample(scores, apart, visible, bounds, count, SAMPLE: tl.constexpr, ROOM: t
 @triton.jit
 def _narrow(
     scores, apart, visible, bounds, not_below, above, held,
-    SAMPLE: tl.constexpr, ROOM: tl.constexpr, UNIT: tl.constexpr, TILE: tl.constexpr,
+    SAMPLE: tl.constexpr, ROOM: tl.constexpr, UNIT: tl.constexpr, TILE: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """Puts aside the keys of a row that are not below its bound, as far as there is room, and counts them all."""
+    """Puts aside the keys of a row that are not below its bound, as far as there is room, and counts them all.
+
+    A thread has `EACH` scores that stand side by side, and adds them up before threads add theirs: few do per tile.
+    """
     row = tl.program_id(0).to(tl.int64)
     seen = tl.load(visible + row)
     if seen > tl.maximum(ROOM, SAMPLE):
         scores += row * apart * UNIT
         held += row * ROOM
         bound = tl.load(bounds + row).to(tl.uint32, bitcast=True)
-        equal_or_above, larger = 0, 0
+        least = _score_of(bound)
+        from_the_lowest = bound <= BELOW_ALL
+        before = 0
+        larger = tl.zeros((TILE // EACH,), tl.int32)
+        inside = EACH * tl.arange(0, TILE // EACH)[:, None] + tl.arange(0, EACH)[None, :]
         for first in tl.range(0, seen, TILE, num_stages=4):
-            at = first + tl.arange(0, TILE)
-            key = _ordered_scores(scores, at, seen, UNIT)
-            kept = (key >= bound).to(tl.int32)
-            place = equal_or_above + tl.cumsum(kept, 0) - 1
-            tl.store(held + place, (key.to(tl.int64) << 32) | at, mask=(key >= bound) & (place < ROOM))
-            both = tl.sum(kept + ((key > bound).to(tl.int32) << 16), 0)  # a tile is smaller than that
-            equal_or_above += both & 0xFFFF
-            larger += both >> 16
-        tl.store(not_below + row, equal_or_above)
-        tl.store(above + row, larger)
+            at = first + inside
+            score = tl.load(scores + at, mask=at < tl.cdiv(seen, UNIT) * UNIT, other=float("-inf"))
+            kept = (score >= least) & (at < seen)
+            counted = kept.to(tl.int32)
+            own = tl.sum(counted, 1)
+            place = before + (tl.cumsum(own, 0) - own)[:, None] + tl.cumsum(counted, 1) - 1
+            key = (_ordered_number(score).to(tl.int64) << 32) | at
+            tl.store(held + place, key, mask=kept & (place < ROOM))
+            larger += tl.sum((kept & ((score > least) | from_the_lowest)).to(tl.int32), 1)
+            before += tl.sum(own, 0)
+        tl.store(not_below + row, before)
+        tl.store(above + row, tl.sum(larger, 0))
+
+
+@triton.jit
+def _score_of(key):
+    """The score of a key; the lowest finite one where the key is below that of all."""
+    bits = tl.where(key >= 0x80000000, key ^ 0x80000000, key ^ 0xFFFFFFFF)
+    return tl.where(key <= BELOW_ALL, LOWEST, bits.to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -253,7 +275,12 @@ def _ordered(scores):
     By bits alone, so that nothing depends on how small numbers are compared; both zeros are one.
     """
     bits = scores.to(tl.uint32, bitcast=True)
-    size = bits & 0x7FFFFFFF
-    key = tl.where(bits == size, bits ^ 0x80000000, bits ^ 0xFFFFFFFF)
-    key = tl.where(size == 0, 0x80000000, key)
-    return tl.where((size > 0x7F800000) | (bits == 0xFF800000), 0, key)
+    return tl.where(((bits & 0x7FFFFFFF) > 0x7F800000) | (bits == 0xFF800000), 0, _ordered_number(scores))
+
+
+@triton.jit
+def _ordered_number(scores):
+    """The same for scores that are neither."""
+    bits = scores.to(tl.int32, bitcast=True)
+    key = (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
+    return tl.where((bits & 0x7FFFFFFF) == 0, 0x80000000, key)

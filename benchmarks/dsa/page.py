@@ -11,7 +11,8 @@ from .figures import GIB, Figure
 
 LEAST = {"forward": 450.0, "backward": 230.0}
 """Useful teraflops of attention over latents."""
-OVER_DENSE = 3.0
+OVER_DENSE, LONG = 3.0, 131_072
+"""So much faster than dense attention is a layer of so many tokens, or more."""
 BOTH = "PyTorch, products"
 
 WORDS = {
@@ -41,7 +42,7 @@ def promises(figures: Sequence[Figure]) -> Iterator[Promise]:
         elif section == "index":
             rivals = [of.get((section, case, BOTH, tokens))]
             yield _faster(f"Index, {at}: at least as fast as products and topk", figure, rivals, 1.0)
-        else:
+        elif tokens >= LONG:
             rivals = [
                 x for x in figures if (x.section, x.case, x.tokens) == ("layer", case, tokens) and x is not figure
             ]

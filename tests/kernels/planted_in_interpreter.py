@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from gossamer.kernels.triton.top_keys import TRITON_SELECTION
 from gossamer.patterns import Causal, Documents, PerHead, RandomBlocks, Tokens, Window
 from tests.checks import Setting, check_empty_rows, check_error, check_no_leak, check_support, check_views, draw
 from tests.hashed_checks import CASES as HASHED_CASES
@@ -23,12 +24,15 @@ from tests.kernels import (
     hashed_in_interpreter,
     row_parts_in_interpreter,
     row_shares_in_interpreter,
+    warm_up_in_interpreter,
 )
 from tests.kernels.interpreter import tell
 from tests.kernels.triton_in_interpreter import check_dropout_as_tiled
 from tests.layouts import Shown, check_layout
 from tests.patterns_list import PATTERNS
 from tests.planting import Fault, planted
+from tests.top_keys_checks import CASES as INDEX_CASES
+from tests.top_keys_checks import check_definition, check_selection
 
 SMALL = Setting(heads=1, queries=40, dtype=torch.float32, backend="triton")
 LOCAL = Causal() & Window(20)
@@ -46,6 +50,9 @@ DECODED = (
 HASHED = {
     name: replace(HASHED_CASES[name], heads=1, batch=1, length=40, within=None) for name in ("paper", "trax", "stops")
 } | {"padded": replace(HASHED_CASES["padded, trax"], heads=1, batch=1, length=40, within=((5, 33),))}
+
+BEST = "many ties", "zeros of both signs", "not numbers"
+"""Kinds of scores."""
 
 
 def check_decoding(name: str) -> None:
@@ -83,6 +90,10 @@ CHECKS: dict[str, Callable[[], None]] = {
     },
     "hash": partial(check_hash, (6, 8), torch.float32),
     "hash by many columns": partial(check_hash, (150, 1), torch.float16),
+    **{f"best of {kind}": partial(check_selection, TRITON_SELECTION.select, kind, keys=203) for kind in BEST},
+    "best of a long row": partial(check_selection, TRITON_SELECTION.select, "normal", rows=4, keys=5003),
+    "best by an index": partial(check_definition, replace(INDEX_CASES["square"], queries=9, batch=1), backend="triton"),
+    "lesson": warm_up_in_interpreter.CHECKS["within"],
     "gathered": columns_in_interpreter.CHECKS["gathered: sorted"],
     "written": columns_in_interpreter.CHECKS["written: sorted"],
     "written twice": columns_in_interpreter.CHECKS["written: every key twice"],
@@ -94,6 +105,48 @@ CHECKS: dict[str, Callable[[], None]] = {
 }
 
 FAULTS: dict[str, Fault] = {
+    "all that equal the last chosen are chosen": Fault(
+        "triton.top_keys_select",
+        "is_larger | (is_equal & (equals <= equal))",
+        "is_larger | is_equal",
+        "best of many ties",
+    ),
+    "a zero is less than another": Fault(
+        "triton.top_keys_select",
+        "tl.where(size == 0, 0x80000000, key)",
+        "key",
+        "best of zeros of both signs",
+    ),
+    "what is no number is above all": Fault(
+        "triton.top_keys_select",
+        "(size > 0x7F800000) | (bits == 0xFF800000)",
+        "bits == 0xFF800000",
+        "best of not numbers",
+    ),
+    "a long row loses what a later tile puts aside": Fault(
+        "triton.top_keys_select",
+        "place = equal_or_above + tl.cumsum(kept, 0) - 1",
+        "place = tl.cumsum(kept, 0) - 1",
+        "best of a long row",
+    ),
+    "heads and queries are mistaken for one another": Fault(
+        "triton.top_keys_scores",
+        "tl.sum(tl.reshape(product, (KEYS, QUERIES, HEADS)), 2)",
+        "tl.sum(tl.reshape(product, (KEYS, HEADS, QUERIES)), 1)",
+        "best by an index",
+    ),
+    "a head is taught by more than its probabilities": Fault(
+        "triton.warm_up_tiles",
+        "tl.exp2(product * unit - norm[:, None])",
+        "tl.exp2(product * unit)",
+        "lesson",
+    ),
+    "a key learns from the last head alone": Fault(
+        "triton.warm_up_tiles",
+        'made = tl.dot(of_product.to(q_tile.dtype), q_tile, made, input_precision="ieee")',
+        'made = tl.dot(of_product.to(q_tile.dtype), q_tile, input_precision="ieee")',
+        "lesson",
+    ),
     "the ends of the first sequence count for all": Fault(
         "triton.tiles",
         "run.start + batch * run.apart, run.stop + batch * run.apart",

@@ -46,6 +46,10 @@ class Scorer(Protocol):
     most_scores: int
     """How many of them it is asked for at a time, if one query has not more."""
 
+    def together(self, index: Indexed) -> int:
+        """Queries that it scores best, or any multiple: then no part of the device is done before the others."""
+        ...
+
     def refuses(self, index: Indexed) -> str | None:
         """Why it cannot score such tensors, or None where it can."""
         ...

@@ -102,7 +102,8 @@ def _top_keys(
     with own_dtypes(q.device):
         index = indexed(q, k, weights, visible, relu=relu, causal=causal, precision=precision)
         _, scorer, selector = road(ready(index.part(slice(0), slice(0), keys), precision), backend)
-        for rows, some in _parts(batch, queries, keys, max(count, FEWEST_QUERIES), scorer.most_scores):
+        most, together = max(count, FEWEST_QUERIES), scorer.together(index)
+        for rows, some in _parts(batch, queries, keys, most // together * together or most, scorer.most_scores):
             seen = min(keys, max(keys - queries + some.stop, 0)) if causal else keys
             if seen:
                 part = ready(index.part(rows, some, seen), precision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..devices import multiprocessors
 from ..top_keys import Indexed
 from .requirements import without_hopper
 
@@ -31,6 +32,12 @@ class HopperScores:
         if heads not in HEADS:
             return f"the index has {heads} heads; it takes {', '.join(map(str, HEADS))}"
         return None
+
+    def together(self, index: Indexed) -> int:
+        """Those of one tile for each multiprocessor."""
+        from .index_scores import queries_together  # Triton may be missing where it refuses
+
+        return queries_together(index.q.shape[1]) * multiprocessors(index.q.device)
 
     def score(self, index: Indexed) -> Tensor:
         """[B, Q, K], as `Scorer` says."""

@@ -20,6 +20,10 @@ class TiledScores:
         """Never: the operator takes only what it computes."""
         return None
 
+    def together(self, index: Indexed) -> int:
+        """Any number."""
+        return 1
+
     def score(self, index: Indexed) -> Tensor:
         """[B, Q, K], as `Scorer` says; a few keys at a time, because there is a product for each head."""
         dtype = index.weights.dtype

@@ -40,6 +40,10 @@ class TritonScores:
             return f"there are {heads} heads; of this width and dtype it sums {most} at most"
         return without_gpu(index.q.device)
 
+    def together(self, index: Indexed) -> int:
+        """Any number."""
+        return 1
+
     def score(self, index: Indexed) -> Tensor:
         """[B, Q, K], as `Scorer` says."""
         from .top_keys_scores import scores_of

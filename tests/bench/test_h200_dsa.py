@@ -1,0 +1,67 @@
+"""The script's rehearsal, its page, what it keeps of an earlier call, and that wrong choices are not timed."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("h200_dsa", FOLDER / "h200_dsa.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    for name in [name for name in sys.modules if name.split(".")[0] == "dsa"]:
+        del sys.modules[name]
+
+
+def test_a_rehearsal_measures_every_part_and_keeps_what_it_does_not_run(script, tmp_path, capsys):
+    script.main(["--small", "--folder", str(tmp_path), "--commit", "abc"])
+    page = (tmp_path / "h200_dsa.md").read_text()
+    assert page.strip() in capsys.readouterr().out and "commit abc" in page
+    figures = json.loads((tmp_path / "h200_dsa.json").read_text())["figures"]
+    found = {(each["section"], each["case"], each["contender"]) for each in figures if each["absence"] is None}
+    parts = {"latents": ("forward", "backward"), "index": ("bf16", "fp8"), "layer": ("forward", "backward")}
+    assert {(section, case, "gossamer") for section, cases in parts.items() for case in cases} <= found
+    assert ("index", "bf16", "PyTorch, weighted") in found and ("index", "bf16", "PyTorch, products") in found
+    script.main(["--small", "--only", "latents", "--folder", str(tmp_path), "--commit", "def"])
+    page = (tmp_path / "h200_dsa.md").read_text()
+    assert "commit abc" in page and "commit def" in page
+
+
+def test_operations_are_those_of_pairs_that_are_seen(script):
+    problem = replace(script.SMALL, tokens=50, chosen=20)
+    assert problem.pairs == sum(min(query + 1, 20) for query in range(50))
+    assert (problem.random_choice() >= 0).sum() == problem.pairs
+    assert problem.all_pairs == 50 * 51 // 2
+
+
+@pytest.mark.parametrize("wrong", ["a lower score", "the future", "one twice"])
+def test_a_wrong_choice_is_found(script, wrong):
+    from dsa.index import chosen, drawn, fault
+
+    torch.manual_seed(0)
+    problem = script.SMALL
+    inputs = drawn(problem)
+    found = chosen(inputs, problem, "as given")
+    assert fault(found, inputs, problem, "as given") is None
+    last, mine = problem.tokens - 1, found[0, problem.tokens - 1]
+    left = next(key for key in range(problem.tokens) if key not in mine.tolist())
+    mine[3] = {"a lower score": left, "the future": last + 1, "one twice": mine[4].item()}[wrong]
+    assert fault(found, inputs, problem, "as given") is not None
+
+
+def test_the_promises_are_those_of_the_shapes_that_users_have(script):
+    assert script.TOKENS == (32_768, 131_072)
+    problem = script.Problem(32_768, torch.device("cpu"))
+    assert (problem.heads, problem.chosen, problem.index_heads, problem.index_width) == (128, 2048, 64, 128)

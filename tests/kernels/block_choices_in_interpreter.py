@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gossamer.indexed import Selection, attend_indexed
 from gossamer.kernels.block_choices.lists import Choices, Sharing
 from gossamer.kernels.triton.block_choices import TritonChosen
 from tests.kernels.interpreter import tell
@@ -133,6 +134,20 @@ def check_parts() -> None:
         assert int(rare.totals.sum()) == everything - in_tiles == int(rare.counts.sum())
 
 
+def check_name() -> None:
+    """The road that is called by its name gives what the one gives that is taken by itself."""
+    case = Case(queries=64, keys=70, chosen=2)
+    q, k, v, indices = drawn(case)
+    selection, found = Selection(indices, case.size, causal=True), []
+    for backend in ("blocks", None):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out, lse = attend_indexed(*leaves, selection, return_lse=True, backend=backend)
+        due = out.square().sum() + lse.masked_fill(lse == -torch.inf, 0.0).sum()
+        found.append([out, lse, *torch.autograd.grad(due, leaves)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
 CHECKS = {
     "causal": partial(check_definition, Case()),
     "shared by tiles": partial(check_definition, Case(alike=True, queries=53, sinks=True)),
@@ -142,6 +157,7 @@ CHECKS = {
     "groups of three": partial(check_definition, Case(heads=6, queries=20, size=32, chosen=2)),
     "many heads": partial(check_definition, Case(heads=16, key_heads=1, runs=1, queries=9, keys=40)),
     "parts of tiles": check_parts,
+    "by name": check_name,
 }
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gossamer import Unsupported
 from gossamer.kernels.block_choices.requirements import unfit
 from gossamer.kernels.indexed import Inputs
 from gossamer.kernels.problem import Softmax
+from gossamer.kernels.triton.indexed import TRITON_INDEXED
+from gossamer.ops.indexed import road
 from gossamer.selectors.selection import Selection
 
 pytest.importorskip("triton", reason="the kernels are written in it")
@@ -56,3 +59,15 @@ def test_it_says_what_it_does_not_take(inputs: Inputs, reason: str) -> None:
 
 def test_it_takes_what_fits() -> None:
     assert unfit(given()) is None
+
+
+def test_it_is_taken_by_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("indexed", "chosen_blocks"):
+        monkeypatch.setattr(f"gossamer.kernels.triton.{module}.without_gpu", lambda device: None)
+    assert road(given()) is TRITON_INDEXED
+    assert road(given(), "blocks").name == "blocks"
+
+
+def test_it_says_what_each_way_misses() -> None:
+    with pytest.raises(Unsupported, match=r"blocks: hopper: it needs .* 9\.0.*; triton: tensors are on meta"):
+        road(given(), "blocks")

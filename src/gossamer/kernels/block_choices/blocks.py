@@ -18,7 +18,7 @@ from ..layout import empty_beside, empty_results
 from ..rows import Matrix
 from .configs import ChosenConfig, chosen_config
 from .joins import join_keys, join_pieces, join_queries
-from .lists import PART, Choices, Own, Rare, Shared, Sharing, ceil_div, launch, up_to_power
+from .lists import PART, Choices, Own, Rare, Shared, Sharing, ceil_div, grid, up_to_power
 from .pieces import forward_pieces
 
 LOG2E = 1.4426950408889634
@@ -98,15 +98,14 @@ class ChosenBlocks(ABC):
         inputs = *map(Matrix.of, (q, k, v)), pieces, piece_lse, rare, self.heads, axes
         for first in range(0, self.lanes, together):
             lanes = min(together, self.lanes - first)
-            launch(
-            forward_pieces, lanes * rare.most,
+            grid(forward_pieces, lanes * rare.most)(
                 *inputs, first, self.scale * LOG2E, SIZE=self.size, PART=PART, **self.group, **self.widths,
                 **self.config.pieces,
             )  # fmt: skip
             given = Matrix.of(out), lse, pieces, piece_lse, rare.counts, self.heads, axes, first
             join = self._join_config
-            launch(
-                join_pieces, lanes * self._programs(join["ROWS"]), *given, **self.group, VALUE_WIDTH=v.shape[3], **join
+            grid(join_pieces, lanes * self._programs(join["ROWS"]))(
+                *given, **self.group, VALUE_WIDTH=v.shape[3], **join
             )
 
     def backward(
@@ -125,17 +124,14 @@ class ChosenBlocks(ABC):
             lanes = min(together, self.lanes - first)
             self._backward_pieces(grad_out, prepared, Pieces(first, lanes, rare, pieces, dk, dv, *parts))
             given = Matrix.of(dq), pieces, rare.counts, self.heads, axes, first, self.scale
-            launch(
-                join_queries,
-                lanes * self._programs(join["ROWS"]),
+            grid(join_queries, lanes * self._programs(join["ROWS"]))(
                 *given,
                 **self.group,
                 WIDTH=q.shape[3],
                 TURNED=self.turned,
                 **join,
             )
-            launch(
-            join_keys, lanes * axes.blocks * (self.size // keys),
+            grid(join_keys, lanes * axes.blocks * (self.size // keys))(
                 Matrix.of(dk), Matrix.of(dv), *parts, rare, self.heads, axes, first,
                 SIZE=self.size, PART=PART, KEYS=keys, **self.widths,
             )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,9 +76,9 @@ def up_to_power(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def launch(kernel: Any, programs: int, *arguments: object, **constants: Any) -> None:
-    """Runs so many programs."""
-    kernel[programs,](*arguments, **constants)
+def grid(kernel: Any, programs: int) -> Callable[..., None]:
+    """The kernel, which runs so many programs when it is called."""
+    return kernel[programs,]
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Choices:
         tiles = ceil_div(queries, tile)
         marks = torch.zeros(lanes, tiles, axes.blocks, dtype=torch.int32, device=indices.device)
         choices = Choices(indices, axes, size, tile, marks)
-        launch(tables.mark, lanes * tiles, indices, marks, axes, tiles, TILE=tile, **choices._constants)
+        grid(tables.mark, lanes * tiles)(indices, marks, axes, tiles, TILE=tile, **choices._constants)
         return choices
 
     @property
@@ -128,8 +129,7 @@ class Choices:
         places, own_blocks, own_members = (self.marks.new_empty(lanes, tiles, sharing.parts, most) for _ in range(3))
         own = Own(places, own_blocks, own_members, self.marks.new_empty(lanes, tiles, sharing.parts))
         width = min(WORDS, up_to_power(blocks))
-        launch(
-            tables.list_shared, lanes * tiles,
+        grid(tables.list_shared, lanes * tiles)(
             self.marks, listed, members, counts, own if sharing.parts > 1 else None, self.axes, most,
             WIDTH=width, STEP=sharing.step, **self._parted(sharing),
         )  # fmt: skip
@@ -144,7 +144,7 @@ class Choices:
         totals, latest = (self.marks.new_empty(lanes, blocks) for _ in range(2))
         programs = lanes * ceil_div(blocks, columns)
         given = self.marks, before, totals, latest, self.axes, tiles
-        launch(tables.count_rare, programs, *given, ROWS=rows, COLUMNS=columns, **self._parted(sharing))
+        grid(tables.count_rare, programs)(*given, ROWS=rows, COLUMNS=columns, **self._parted(sharing))
         starts = (totals.cumsum(1) - totals).int()
         parts = torch.maximum((totals + PART // 2) // PART, totals.clamp(max=1))
         ends = parts.cumsum(1).int()
@@ -154,8 +154,7 @@ class Choices:
         entries = self.marks.new_empty(lanes, queries * chosen)
         counts = self.marks.new_empty(lanes, queries)
         together = max(1, 4096 // up_to_power(chosen) ** 2)
-        launch(
-            tables.enter_rare, lanes * ceil_div(queries, together),
+        grid(tables.enter_rare, lanes * ceil_div(queries, together))(
             self.indices, self.marks, before, starts, entries, counts, self.axes, tiles, QUERIES=together,
             **self._parted(sharing), **self._constants,
         )  # fmt: skip

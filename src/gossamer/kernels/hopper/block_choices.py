@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..block_choices.blocks import ChosenBlocks, Pieces
-from ..block_choices.lists import PART, Own, Shared, Sharing, ceil_div, launch
+from ..block_choices.lists import PART, Own, Shared, Sharing, ceil_div, grid
 from ..rows import Matrix, Vector
 from .block_choices_auxiliary import prepare_auxiliary
 from .block_choices_backward import backward_pieces
@@ -40,9 +40,7 @@ class HopperChosen(ChosenBlocks):
         aux = torch.empty(*lse.shape, AUX.value, dtype=torch.bfloat16, device=q.device)
         given = Matrix.of(out), Matrix.of(grad_out), Vector.of(lse), None if grad_lse is None else Vector.of(grad_lse)
         programs = q.shape[0] * q.shape[1] * ceil_div(q.shape[2], rows)
-        launch(
-            prepare_auxiliary,
-            programs,
+        grid(prepare_auxiliary, programs)(
             *given,
             aux,
             q.shape[2],
@@ -56,8 +54,7 @@ class HopperChosen(ChosenBlocks):
     def _backward_pieces(self, grad_out: Tensor, prepared: tuple[Tensor, ...], pieces: Pieces) -> None:
         inputs = *map(Matrix.of, (self.q, self.k, self.v, addressable(grad_out))), *prepared, pieces.dq
         results = Matrix.of(pieces.dk), Matrix.of(pieces.dv), pieces.part_dk, pieces.part_dv
-        launch(
-            backward_pieces, pieces.lanes * pieces.rare.most,
+        grid(backward_pieces, pieces.lanes * pieces.rare.most)(
             *inputs, *results, pieces.rare, self.heads, self.choices.axes, pieces.first, self.scale,
             PART=PART, **self.group, **self.widths, num_warps=4,
         )  # fmt: skip

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..block_choices.requirements import unfit
 from ..indexed import Inputs, Returning
 from ..inverse_lists import Rows, canonical, inverse_lists
 from ..layout import empty_beside
 from .backend import on, without_gpu
 from .indexed_configs import Kernel, config, widest
 from .row_sums import Lists, RowSums, launch, up_to_power
-
-if TYPE_CHECKING:
-    from .block_choices import TritonChosen
 
 MOST_SPLITS = 16
 """Of a block's list, which one program would take long to go through."""
@@ -46,9 +42,6 @@ class Triton:
 
     def forward(self, given: Inputs) -> tuple[Tensor, Tensor]:
         """(out, log-sum-exp), as `Road` says."""
-        if unfit(given) is None:
-            with on(given.q.device):
-                return _in_tiles(given).forward(given.sinks)
         from ..rows import Matrix, Vector
         from .indexed_forward import indexed_forward
 
@@ -65,9 +58,6 @@ class Triton:
 
     def backward(self, given: Inputs, come: Returning) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradients of q, k and v, as `Road` says."""
-        if unfit(given) is None:
-            with on(given.q.device):
-                return _in_tiles(given).backward(*come)
         from ..rows import Matrix, Vector
         from .indexed_backward import indexed_backward_queries
 
@@ -88,15 +78,6 @@ class Triton:
 
 
 TRITON_INDEXED = Triton()
-
-
-def _in_tiles(given: Inputs) -> TritonChosen:
-    """Blocks that tiles of queries, or their own programs, compute together."""
-    from .block_choices import TritonChosen
-
-    selection = given.selection
-    numbers = selection.indices, selection.block_size, selection.causal
-    return TritonChosen(given.q, given.k, given.values, *numbers, given.softmax.scale)
 
 
 class Chosen(NamedTuple):

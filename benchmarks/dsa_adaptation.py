@@ -29,6 +29,7 @@ from gossamer.config import GPT2Config, IndexerConfig
 from gossamer.models.gpt2 import GPT2
 from gossamer.models.initial_weights import with_indexers
 from gossamer.training import enter_stage, indexers_of, recall
+from gossamer.training.stages import indexer_parameters
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "dsa_adaptation"
@@ -90,6 +91,8 @@ def learn(model: GPT2, stage: str, task: Task, clock: Budget, *, most: int | Non
     chooses = model.config.indexer is not None
     enter_stage(model, stage if chooses else None)  # type: ignore[bad-argument-type]
     learners = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    indexers = set(indexer_parameters(model))
+    shortened = [[each for each in learners if (each in indexers) == own] for own in (False, True)]
     optimizer = torch.optim.AdamW(learners, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     curve, began, batches, step = Curve(stage), time.perf_counter(), task.batches(READ[stage]), 0
     losses, apart = [], []
@@ -103,7 +106,8 @@ def learn(model: GPT2, stage: str, task: Task, clock: Budget, *, most: int | Non
         with half(task.device):
             found = model(text[:, :-1], text[:, 1:].contiguous(), indexer_losses=chooses)
         (found.loss + found.indexer_losses.sum() if chooses else found.loss).backward()
-        torch.nn.utils.clip_grad_norm_(learners, 1.0)
+        for some in shortened:  # apart, so that neither loss changes what the other's weights do
+            torch.nn.utils.clip_grad_norm_(some, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(found.loss.detach())

@@ -25,6 +25,8 @@ from tasks.recall_chart import save_chart
 from tasks.recaller import Recaller, accuracy, losses
 from tasks.record import machine_of, now, where, write
 
+from gossamer.training.stages import indexer_parameters
+
 RESULTS = Path(__file__).parent / "results"
 NAME = "mqar"
 TRAINED = ((64, 4), (128, 8), (256, 16), (256, 32), (256, 64))
@@ -81,6 +83,10 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), weight_decay=learning.weight_decay, betas=(0.9, 0.95), fused=True
         )
+        indexers = set(indexer_parameters(self.model))
+        self.shortened = [
+            [each for each in self.model.parameters() if (each in indexers) == own] for own in (False, True)
+        ]
         unseen = torch.Generator(device).manual_seed(learning.seed + 2**40)
         self.unseen = [each.draw(max(1, learning.tokens // each.length), unseen) for each in trained]
         self.losses: list[torch.Tensor] = []
@@ -123,7 +129,8 @@ class Learner:
         shape = self.trained[step % len(self.trained)]
         loss, beside = self._losses(shape, max(1, learning.tokens // shape.length))
         (loss + beside).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for some in self.shortened:  # apart, so that neither loss changes what the other's weights do
+            torch.nn.utils.clip_grad_norm_(some, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.losses.append(loss.detach())

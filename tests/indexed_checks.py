@@ -230,8 +230,12 @@ def check_hidden_numbers(
     assert not any(x.any() for x in empty)
 
 
-def check_repeatable(case: Case, dtype: torch.dtype, device: str = "cpu", backend: str | None = None) -> None:
-    """The same call gives the same bits, forward and backward."""
+def check_repeatable(
+    case: Case, dtype: torch.dtype, device: str = "cpu", backend: str | None = None, repeats: int = 1
+) -> None:
+    """The same call gives the same bits, forward and backward, so many times again."""
     problem = draw(case, dtype, device)
-    once, again = (run(ours, problem, backend=backend) for _ in range(2))
-    assert all(torch.equal(once[name], again[name]) for name in once)
+    once = run(ours, problem, backend=backend)
+    for _ in range(repeats):
+        again = run(ours, problem, backend=backend)
+        assert all(torch.equal(once[name], again[name]) for name in once)

@@ -50,8 +50,9 @@ def top_keys(
         causal: A query sees no key behind its own position; the last query stands where the last key does.
         visible: int32 or int64: query i sees its first `visible[i]` keys alone, and fewer where it is causal.
         precision: "fp8" rounds each vector of q and k to e4m3 with a scale of its own, "fp8 ue8m0" with one that
-            is a power of two; products are those of the rounded vectors.
-        backend: "triton" or "tiled"; None takes the first that accepts.
+            is a power of two; products are those of the rounded vectors, which Hopper's matrix instructions sum with
+            fewer bits than float32 has.
+        backend: "hopper", "triton" or "tiled"; None takes the first that accepts.
 
     Raises:
         ValueError: Shapes, dtypes, devices or settings do not fit; the message names the argument and the fix.

@@ -112,3 +112,10 @@ def test_the_same_tokens_give_the_same_bits(name: str) -> None:
             assert torch.equal(first[1].selection.indices, second[1].selection.indices)
         gradients = (torch.autograd.grad(out.float().square().sum(), x)[0] for out, _ in (first, second))
         assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("name", ["MLA of DeepSeek's widths", "narrow MLA"])
+def test_chosen_keys_are_read_as_latents_unless_a_mode_is_named(name: str) -> None:
+    layer, x = layer_of(name).bfloat16(), text().bfloat16()
+    with torch.no_grad():
+        assert torch.equal(layer(x), layer(x, mode="mqa"))

@@ -139,6 +139,43 @@ def test_what_nobody_sees_may_be_anything(case: str) -> None:
     assert all(torch.equal(x, y) and not y.isnan().any() for x, y in zip(*found, strict=True))
 
 
+def test_sinks_may_lie_apart() -> None:
+    q, latents, indices = _inputs("three heads")
+    sinks, chosen = torch.randn(6, device="cuda")[::2], Selection(indices)
+    found, right = (
+        attend_latent(q, latents, chosen, value_width=VALUE, scale=SCALE, sinks=x, backend="hopper")
+        for x in (sinks, sinks.contiguous())
+    )
+    assert torch.equal(found, right)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("case", ["128 heads", "two queries a tile"])
+def test_a_query_without_numbers_says_so(case: str, poison: float) -> None:
+    """Its log-sum-exp is no number either: minus infinity would say that it sees nothing. Others are as before."""
+    q, latents, indices = _inputs(case)
+    latents.abs_()
+    chosen = Selection(indices.abs() % latents.shape[1])
+    right, right_lse = attend_latent(q, latents, chosen, value_width=VALUE, return_lse=True, backend="hopper")
+    q[:, :, 5, 7] = poison
+    out, lse = attend_latent(q, latents, chosen, value_width=VALUE, return_lse=True, backend="hopper")
+    assert out[:, :, 5].isnan().all() and lse[:, :, 5].isnan().all()
+    others = torch.arange(q.shape[2], device="cuda") != 5
+    assert torch.equal(out[:, :, others], right[:, :, others])
+    assert torch.equal(lse[:, :, others], right_lse[:, :, others])
+
+
+def test_many_sequences_have_gradients() -> None:
+    q = torch.randn(513, 128, 1, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    latents = torch.randn(513, 2, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    chosen = Selection(torch.tensor([[[0]]], device="cuda").expand(513, 1, 1))  # of one key the weight is 1
+    out = attend_latent(q, latents, chosen, value_width=VALUE, scale=SCALE, backend="hopper")
+    dq, dlatents = torch.autograd.grad(out, (q, latents), torch.ones_like(out))
+    eps = torch.finfo(torch.bfloat16).eps
+    assert dq.abs().max() < eps and not dlatents[:, 1].any() and dlatents[:, 0, VALUE:].abs().max() < eps
+    assert (dlatents[:, 0, :VALUE] - 128.0).abs().max() <= 128.0 * eps
+
+
 def test_later_keys_change_nothing_before_them() -> None:
     q, latents, indices = _inputs("128 heads")
     chosen = Selection(indices, causal=True)

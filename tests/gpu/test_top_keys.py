@@ -78,6 +78,24 @@ def test_a_kernel_quantizes_as_the_definition_does(width: int, precision: str, d
         assert torch.equal(here.cpu().float().nan_to_num(nan=777.0), there.float().nan_to_num(nan=777.0))
 
 
+def test_vectors_of_many_sequences_are_quantized() -> None:
+    x = torch.randn(1025, 64, 1, 64)
+    for here, there in zip(TRITON_QUANTIZATION.quantize(x.cuda(), "fp8"), quantized(x, "fp8"), strict=True):
+        assert torch.equal(here.cpu().float(), there.float())
+
+
+@pytest.mark.parametrize("precision", ["as given", "fp8"])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("backend", ["hopper", "triton", "tiled"])
+def test_a_key_without_a_score_is_never_taken(backend: str, relu: bool, precision: str) -> None:
+    q, k, weights, _ = draw(Case(queries=150, keys=150, heads=16, width=64), torch.bfloat16, "cuda")
+    k[:, 3], k[:, 5, 0] = torch.nan, torch.inf
+    options = {"relu": relu, "precision": precision, "backend": backend}
+    found = top_keys(q.abs() + 1, k, -weights.abs() - 1, 150, **options)  # infinity times -1
+    assert not torch.isin(found, torch.tensor([3, 5], device="cuda")).any()
+    assert ((found[:, -1] >= 0).sum(-1) == 148).all()
+
+
 def test_eight_bits_are_multiplied_as_they_are() -> None:
     """Small integers times powers of two are not rounded, so that instructions for eight bits give the definition."""
     check_definition(Case(queries=150, keys=333, heads=64, width=128), device="cuda", precision="fp8 ue8m0")

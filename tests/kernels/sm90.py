@@ -26,6 +26,9 @@ SHARED_MEMORY = 227 * 1024
 
 MULTIPROCESSORS = 132
 
+MOST_PROGRAMS = 65_535
+"""Along the second and the third axis of a grid."""
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -67,6 +70,8 @@ def hopper() -> Iterator[list[Compiled]]:
     compile, found = JITFunction.run, {}
 
     def launch(kernel: JITFunction, *given: object, grid: object, warmup: bool, **named: object) -> None:
+        if not callable(grid):
+            assert all(programs <= MOST_PROGRAMS for programs in tuple(grid)[1:]), f"no grid has {grid} programs"
         made = compile(kernel, *given, grid=grid, warmup=True, **named)
         if made.hash not in found:
             found[made.hash] = described(made)

@@ -46,6 +46,29 @@ def test_the_kernels_over_latents_fit_hopper(name: str) -> None:
     assert [fault for kernel in kernels for fault in kernel.faults] == []
 
 
+def test_many_sequences_and_heads_are_launched() -> None:
+    from gossamer.kernels.hopper.latent_delta import delta_of
+    from gossamer.kernels.triton.quantizing import quantize
+
+    with sm90.hopper() as kernels:
+        out = torch.zeros(1, 1, 1, 512, dtype=BF16).expand(512, 128, 1, 512)
+        delta_of(out, out, None)
+        quantize(torch.zeros(1, 1, 1, 64, dtype=BF16).expand(1024, 64, 1, 64), 1e-4, 448.0, power_of_two=False)
+    assert len(kernels) == 2
+
+
+def test_sinks_may_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gossamer.kernels.hopper import latent
+
+    found: list[torch.Tensor] = []
+    monkeypatch.setattr(latent, "latent_forward", lambda *given, **_: found.append(given[5]))
+    q, latents = torch.zeros(1, 8, 3, 576, dtype=BF16), torch.zeros(1, 1, 3, 576, dtype=BF16)
+    selection, sinks = Selection(torch.zeros(1, 3, 1, dtype=torch.int32)), torch.arange(16.0)[::2]
+    with sm90.hopper():
+        HOPPER_INDEXED.forward(Inputs(q, latents, None, 512, sinks, selection, Softmax(0.05)))
+    assert found[0].is_contiguous() and torch.equal(found[0], sinks)
+
+
 @pytest.mark.parametrize("name", INDICES)
 def test_the_kernel_of_an_index_fits_hopper(name: str) -> None:
     heads, width, dtype, relu = INDICES[name]

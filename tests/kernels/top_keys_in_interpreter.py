@@ -12,7 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gossamer.kernels.triton.quantizing import quantize
 from gossamer.kernels.triton.top_keys_select import RowSelection, select_top
+from gossamer.selectors.quantized import LARGEST, LEAST, quantized
 from tests.kernels.interpreter import tell
 from tests.top_keys_checks import CASES, KINDS, Case, check_definition, check_normal, check_selection, scores_of
 
@@ -48,6 +50,16 @@ def check_torn_rows() -> None:
         check_selection(select, "many ties", rows=4, keys=keys)
 
 
+def check_quantizing(precision: str) -> None:
+    """Rows of several programs, of vectors that lie apart and need no rounding: the interpreter has its own."""
+    x = torch.randint(-15, 16, (2, 150, 3, 40)).float()
+    x[..., 7], x[0, 0, 0] = LARGEST, 0.0
+    x = x.mul_(2.0 ** (torch.arange(150) % 9)[:, None, None]).transpose(1, 2)
+    found = quantize(x, LEAST, LARGEST, power_of_two="ue8m0" in precision)
+    for here, there in zip(found, quantized(x, precision), strict=True):
+        assert torch.equal(here.float(), there.float())
+
+
 def _select_these(scores: Tensor, _: Tensor, visible: Tensor, count: int) -> Tensor:
     return SHORT.select(scores, visible, count)
 
@@ -58,6 +70,8 @@ CHECKS = {
     "more chosen than there are": partial(check_selection, select_top, "many ties", keys=30, count=60),
     "every way through a long row": check_ways,
     "torn rows": check_torn_rows,
+    "quantizing": partial(check_quantizing, "fp8"),
+    "quantizing by powers of two": partial(check_quantizing, "fp8 ue8m0"),
     **{name: partial(BY_TRITON, case) for name, case in SMALL.items()},
     "float16": partial(BY_TRITON, SMALL["visible"], torch.float16),
     "several tiles of queries and spans of keys": partial(BY_TRITON, Case(queries=33, keys=90, heads=8)),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gossamer.config import CSA, HCA, WINDOW_ONLY, CompressedConfig, IndexerConfig
 from gossamer.config.compressed import FAR
-from gossamer.indexed import attention_mass, index_scores
+from gossamer.indexed import attention_mass, index_scores, top_keys
 from gossamer.nn.compressed import CompressedAttention, CompressedCache
 from tests.causal_modules import (
     check_gradients_reach,
@@ -270,6 +270,23 @@ def test_the_indexer_learns_from_shares_of_the_whole_softmax_alone() -> None:
     torch.testing.assert_close(found[:, 3:, :10], right[:, 3:], rtol=1e-9, atol=1e-11)
     check_indexer_learns(made, [seen], relu=True)
     assert torch.autograd.grad(index_scores(*seen.index, seen.selection)[:, 12:].sum(), x, allow_unused=True) == (None,)
+
+
+def test_the_indexer_rounds_and_rotates_as_its_config_says() -> None:
+    """A Hadamard rotation changes no choice; eight bits choose what `top_keys` chooses of the same in eight bits."""
+    kind, x = "compressed_sparse_attention", torch.randn(1, 200, 24, dtype=torch.float64)
+    shape = replace(INDEXER, index_head_dim=16)
+    plain, found = layer(kind, indexer=shape), {}
+    for name, changes in {"turned": {"hadamard": True}, "rounded": {"hadamard": True, "precision": "fp8"}}.items():
+        made = layer(kind, indexer=replace(shape, **changes))
+        made.load_state_dict(plain.state_dict())
+        found[name] = made(x, return_intermediate=True)[1]
+    seen, chosen = plain(x, return_intermediate=True)[1], {k: v.selection.indices[:, 0] for k, v in found.items()}
+    assert not torch.allclose(found["turned"].index.k, seen.index.k)
+    assert torch.equal(chosen["turned"], seen.selection.indices[:, 0])
+    whole = ((torch.arange(200) + 1) // 4)[None]
+    right = top_keys(*found["turned"].index, 3, causal=False, visible=whole, precision="fp8")
+    assert torch.equal(chosen["rounded"], right) and not torch.equal(right, chosen["turned"])
 
 
 @pytest.mark.parametrize("kind", ["heavily_compressed_attention", "sliding_attention"])

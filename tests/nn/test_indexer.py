@@ -136,6 +136,13 @@ def test_weights_may_stay_in_float32() -> None:
     torch.testing.assert_close(ours.weights(x), (x.float() @ ours.weights_proj.weight.T) / (16 * 32) ** 0.5)
 
 
+def test_autocast_rounds_no_weight_of_a_head() -> None:
+    ours, x = indexer(), torch.randn(1, TOKENS, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ours.weights(x)
+    assert torch.equal(found, ours.weights(x))
+
+
 def test_what_it_does_not_take_is_refused() -> None:
     with pytest.raises(ValueError, match="query_width is 0"):
         LightningIndexer(8, 0, SHAPE)

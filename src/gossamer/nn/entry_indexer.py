@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ..config import CompressedConfig, IndexerConfig
 from ..indexed import top_keys
+from ..ops.boundary import own_dtypes
+from ..selectors.quantized import hadamard
 from .compressor import EntryCompressor
 from .heads import split
 from .indexer import Projected
@@ -30,6 +32,10 @@ class EntryIndexer(EntryCompressor):
         self.q_b_proj = nn.Linear(config.q_lora_rank, shape.index_n_heads * shape.index_head_dim, bias=False)
         self.scorer = nn.ModuleDict({"weights_proj": nn.Linear(config.hidden_size, shape.index_n_heads, bias=False)})
 
+    def forward(self, x: Float[Tensor, "B N E"], past: int = 0) -> Float[Tensor, "B W D"]:
+        """The entries that scores are made with, as an `EntryCompressor` makes them."""
+        return self._rotated(super().forward(x, past))
+
     def project(
         self,
         x: Float[Tensor, "B N E"],
@@ -46,9 +52,12 @@ class EntryIndexer(EntryCompressor):
         """
         shape, at = self.shape, torch.arange(past, past + x.shape[1], device=x.device)
         q = split(self.q_b_proj(low.detach()), shape.index_n_heads)
-        weights = self.scorer["weights_proj"](x.detach()).to(torch.promote_types(x.dtype, torch.float32))
+        project = self.scorer["weights_proj"]
+        with own_dtypes(x.device):
+            weights = project(x.detach().to(project.weight.dtype))  # type: ignore[bad-argument-type]
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
         weights = weights * (shape.index_n_heads * shape.index_head_dim) ** -0.5
-        return Projected(turned_last(q, at, shape.rotary, shape.qk_rope_head_dim), entries, weights)
+        return Projected(self._rotated(turned_last(q, at, shape.rotary, shape.qk_rope_head_dim)), entries, weights)
 
     def choose(self, index: Projected, past: int = 0) -> Int32[Tensor, "B N n"]:
         """Numbers of the chosen entries, ascending, -1 where a query sees fewer: those whose tokens have all come."""
@@ -56,7 +65,11 @@ class EntryIndexer(EntryCompressor):
         count = max(min(self.shape.index_topk, entries.shape[1]), 1)
         at = torch.arange(past, past + q.shape[2], device=q.device)
         whole = ((at + 1) // self.rate).expand(q.shape[0], -1)
-        return top_keys(q, entries, weights, count, relu=self.shape.relu, causal=False, visible=whole)
+        options = {"relu": self.shape.relu, "precision": self.shape.precision}
+        return top_keys(q, entries, weights, count, causal=False, visible=whole, **options)  # type: ignore[bad-argument-type]
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        return hadamard(x) if self.shape.hadamard else x
 
 
 class IndexedCompressor(EntryCompressor):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..config import IndexerConfig
 from ..indexed import top_keys
+from ..ops.boundary import own_dtypes
 from ..patterns.base import require_integer
 from ..selectors.quantized import hadamard
 from .cache import KVCache
@@ -75,9 +76,10 @@ class LightningIndexer(nn.Module):
     def weights(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N J"]:
         """What each head's products count, divided by the roots of the width and of how many heads there are.
 
-        In float32, or float64 of float64; of any sign.
+        In float32, or float64 of float64; of any sign. Autocast leaves the projection in the dtype of its weights.
         """
-        made = self.weights_proj(x.detach().to(self.weights_proj.weight.dtype))
+        with own_dtypes(x.device):
+            made = self.weights_proj(x.detach().to(self.weights_proj.weight.dtype))
         made = made.to(torch.promote_types(made.dtype, torch.float32))
         return made * (self.config.index_n_heads * self.config.index_head_dim) ** -0.5
 

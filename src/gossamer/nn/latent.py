@@ -85,7 +85,8 @@ class LatentAttention(nn.Module):
 
         Args:
             return_intermediate: Return (output, the keys that were seen and what the indexer learns from).
-            mode: `"mha"` or `"mqa"`; None takes what multiplies less, by `LatentConfig.cheaper_mode`.
+            mode: `"mha"` or `"mqa"`; None takes what multiplies less, by `LatentConfig.cheaper_mode`, and on a GPU
+                `"mqa"` wherever keys are chosen.
             selection: The keys that each query sees, such as another layer has chosen. By default the layer's own
                 indexer chooses where there are more than it may choose; without one, all up to the query are seen.
             cache: Holds latents and index keys of earlier calls; `x` goes on from there, as `layer`. Count with
@@ -109,14 +110,20 @@ class LatentAttention(nn.Module):
         if attends_to_chosen(self, self.stage) and selection is None and self.indexer is not None and index is not None:
             selection = chosen(self.indexer, index, within)
         if mode is None:
-            seen = None if selection is None else selection.size
-            mode = self.config.cheaper_mode(x.shape[1], latents.shape[1], seen)
+            mode = self._cheaper_mode(x, latents, selection)
         mixed = (self._mha if mode == "mha" else self._mqa)(self.queries(source, at), latents, selection, within)
         out = self.o_proj(merged(mixed.out))
         if not return_intermediate:
             return out
         seen = mixed.q.detach(), mixed.k.detach(), mixed.lse.detach()
         return out, Indexing(selection, index, *seen, self.config.softmax_scale, within)
+
+    def _cheaper_mode(self, x: Tensor, latents: Tensor, selection: Selection | None) -> Mode:
+        if selection is None:
+            return self.config.cheaper_mode(x.shape[1], latents.shape[1])
+        if x.is_cuda:  # in "mha" it would gather each head's own keys, where all heads read one latent
+            return "mqa"
+        return self.config.cheaper_mode(x.shape[1], latents.shape[1], selection.size)
 
     def query_source(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N R"]:
         """What queries, and an indexer's queries, are made from: the normalised low-rank vectors, or `x` itself."""

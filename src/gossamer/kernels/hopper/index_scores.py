@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 from triton.experimental import gluon
@@ -30,6 +31,9 @@ take."""
 
 SEGMENT = gl.constexpr(128)
 """Tiles of keys that an item takes at most."""
+
+NAN = gl.constexpr(tl.PropagateNan.ALL)
+"""What is no number stays none where it is rectified: a key without a score is never chosen."""
 
 FEWEST = gl.constexpr(2)
 """Tiles that an item takes at least, of keys that nobody sees if need be: then no warpgroup ends with weights on their
@@ -124,7 +128,7 @@ def _producer(q, k, work, room, config: gl.constexpr):
 def _summed(products, weights, config: gl.constexpr):
     """[64, queries]: products [64, queries · heads] as the weights count them."""
     if config.relu:
-        products = gl.maximum(products, 0.0)
+        products = gl.maximum(products, 0.0, propagate_nan=NAN)
     counted = products * gl.expand_dims(weights, 0)
     return gl.sum(gl.reshape(counted, (TILE, config.queries, config.heads)), 2)
 

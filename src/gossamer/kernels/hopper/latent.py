@@ -40,7 +40,8 @@ def forward(given: Inputs) -> tuple[Tensor, Tensor]:
     with made_current(q.device):
         lists = _lists(given, packing)
         inputs = _seeing(addressable(q), lists, packing), _rows(k)
-        latent_forward(*inputs, lists, out, lse, given.sinks, scale=given.softmax.scale, packing=packing)
+        sinks = None if given.sinks is None else given.sinks.contiguous()
+        latent_forward(*inputs, lists, out, lse, sinks, scale=given.softmax.scale, packing=packing)
     return out, lse
 
 

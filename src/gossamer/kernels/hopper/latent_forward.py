@@ -211,9 +211,8 @@ def _consumer(given, room, config: gl.constexpr, c: gl.constexpr):
         acc = _scaled(acc, gl.where(total > 0, factor / total, 0.0))
         as_matrix(q_halves.index(c)).store(acc.to(out.dtype))
         if c == 0:
-            natural = gl.where(total > 0, (highest + gl.log2(total)) * LN2, float("-inf"))
             to = (at.batch.to(gl.int64) * chunk.heads + head) * chunk.queries + query
-            gl.store(lse + to, natural, mask=exists)
+            gl.store(lse + to, (highest + gl.log2(total)) * LN2, mask=exists)
         fence_async_shared()
         tma.async_copy_shared_to_global(out, [at.batch, at.group * QUERIES, at.head, c * HALF], q_halves.index(c))
         tma.store_wait(0)

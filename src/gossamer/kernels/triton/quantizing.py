@@ -18,8 +18,9 @@ def _quantize(
     x, values, scales, strides, heads, queries, width, least, largest,
     POWER_OF_TWO: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    outer = tl.program_id(1)
+    tiles = tl.cdiv(queries, ROWS)
+    row = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+    outer = tl.program_id(0) // tiles
     exists = row < queries
     columns = tl.arange(0, WIDTH)
     mask = exists[:, None] & (columns < width)[None, :]
@@ -49,7 +50,7 @@ def quantize(x: Tensor, least: float, largest: float, *, power_of_two: bool) -> 
     if scales.numel():
         columns = triton.next_power_of_2(width)
         rows = max(1, NUMBERS // columns)
-        grid = triton.cdiv(queries, rows), batch * heads
+        grid = (triton.cdiv(queries, rows) * batch * heads,)  # other axes than the first end at 65,535
         settings = heads, queries, width, least, largest, power_of_two, rows, columns
         with on(x.device):
             _quantize[grid](x, values, scales, x.stride()[:3], *settings, num_warps=4)

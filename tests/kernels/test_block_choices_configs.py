@@ -13,6 +13,7 @@ from gossamer.kernels.triton.block_choices import TritonChosen
 from tests.kernels import sm90
 
 
+@pytest.mark.slow  # they compile for a minute where Triton has not done so before
 @pytest.mark.parametrize("group", [8, 16], ids=str)
 @pytest.mark.parametrize("road", [HopperChosen, TritonChosen])
 def test_it_compiles(road: type[ChosenBlocks], group: int) -> None:

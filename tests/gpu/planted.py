@@ -196,7 +196,7 @@ FAULTS: dict[str, Fault] = {
         "longformer, error",
     ),
     "an offset has 32 bits": Fault(
-        "triton.tiles",
+        "rows",
         "(start_of(x, batch, head) + index.to(tl.int64) * x.row) * x.unit",
         "(start_of(x, batch, head).to(tl.int32) + index * x.row) * x.unit",
         "far memory",

@@ -201,10 +201,8 @@ def test_it_compiles_into_one_graph(name: str) -> None:
     assert all(map(torch.equal, *found))
 
 
-def test_other_lengths_take_the_same_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-
+@torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
+def test_other_lengths_take_the_same_graph() -> None:
     def attended(q: Tensor, k: Tensor, indices: Tensor) -> Tensor:
         out, lse = attend_indexed(q, k, k, Selection(indices, causal=True), return_lse=True)
         latent = attend_latent(q, k[:, 0], Selection(indices), value_width=5)

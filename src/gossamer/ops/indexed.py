@@ -11,18 +11,21 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..kernels.block_choices.road import Blocks
+from ..kernels.hopper.chosen_blocks import HOPPER_BLOCKS
 from ..kernels.hopper.indexed import HOPPER_INDEXED
 from ..kernels.indexed import Inputs, Returning, Road
 from ..kernels.layout import beside, empty_beside
 from ..kernels.problem import Saved, Softmax, Unsupported
 from ..kernels.sinks import sink_gradient
 from ..kernels.tiled.indexed import TILED_INDEXED
+from ..kernels.triton.chosen_blocks import TRITON_BLOCKS
 from ..kernels.triton.indexed import TRITON_INDEXED
 from ..selectors.selection import Selection
 from .boundary import LIBRARY, own_dtypes
 
-ROADS: tuple[Road, ...] = (HOPPER_INDEXED, TRITON_INDEXED, TILED_INDEXED)
-"""In the order in which they are tried."""
+ROADS: tuple[Road, ...] = (HOPPER_INDEXED, TRITON_INDEXED, Blocks(HOPPER_BLOCKS, TRITON_BLOCKS), TILED_INDEXED)
+"""In the order in which they are tried; the blocks' kernels take nothing that the road before them refuses."""
 
 _INPUTS = "Tensor q, Tensor k, Tensor? v, Tensor? sinks, Tensor? seed, Tensor indices, Tensor? mask"
 _SETTINGS = "int block_size, bool causal, int value_width, float scale, float softcap, float dropout, str? backend"

@@ -7,22 +7,8 @@ same call gives the same bits.
 import triton
 import triton.language as tl
 
-from .tiles import (
-    bent,
-    capped,
-    drawn_for,
-    inside,
-    is_cut,
-    kept,
-    load_tile,
-    load_vector,
-    looked_up,
-    met_by,
-    padded,
-    place,
-    store_tile,
-    store_vector,
-)
+from ..rows import load_tile, load_vector, padded, store_tile, store_vector
+from .tiles import bent, capped, drawn_for, inside, is_cut, kept, looked_up, met_by, place
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

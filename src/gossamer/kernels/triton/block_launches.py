@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..block_tables import BlockTable, BlockTables, LayoutTables
+from ..rows import Matrix, Vector
 from . import blocks_backward, blocks_forward
 from .configs import Kernel, block_config
 from .gradients import Gradients
-from .operands import Axes, Dropout, Heads, Matrix, Scores, Table, Vector, crowded
+from .operands import Axes, Dropout, Heads, Scores, Table, crowded
 
 
 class BlockLaunches(NamedTuple):

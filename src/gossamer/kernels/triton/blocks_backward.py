@@ -7,9 +7,10 @@ same call gives the same bits.
 import triton
 import triton.language as tl
 
+from ..rows import load_tile, load_vector, padded, store_tile, store_vector
 from .backward import finite_lse, of_product
 from .block_tiles import bounds_of, list_of, place_in, shown
-from .tiles import bent, capped, drawn_for, kept, load_tile, load_vector, padded, store_tile, store_vector
+from .tiles import bent, capped, drawn_for, kept
 
 
 @triton.jit

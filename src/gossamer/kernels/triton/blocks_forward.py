@@ -3,9 +3,10 @@
 import triton
 import triton.language as tl
 
+from ..rows import load_tile, store_tile, store_vector
 from .block_tiles import bounds_of, list_of, place_in, shown
 from .forward import softmax_before
-from .tiles import bent, capped, drawn_for, kept, load_tile, store_tile, store_vector
+from .tiles import bent, capped, drawn_for, kept
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

@@ -45,8 +45,8 @@ class Triton:
 
     def scores_backward(self, index: Index, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(dq, dk, dweights), as `Road` says."""
+        from ..rows import Matrix, Vector
         from .chosen_scores import index_scores_queries, index_scores_rows
-        from .operands import Matrix, Vector
 
         dq, dweights = empty_beside(index.q, index.q.shape[3]), torch.empty_like(index.weights)
         dk = index.k.new_empty(index.k[:, None].shape, dtype=torch.float32)
@@ -71,8 +71,8 @@ class Triton:
 
     def mass(self, heads: Heads) -> Tensor:
         """[B, Q, n], as `Road` says."""
+        from ..rows import Matrix, Vector
         from .chosen_scores import attention_mass
-        from .operands import Matrix, Vector
 
         q, k, lse, places, scale = heads
         found, groups = torch.empty(places.shape, dtype=torch.float32, device=q.device), k.shape[1]
@@ -90,7 +90,7 @@ TRITON_CHOSEN = Triton()
 
 
 def _tensors(index: Index) -> tuple[Any, ...]:
-    from .operands import Matrix, Vector
+    from ..rows import Matrix, Vector
 
     return Matrix.of(index.q), Matrix.of(index.k[:, None]), Vector.of(index.weights.transpose(1, 2)), index.places
 

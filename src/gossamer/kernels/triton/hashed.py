@@ -54,9 +54,9 @@ class Triton:
 
     def forward(self, x: Tensor, v: Tensor, rounds: SortedRounds, scores: Scores) -> tuple[Tensor, Tensor]:
         """(out, log-sum-exp), as `Road` says."""
+        from ..rows import Matrix, Vector
         from .hashed_forward import forward
         from .hashed_units import units as units_of
-        from .operands import Matrix, Vector
 
         work = Work.of(x, v, rounds, scores)
         out, lse = empty_beside(v, v.shape[-1]), x.new_empty(x.shape[:-1], dtype=torch.float32)
@@ -75,9 +75,9 @@ class Triton:
         self, saved: Forwarded, grad_out: Tensor, grad_lse: Tensor | None, rounds: SortedRounds, scores: Scores
     ) -> tuple[Tensor, Tensor]:
         """(gradient of x, gradient of v), as `Road` says."""
+        from ..rows import Matrix, Vector
         from .hashed_backward import backward_keys, backward_queries
         from .hashed_units import units as units_of
-        from .operands import Matrix, Vector
 
         x, v = saved.x, saved.v
         work = Work.of(x, v, rounds, scores)

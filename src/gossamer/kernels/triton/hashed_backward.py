@@ -7,8 +7,8 @@ place, so that each sum has one owner; rounds follow one another, so that the sa
 import triton
 import triton.language as tl
 
+from ..rows import load_tile, load_vector, padded, store_tile, store_vector
 from .hashed_tiles import LOG2E, beside, existing, judged, located, tokens
-from .tiles import load_tile, load_vector, padded, store_tile, store_vector
 
 
 @triton.jit(do_not_specialize=["turn"])

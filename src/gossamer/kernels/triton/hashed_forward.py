@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
+from ..rows import load_tile, load_vector, padded, store_tile, store_vector
 from .hashed_tiles import LN2, LOG2E, beside, existing, judged, located, tokens
-from .tiles import load_tile, load_vector, padded, store_tile, store_vector
 
 
 @triton.jit(do_not_specialize=["turn"])

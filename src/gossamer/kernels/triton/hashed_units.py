@@ -8,8 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..hashed import Scores
-from .operands import Matrix, Vector
-from .tiles import load_tile, store_vector
+from ..rows import Matrix, Vector, load_tile, store_vector
 
 TOKENS = 64
 

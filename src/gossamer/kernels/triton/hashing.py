@@ -10,9 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rows import Matrix, load_tile, padded
 from .backend import on
-from .operands import Matrix
-from .tiles import load_tile, padded
 
 TOKENS = 64
 MOST_COLUMNS = 64

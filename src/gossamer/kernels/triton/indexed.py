@@ -42,8 +42,8 @@ class Triton:
 
     def forward(self, given: Inputs) -> tuple[Tensor, Tensor]:
         """(out, log-sum-exp), as `Road` says."""
+        from ..rows import Matrix, Vector
         from .indexed_forward import indexed_forward
-        from .operands import Matrix, Vector
 
         batch, heads, queries, _ = given.q.shape
         out = given.q.new_empty(batch, queries, heads, given.value_width).transpose(1, 2)
@@ -58,8 +58,8 @@ class Triton:
 
     def backward(self, given: Inputs, come: Returning) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradients of q, k and v, as `Road` says."""
+        from ..rows import Matrix, Vector
         from .indexed_backward import indexed_backward_queries
-        from .operands import Matrix, Vector
 
         work, dq = Work.of(given), empty_beside(given.q, given.q.shape[3])
         deltas = torch.empty_like(come.lse)
@@ -109,7 +109,8 @@ class Work:
 
     @staticmethod
     def of(given: Inputs) -> Work:
-        from .operands import Axes, Dropout, Matrix, Scores
+        from ..rows import Matrix
+        from .operands import Axes, Dropout, Scores
 
         (_, heads, queries, _), (_, groups, keys, _) = given.q.shape, given.k.shape
         rows = canonical(given.selection, keys)
@@ -161,8 +162,8 @@ class Work:
 
     def by_block(self, returning: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
         """(dk, dv) of blocks: their owners meet the queries of their lists."""
+        from ..rows import Matrix
         from .indexed_backward import indexed_backward_blocks
-        from .operands import Matrix
 
         (batch, _, keys, _), queries = self.given.k.shape, self.given.q.shape[2]
         constants = self.constants("backward_blocks")

@@ -7,7 +7,7 @@ A row is its leading power of two of columns and, where the width is more than t
 import triton
 import triton.language as tl
 
-from .tiles import padded
+from ..rows import padded
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

@@ -15,12 +15,13 @@ from ..block_tables import LayoutTables, block_tables
 from ..head_runs import HeadRun
 from ..live_spans import live
 from ..problem import Softmax
+from ..rows import Matrix, Vector
 from ..spans import Span, spans
 from . import backward, forward
 from .block_launches import BlockLaunches
 from .configs import Kernel, config
 from .gradients import Gradients
-from .operands import Dropout, Heads, Matrix, Order, Run, Scores, Vector, crowded
+from .operands import Dropout, Heads, Order, Run, Scores, crowded
 
 FULL = 256
 """Programs that keep any GPU busy; fewer are split where the work of each allows."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import triton.language as tl
 from torch import Tensor
 
 from ..block_tables import BlockTable
@@ -12,41 +11,6 @@ from ..problem import Softmax
 from ..spans import Span, apart
 
 LOG2E = 1.4426950408889634
-VECTOR = 8
-"""Elements, 16 bytes of them in half precision: the most that one load takes."""
-
-
-class Matrix(NamedTuple):
-    """[B, H, N, D] and how far apart its neighbours lie: rows and all above in vectors of `unit` elements.
-
-    The compiler then knows that a row starts where a vector does, and loads vectors.
-    """
-
-    pointer: Tensor
-    batch: int
-    head: int
-    row: int
-    column: int
-    unit: tl.constexpr
-
-    @staticmethod
-    def of(x: Tensor) -> Matrix:
-        batch, head, row, column = x.stride()
-        unit = 1 if (batch | head | row) % VECTOR else VECTOR
-        return Matrix(x, batch // unit, head // unit, row // unit, column, tl.constexpr(unit))
-
-
-class Vector(NamedTuple):
-    """[B, H, N] and how far apart its neighbours lie."""
-
-    pointer: Tensor
-    batch: int
-    head: int
-    row: int
-
-    @staticmethod
-    def of(x: Tensor) -> Vector:
-        return Vector(x, *x.stride())
 
 
 class Order(NamedTuple):

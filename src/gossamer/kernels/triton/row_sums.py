@@ -62,7 +62,7 @@ class RowSums:
     @staticmethod
     def of(totals: tuple[Tensor | None, ...], queries: int, size: int, runs: int) -> RowSums:
         """Of rows with room for `size` keys a query, in `runs` runs of the key heads."""
-        from .operands import Matrix
+        from ..rows import Matrix
 
         made = [total for total in totals if total is not None]
         if queries == 0:  # no pass writes anything
@@ -84,8 +84,8 @@ class RowSums:
 
     def add(self, lists: InverseLists, lane: int, lanes: int, *, adds: bool) -> None:
         """Writes the sums of some key heads' lists to the totals, or adds them."""
+        from ..rows import Matrix
         from .indexed_backward import indexed_sum_rows
-        from .operands import Matrix
 
         for total, part in zip(self.totals, self.parts, strict=True):
             if total is not None:

@@ -4,12 +4,6 @@ import triton
 import triton.language as tl
 
 
-@triton.constexpr_function
-def padded(width):
-    """The power of two that a tile of this width takes; what lies beyond the width is zero."""
-    return max(16, triton.next_power_of_2(width))
-
-
 @triton.jit
 def place(count, heads, repeats, SIZE: tl.constexpr):
     """(tile, batch, head) of this program: heads that share keys side by side, then tiles, the last one first."""
@@ -29,49 +23,6 @@ def looked_up(order, place, exists):
         return place
     else:
         return tl.load(order + place, mask=exists, other=0).to(tl.int32)
-
-
-@triton.jit
-def start_of(x, batch, head):
-    """Where a head of a batch row starts; 64 bits, because tensors are larger than 32 can tell."""
-    return batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head
-
-
-@triton.jit
-def cells(x, batch, head, index, exists, WIDTH: tl.constexpr):
-    """(pointers, mask) of rows at `index` of a head, [rows, padded width]."""
-    column = tl.arange(0, padded(WIDTH))
-    rows = x.pointer + (start_of(x, batch, head) + index.to(tl.int64) * x.row) * x.unit
-    mask = exists[:, None]
-    if padded(WIDTH) != WIDTH:
-        mask = mask & (column < WIDTH)[None, :]
-    return rows[:, None] + (column * x.column)[None, :], mask
-
-
-@triton.jit
-def load_tile(x, batch, head, index, exists, WIDTH: tl.constexpr):
-    """Rows at `index` of a head; zero where they do not exist and beyond the width."""
-    pointers, mask = cells(x, batch, head, index, exists, WIDTH)
-    return tl.load(pointers, mask=mask, other=0.0)
-
-
-@triton.jit
-def store_tile(x, batch, head, index, exists, tile, WIDTH: tl.constexpr):
-    """Writes what `load_tile` reads."""
-    pointers, mask = cells(x, batch, head, index, exists, WIDTH)
-    tl.store(pointers, tile.to(x.pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def load_vector(x, batch, head, index, exists):
-    """One number for each row at `index`; zero where the row does not exist."""
-    return tl.load(x.pointer + start_of(x, batch, head) + index.to(tl.int64) * x.row, mask=exists, other=0.0)
-
-
-@triton.jit
-def store_vector(x, batch, head, index, exists, vector):
-    """Writes what `load_vector` reads."""
-    tl.store(x.pointer + start_of(x, batch, head) + index.to(tl.int64) * x.row, vector, mask=exists)
 
 
 @triton.jit

@@ -7,11 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rows import Matrix, load_tile, padded
 from ..top_keys import Indexed
 from .backend import on
 from .configs import index_config
-from .operands import Matrix
-from .tiles import load_tile, padded
 
 LONGEST = 32
 """Tiles of keys that a program goes through."""

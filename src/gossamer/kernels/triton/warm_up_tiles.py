@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rows import Matrix, Vector, cells, load_tile, load_vector, padded
 from ..top_keys import Indexed
 from .backend import on
 from .configs import LESSON_KEYS, LESSON_MASS, LESSON_QUERIES, lesson_config
-from .operands import LOG2E, Matrix, Vector
-from .tiles import cells, load_tile, load_vector, padded
+from .operands import LOG2E
 
 
 def probabilities(q: Tensor, k: Tensor, lse: Tensor, visible: Tensor, scale: float) -> Tensor:

@@ -1,0 +1,65 @@
+"""Where a program of a kernel over chosen blocks stands: which rows are its own, and which part of a block's list."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def lane_in(heads, number):
+    """(batch, key head, lane of the lists) of a key head of a batch row."""
+    batch, key_head = number // heads.key_heads, number % heads.key_heads
+    return batch, key_head, number // heads.alike
+
+
+@triton.jit
+def last_seen(axes, query):
+    """The last key that each query may see."""
+    if axes.causal:
+        return tl.minimum(query + axes.offset, axes.keys - 1)
+    else:
+        return tl.zeros_like(query) + axes.keys - 1
+
+
+@triton.jit
+def item_of(rare, axes, lane, item, PART: tl.constexpr):
+    """(block, first entry, entries, whether they are all of the block's) of an item of work that there is."""
+    block = tl.load(rare.items + lane * rare.most + item)
+    at = lane * axes.blocks + block
+    done = (item - tl.load(rare.first_items + at)) * PART
+    total = tl.load(rare.totals + at)
+    left = total - done
+    return block, tl.load(rare.starts + at) + done, entries_of_item(left, PART), entries_of_item(total, PART) == total
+
+
+@triton.jit
+def entries_of_item(left, PART: tl.constexpr):
+    """How many of the entries that are left an item takes: the last one takes up to half as many more."""
+    return tl.where(left < PART + PART // 2, left, PART)
+
+
+@triton.jit
+def rows_here(heads, axes, first_lane, REPEATS: tl.constexpr, ROWS: tl.constexpr):
+    """(lane from the first on, batch, lane of the lists, query, repeat, head, whether it exists) of rows."""
+    TOGETHER: tl.constexpr = triton.next_power_of_2(REPEATS)
+    parts = tl.cdiv(axes.queries, ROWS // TOGETHER)
+    here, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    batch, key_head, lane = lane_in(heads, first_lane + here)
+    row = tl.arange(0, ROWS)
+    repeat = row % TOGETHER
+    query = part * (ROWS // TOGETHER) + row // TOGETHER
+    return here, batch, lane, query, repeat, key_head * REPEATS + repeat, (query < axes.queries) & (repeat < REPEATS)
+
+
+@triton.jit
+def piece_of(axes, here, rank, query, repeat, CHOSEN: tl.constexpr, REPEATS: tl.constexpr):
+    """The number of a piece: neighbouring queries' of a rank stand side by side."""
+    return ((here.to(tl.int64) * CHOSEN + rank) * axes.queries + query) * REPEATS + repeat
+
+
+@triton.jit
+def end_of_keys(rare, axes, lane, block):
+    """The first key that nobody sees who chose the block."""
+    if axes.causal:
+        return tl.minimum(axes.keys, tl.load(rare.latest + lane * axes.blocks + block) + axes.offset + 1)
+    else:
+        return axes.keys

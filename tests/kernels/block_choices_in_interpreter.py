@@ -1,0 +1,165 @@
+"""Runs attention over chosen blocks by Triton's kernels in its interpreter, and prints what fails as JSON.
+
+Float32 and float16 only: the interpreter multiplies bfloat16 tiles as if they were integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gossamer.indexed import Selection, attend_indexed
+from gossamer.kernels.block_choices.lists import Choices, Sharing
+from gossamer.kernels.triton.block_choices import TritonChosen
+from tests.kernels.interpreter import tell
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes of a call; numbers are drawn from beyond both ends of the blocks, and twice."""
+
+    heads: int = 4
+    key_heads: int = 2
+    runs: int = 2
+    queries: int = 40
+    keys: int = 53
+    size: int = 16
+    chosen: int = 3
+    width: int = 16
+    value_width: int = 16
+    causal: bool = True
+    sinks: bool = False
+    dtype: torch.dtype = torch.float32
+    alike: bool = False
+    """Whether all queries choose the same, so that tiles share it."""
+
+
+def visible(indices: Tensor, case: Case) -> Tensor:
+    """[B, H, Q, K], by comparing each key's block with each number."""
+    block = torch.arange(case.keys) // case.size
+    seen = (indices[..., None, :] == block[:, None]).any(-1)
+    if case.causal:
+        position = torch.arange(case.keys - case.queries, case.keys)
+        seen = seen & (torch.arange(case.keys) <= position[:, None])
+    return seen.repeat_interleave(case.heads // case.runs, 1)
+
+
+def drawn(case: Case) -> tuple[Tensor, ...]:
+    shape = 1, case.runs, 1 if case.alike else case.queries, case.chosen
+    blocks = -(-case.keys // case.size)
+    indices = torch.randint(-1, blocks + 1, shape, dtype=torch.int32).expand(-1, -1, case.queries, -1).clone()
+    indices[:, :, case.queries // 2] = -1  # sees nothing
+    q = torch.randn(1, case.heads, case.queries, case.width, dtype=case.dtype)
+    k = torch.randn(1, case.key_heads, case.keys, case.width, dtype=case.dtype)
+    v = torch.randn(1, case.key_heads, case.keys, case.value_width, dtype=case.dtype)
+    return q, k, v, indices
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    repeats = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(repeats, 1) for x in (k, v))
+    scores = (q @ k.mT * q.shape[3] ** -0.5).masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(1, -1, q.shape[2], 1)], -1)
+    lse = torch.logsumexp(scores, -1)
+    weights = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
+    return weights[..., : k.shape[2]] @ v, lse
+
+
+def check_definition(case: Case) -> None:
+    """Forward, log-sum-exp and all gradients against float64."""
+    q, k, v, indices = drawn(case)
+    seen = visible(indices, case)
+    sinks = torch.randn(case.heads) if case.sinks else None
+    wide = [x.double().requires_grad_() for x in (q, k, v)]
+    want, want_lse = dense(*wide, seen, None if sinks is None else sinks.double())
+    grad, grad_lse = torch.randn_like(want), torch.randn_like(want_lse)
+    grad_lse = grad_lse.masked_fill(~seen.any(-1), 0.0)
+    finite = torch.where(want_lse == -torch.inf, 0.0, want_lse)
+    wanted = torch.autograd.grad((want * grad).sum() + (finite * grad_lse).sum(), wide)
+    blind = ~seen.any(-1)
+    q = q.masked_fill(blind[..., None], torch.nan)  # whatever stands there changes nothing
+    unseen = ~seen.view(1, case.key_heads, -1, *seen.shape[2:]).any(2).any(2)
+    k, v = (x.masked_fill(unseen[..., None], torch.nan) for x in (k, v))
+    work = TritonChosen(q, k, v, indices, case.size, case.causal, case.width**-0.5)
+    out, lse = work.forward(sinks)
+    found = work.backward(out, lse, grad.to(case.dtype), grad_lse.float())
+    eps = torch.finfo(case.dtype).eps
+    for name, a, b in zip(("out", "dq", "dk", "dv"), (out, *found), (want, *wanted), strict=True):
+        error = (a.double() - b).abs().max() / b.abs().max().clamp(min=1.0)
+        assert error <= 32 * eps, f"{name} is off by {error:.2e}"
+    assert torch.equal(lse == -torch.inf, want_lse == -torch.inf)
+    error = (lse.double() - want_lse).nan_to_num(0.0, 0.0, 0.0).abs().max()
+    assert error <= 32 * torch.finfo(torch.float32).eps * 8 if case.dtype == torch.float32 else error <= 32 * eps
+    assert not out[blind].any() and not found[0][blind].any()
+
+
+def check_parts() -> None:
+    """Each part of a tile takes all that its queries chose of the tile's list, and skips fewer than the step."""
+    case = Case(queries=64, keys=960, size=16, chosen=12, runs=1, causal=False)
+    _, _, _, indices = drawn(case)
+    choices = Choices.of(indices, case.size, case.keys, 32, causal=False)
+    for least, step in ((0, 3), (1, 4), (2, 2)):
+        shared, own = choices.shared(Sharing(least, 2, step))
+        rare = choices.rare(Sharing(least, 2, step))
+        for tile in range(2):
+            rows = indices[0, 0, tile * 32 : tile * 32 + 32]
+            chose = (rows[:, :, None] == torch.arange(60)).any(1)  # [32, blocks]
+            halves = chose.view(2, 16, 60).any(1)
+            count = chose.sum(0)
+            expected = ((count > 0) & (count >= least * (halves.sum(0) + 1))).nonzero()[:, 0].tolist()
+            listed = shared.blocks[0, tile, : shared.counts[0, tile]].tolist()
+            assert listed == expected
+            for half in range(2):
+                total = int(own.counts[0, tile, half])
+                places = own.places[0, tile, half, :total].tolist()
+                assert own.blocks[0, tile, half, :total].tolist() == [listed[x] for x in places]
+                assert {x for x, block in enumerate(listed) if halves[half, block]} <= set(places)
+                assert all(b - a <= step for a, b in zip([-1, *places], [*places, len(listed)], strict=True))
+                for place, word in zip(places, own.members[0, tile, half, :total].tolist(), strict=True):
+                    bits = [(word >> bit) & 1 for bit in range(16)]
+                    assert bits == chose[half * 16 : half * 16 + 16, listed[place]].int().tolist()
+        in_tiles = sum(
+            int(chosen.sum())
+            for tile in range(2)
+            for chosen in [
+                (indices[0, 0, tile * 32 : tile * 32 + 32, :, None] == torch.arange(60))
+                .any(1)[:, shared.blocks[0, tile, : shared.counts[0, tile]].long()]
+            ]
+        )  # fmt: skip
+        everything = int((indices[0, 0, :, :, None] == torch.arange(60)).any(1).sum())
+        assert int(rare.totals.sum()) == everything - in_tiles == int(rare.counts.sum())
+
+
+def check_name() -> None:
+    """The road that is called by its name gives what the one gives that is taken by itself."""
+    case = Case(queries=64, keys=70, chosen=2)
+    q, k, v, indices = drawn(case)
+    selection, found = Selection(indices, case.size, causal=True), []
+    for backend in ("blocks", None):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out, lse = attend_indexed(*leaves, selection, return_lse=True, backend=backend)
+        due = out.square().sum() + lse.masked_fill(lse == -torch.inf, 0.0).sum()
+        found.append([out, lse, *torch.autograd.grad(due, leaves)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+CHECKS = {
+    "causal": partial(check_definition, Case()),
+    "shared by tiles": partial(check_definition, Case(alike=True, queries=53, sinks=True)),
+    "bidirectional, sinks, one run": partial(check_definition, Case(causal=False, sinks=True, runs=1)),
+    "more queries than keys": partial(check_definition, Case(queries=60, keys=37)),
+    "widths, float16": partial(check_definition, Case(width=24, value_width=40, dtype=torch.float16)),
+    "groups of three": partial(check_definition, Case(heads=6, queries=20, size=32, chosen=2)),
+    "many heads": partial(check_definition, Case(heads=16, key_heads=1, runs=1, queries=9, keys=40)),
+    "parts of tiles": check_parts,
+    "by name": check_name,
+}
+
+
+if __name__ == "__main__":
+    tell(CHECKS)

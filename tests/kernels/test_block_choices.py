@@ -1,0 +1,73 @@
+"""Attention over chosen blocks, in Triton's interpreter, and what the kernels do not take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gossamer import Unsupported
+from gossamer.kernels.block_choices.requirements import unfit
+from gossamer.kernels.indexed import Inputs
+from gossamer.kernels.problem import Softmax
+from gossamer.kernels.triton.indexed import TRITON_INDEXED
+from gossamer.ops.indexed import road
+from gossamer.selectors.selection import Selection
+
+pytest.importorskip("triton", reason="the kernels are written in it")
+
+from tests.kernels.block_choices_in_interpreter import CHECKS
+from tests.kernels.interpreter import asked, interpreted_in_halves
+
+
+@pytest.fixture(scope="module")
+def said(request: pytest.FixtureRequest) -> dict[str, str]:
+    return interpreted_in_halves("block_choices_in_interpreter", asked(request, test_in_the_interpreter))[0]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_in_the_interpreter(name: str, said: dict[str, str]) -> None:
+    assert said[name] == ""
+
+
+def given(block_size: int = 64, chosen: int = 2, softmax: Softmax | None = None, **shapes: int) -> Inputs:
+    heads, queries, width = shapes.get("heads", 4), shapes.get("queries", 64), shapes.get("width", 16)
+    q = torch.empty(1, heads, queries, width, device="meta")
+    k = torch.empty(1, 1, shapes.get("keys", 8), width, device="meta")
+    selection = Selection(torch.empty(1, 1, queries, chosen, dtype=torch.int32, device="meta"), block_size)
+    return Inputs(q, k, k, width, None, selection, softmax or Softmax(0.5, 0.0, 0.0, None))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        (given(block_size=1), "blocks of 1 keys"),
+        (given(softmax=Softmax(0.5, 3.0, 0.0, None)), "softcap"),
+        (given(softmax=Softmax(-1.0, 0.0, 0.0, None)), "scale is -1.0"),
+        (given(width=512), "512 wide"),
+        (given(heads=64), "64 query heads"),
+        (given(chosen=65), "65 blocks"),
+        (given(queries=2**20, keys=2**20, chosen=1), "gigabyte"),
+        (given(queries=2**27, chosen=16), "number"),
+        (given(queries=0), "nothing"),
+        (given(queries=63), "63 queries"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_it_says_what_it_does_not_take(inputs: Inputs, reason: str) -> None:
+    assert reason in (unfit(inputs) or "")
+
+
+def test_it_takes_what_fits() -> None:
+    assert unfit(given()) is None
+
+
+def test_it_is_taken_by_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("indexed", "chosen_blocks"):
+        monkeypatch.setattr(f"gossamer.kernels.triton.{module}.without_gpu", lambda device: None)
+    assert road(given()) is TRITON_INDEXED
+    assert road(given(), "blocks").name == "blocks"
+
+
+def test_it_says_what_each_way_misses() -> None:
+    with pytest.raises(Unsupported, match=r"blocks: hopper: it needs .* 9\.0.*; triton: tensors are on meta"):
+        road(given(), "blocks")

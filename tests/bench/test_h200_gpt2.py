@@ -85,8 +85,9 @@ def test_a_compiled_step_trains_on_the_same_number_of_tokens_at_any_length(kerne
     assert step.text[0].shape == (4, 64)
     before = step.loss(step.forward)
     step()
-    assert step.loss(step.forward) < before
-    torch.testing.assert_close(step.loss(step.model), step.loss(step.forward))  # the parameters are the same ones
+    compiled, eager = step.loss(step.forward), step.loss(step.model)
+    assert compiled < before and eager < before  # the parameters are the same ones
+    torch.testing.assert_close(eager, compiled, rtol=torch.finfo(torch.bfloat16).eps, atol=0.0)  # rounded in other places
 
 
 @pytest.mark.parametrize("kernel", [None, SDPBackend.FLASH_ATTENTION])

@@ -87,7 +87,7 @@ def test_a_compiled_step_trains_on_the_same_number_of_tokens_at_any_length(kerne
     step()
     compiled, eager = step.loss(step.forward), step.loss(step.model)
     assert compiled < before and eager < before  # the parameters are the same ones
-    torch.testing.assert_close(eager, compiled, rtol=torch.finfo(torch.bfloat16).eps, atol=0.0)  # rounded in other places
+    torch.testing.assert_close(eager, compiled, rtol=torch.finfo(torch.bfloat16).eps, atol=0.0)  # by its rounding
 
 
 @pytest.mark.parametrize("kernel", [None, SDPBackend.FLASH_ATTENTION])

@@ -17,6 +17,7 @@ from .cache import KVCache
 from .heads import merged, split
 from .indexer import LightningIndexer
 from .indexing import Indexing, Stage, all_keys, attends_to_chosen, chosen, located
+from .norms import normalised
 from .positions import positions, rotated
 
 
@@ -129,7 +130,7 @@ class LatentAttention(nn.Module):
         """What queries, and an indexer's queries, are made from: the normalised low-rank vectors, or `x` itself."""
         if self.config.q_lora_rank is None:
             return x
-        return _normal(self.q_a_proj(x), self.q_a_layernorm)
+        return normalised(self.q_a_proj(x), self.q_a_layernorm)
 
     def queries(self, source: Float[Tensor, "B N R"], at: Int64[Tensor, "*B N"]) -> Float[Tensor, "B H N D"]:
         """Queries of each head: `qk_nope_head_dim` features that stay, and `qk_rope_head_dim` turned ones."""
@@ -142,7 +143,7 @@ class LatentAttention(nn.Module):
         """What is held of a token: its normalised latent, and the turned features of its key."""
         low, turned = self.kv_a_proj_with_mqa(x).split([self.config.kv_lora_rank, self.config.qk_rope_head_dim], -1)
         turned = rotated(turned[:, None], at, self.config.rotary)[:, 0]
-        return torch.cat([_normal(low, self.kv_a_layernorm), turned], -1)
+        return torch.cat([normalised(low, self.kv_a_layernorm), turned], -1)
 
     def _mha(self, q: Tensor, latents: Tensor, selection: Selection | None, within: Tensor | None) -> _Mixed:
         config = self.config
@@ -171,8 +172,3 @@ class LatentAttention(nn.Module):
         else:
             out, lse = attend_latent(q, latents, selection, value_width=rank, scale=scale, return_lse=True)
         return _Mixed(torch.einsum("bhql,hdl->bhqd", out, to_value), lse, q, k)
-
-
-def _normal(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """The norm in its own dtype and the result in that of `x`, which autocast makes narrower."""
-    return norm(x.to(norm.weight.dtype)).to(x.dtype)

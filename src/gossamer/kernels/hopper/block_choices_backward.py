@@ -241,9 +241,7 @@ def backward_pieces(
             # The last turn gathers the last entry once more, which nobody reads.
             _gather(q, q_first, q_ring, turn + 1, entry, SLOTS, REPEATS)
             _gather(grad_out, grad_first, grad_ring, turn + 1, _as_rows(entry, VALUE_WIDTH), SLOTS, REPEATS)
-            _gather_auxiliary(
-                aux, aux_ring, turn + 1, entries, start + ENTRIES, count, axes.queries, CHOSEN, REPEATS
-            )  # fmt: skip
+            _gather_auxiliary(aux, aux_ring, turn + 1, entries, start + ENTRIES, count, axes.queries, SLOTS, REPEATS)
             async_copy.commit_group()
             dp = less(v_tile, grad_tile, aux_tile, picks[1], scores)
             s = warpgroup_mma_wait(2, deps=(s,))

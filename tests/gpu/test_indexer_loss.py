@@ -38,7 +38,7 @@ def test_it_is_as_on_the_cpu(dtype: torch.dtype, chosen: bool, width: int) -> No
     for exact, here, there, again in zip(*found.values(), strict=True):
         assert torch.equal(there, again)
         off, usual = ((x.double() - exact).norm() / exact.norm() for x in (there, here))
-        assert off <= 2 * usual + 8 * torch.finfo(there.dtype).eps
+        assert off <= 2 * usual + width**0.5 * torch.finfo(there.dtype).eps  # a walk of so many sums
 
 
 def test_memory_is_never_that_of_all_pairs() -> None:

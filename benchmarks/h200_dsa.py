@@ -1,6 +1,6 @@
 """Measures DeepSeek sparse attention on one H200, part by part and whole, and says whether promises hold.
 
-    python benchmarks/h200_dsa.py [--only latents index layer] [--tokens 32768 131072] [--folder FOLDER]
+    python benchmarks/h200_dsa.py [--only latents index layer loss] [--tokens 32768 131072] [--folder FOLDER]
                                   [--commit COMMIT] [--small]
 
 `--only` runs some sections and keeps what FOLDER holds of the others; `--commit` names the code where its copy has no
@@ -21,6 +21,7 @@ from dsa.figures import Figure
 from dsa.index import index_figures
 from dsa.latents import latent_figures
 from dsa.layer import layer_figures
+from dsa.loss import loss_figures
 from dsa.page import page, promises
 from dsa.problem import Problem
 
@@ -34,6 +35,7 @@ SECTIONS: dict[str, Callable[[Problem], Iterator[Figure]]] = {
     "latents": latent_figures,
     "index": index_figures,
     "layer": layer_figures,
+    "loss": loss_figures,
 }
 SMALL = Problem(96, torch.device("cpu"), heads=4, chosen=32, index_heads=4, index_width=16, repeats=1)
 

@@ -16,8 +16,8 @@ OVER_DENSE, LONG = 3.0, 131_072
 BOTH = "PyTorch, products"
 
 JUDGED = (
-    "bfloat16; milliseconds on the GPU, medians. Latents and indices of ours are timed only if a few queries' results "
-    "are those of float64; the layer is made of both."
+    "bfloat16; milliseconds on the GPU, medians of three. Latents, indices and losses of ours are timed only if a few "
+    "queries' results are those of float64; the layer is made of the first two."
 )
 
 WORDS = {
@@ -31,6 +31,11 @@ WORDS = {
     "too.",
     "layer": "Forward is the index in fp8, the choice and attention over latents; backward that of the attention. "
     "Dense attention has keys 192 and values 128 wide for each of 128 heads. Projections are left out of all.",
+    "loss": "`indexer_loss` and its gradients: 64 index heads × 128 learn where 128 heads look among latents 576 wide, "
+    "over 2,048 keys chosen at random for each query, as in sparse training, or over all keys, as in the warm-up. "
+    "Operations are 2 · 128 · 576 of a pair for where heads look, and 3 · 2 · 64 · 128 for scores and their two "
+    "gradients; what is computed twice counts once. The error is the largest of losses of some queries, their "
+    "gradients, those of their weights, and that of one late key.",
 }
 
 
@@ -48,7 +53,7 @@ def promises(figures: Sequence[Figure]) -> Iterator[Promise]:
         elif section == "index":
             rivals = [of.get((section, case, BOTH, tokens))]
             yield _faster(f"Index, {at}: at least as fast as products and topk", figure, rivals, 1.0)
-        elif tokens >= LONG:
+        elif section == "layer" and tokens >= LONG:
             rivals = [
                 x for x in figures if (x.section, x.case, x.tokens) == ("layer", case, tokens) and x is not figure
             ]
@@ -70,7 +75,18 @@ def page(figures: Sequence[Figure], machines: dict[str, tuple[Machine, str]]) ->
         own = [each for each in figures if each.section == section]
         if own:
             lines += [f"## {section.capitalize()}", "", words, "", _said(*machines[section]), "", *_table(own), ""]
-    return "\n".join(lines)
+    shares = list(_shares(figures))
+    return "\n".join([*lines, *shares, ""] if shares else lines)
+
+
+def _shares(figures: Sequence[Figure]) -> Iterator[str]:
+    """What the loss adds to a layer."""
+    seconds = {(x.section, x.case, x.tokens): x.seconds for x in figures if x.contender == "gossamer"}
+    for (section, case, tokens), lesson in seconds.items():
+        layer = [seconds.get(("layer", way, tokens)) for way in ("forward", "backward")]
+        if section == "loss" and lesson is not None and None not in layer:
+            share = lesson / sum(filter(None, layer))
+            yield f"- {tokens:,} tokens: over {case} the loss adds {share:.0%} to the layer's forward and backward."
 
 
 def _said(machine: Machine, date: str) -> str:

@@ -1,6 +1,6 @@
 """Measures DeepSeek sparse attention on one H200, part by part and whole, and says whether promises hold.
 
-    python benchmarks/h200_dsa.py [--only latents index layer blocks] [--tokens 32768 131072]
+    python benchmarks/h200_dsa.py [--only latents index layer loss blocks] [--tokens 32768 131072]
                                   [--folder FOLDER] [--commit COMMIT] [--small]
 
 `--only` runs some sections and keeps what FOLDER holds of the others; `--commit` names the code where its copy has no
@@ -22,6 +22,7 @@ from dsa.figures import Figure
 from dsa.index import index_figures
 from dsa.latents import latent_figures
 from dsa.layer import layer_figures
+from dsa.loss import loss_figures
 from dsa.page import page, promises
 from dsa.problem import Grouped, Problem
 
@@ -35,6 +36,7 @@ SECTIONS: dict[str, Callable[[Problem], Iterator[Figure]]] = {
     "latents": latent_figures,
     "index": index_figures,
     "layer": layer_figures,
+    "loss": loss_figures,
     "blocks": block_figures,
 }
 SMALL = Problem(

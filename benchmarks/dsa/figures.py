@@ -12,6 +12,8 @@ from gossamer.bench.clock import clock_for
 from gossamer.measure import peak_memory
 
 GIB = 2**30
+LARGEST_ERROR = 0.01
+"""Of results in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,10 @@ def timed(figure: Figure, step: Callable[[], object], *, device: torch.device, r
 def error_of(found: torch.Tensor, exact: torch.Tensor) -> float:
     """The norm of the difference, in norms of the exact."""
     return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+def judged(figure: Figure) -> Figure | None:
+    """The figure without a time where its results are wrong."""
+    if figure.error is not None and figure.error <= LARGEST_ERROR:
+        return None
+    return replace(figure, absence=f"it is {figure.error:.1e} off")

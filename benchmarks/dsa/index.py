@@ -40,7 +40,7 @@ def index_figures(problem: Problem) -> Iterator[Figure]:
             figure = Figure("index", case, f"PyTorch, {name}", problem.tokens, operations=operations)
             if name == "weighted" and case == "fp8":
                 continue  # products in eight bits come out in bfloat16, and what follows is the same
-            yield timed(figure, partial(theirs, inputs, problem, case), device=problem.device, repeats=1)
+            yield timed(figure, partial(theirs, inputs, problem, case), device=problem.device, repeats=problem.repeats)
 
 
 def drawn(problem: Problem) -> Inputs:

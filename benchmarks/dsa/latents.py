@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gossamer.indexed import Selection, attend_latent
 
-from .figures import Figure, error_of, timed
+from .figures import Figure, error_of, judged, timed
 from .problem import VALUE, WIDTH, Problem
 
 SCALE = 192**-0.5
-LARGEST_ERROR = 0.01
-"""Of the outputs, and of the queries' gradients, in bfloat16."""
 
 
 def latent_figures(problem: Problem) -> Iterator[Figure]:
@@ -40,21 +37,14 @@ def latent_figures(problem: Problem) -> Iterator[Figure]:
     of_latent = _error_of_a_latent(problem, chosen, (q, latents, grad), found[1])
     del found
     figure = Figure("latents", "forward", operations=2.0 * pairs * (WIDTH + VALUE), error=of_output, **shared)
-    yield _judged(figure) or timed(figure, without_graph, device=problem.device, repeats=problem.repeats)
+    yield judged(figure) or timed(figure, without_graph, device=problem.device, repeats=problem.repeats)
 
     def backward() -> tuple[Tensor, ...]:
         return torch.autograd.grad(out, (q, latents), grad, retain_graph=True)
 
     error = max(of_queries, of_latent)
     figure = Figure("latents", "backward", operations=2.0 * pairs * (3 * WIDTH + 2 * VALUE), error=error, **shared)
-    yield _judged(figure) or timed(figure, backward, device=problem.device, repeats=problem.repeats)
-
-
-def _judged(figure: Figure) -> Figure | None:
-    """The figure without a time where its results are wrong."""
-    if figure.error is not None and figure.error <= LARGEST_ERROR:
-        return None
-    return replace(figure, absence=f"it is {figure.error:.1e} off")
+    yield judged(figure) or timed(figure, backward, device=problem.device, repeats=problem.repeats)
 
 
 def _errors(

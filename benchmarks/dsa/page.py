@@ -18,8 +18,8 @@ OVER_DENSE, LONG = 3.0, 131_072
 BOTH = "PyTorch, products"
 
 JUDGED = (
-    "bfloat16; milliseconds on the GPU, medians. Latents, indices and blocks of ours are timed only if a few queries' "
-    "results are those of float64; the layer is made of the first two."
+    "bfloat16; milliseconds on the GPU, medians of three. Latents, indices, losses and blocks of ours are timed only "
+    "if a few queries' results are those of float64; the layer is made of the first two."
 )
 
 WORDS = {
@@ -33,6 +33,11 @@ WORDS = {
     "too.",
     "layer": "Forward is the index in fp8, the choice and attention over latents; backward that of the attention. "
     "Dense attention has keys 192 and values 128 wide for each of 128 heads. Projections are left out of all.",
+    "loss": "`indexer_loss` and its gradients: 64 index heads × 128 learn where 128 heads look among latents 576 wide, "
+    "over 2,048 keys chosen at random for each query, as in sparse training, or over all keys, as in the warm-up. "
+    "Operations are 2 · 128 · 576 of a pair for where heads look, and 3 · 2 · 64 · 128 for scores and their two "
+    "gradients; what is computed twice counts once. The error is the largest of losses of some queries, their "
+    "gradients, those of their weights, and that of one late key.",
     "blocks": "`attend_indexed`: 32 query heads and 8 key heads, 128 wide, 16 blocks of 64 keys for each query and key "
     "head, causal. Realistic choices are the first block, the query's own and the one before, and the best by a score "
     "whose correlation falls to 1/e over 128 queries; random ones are the query's own block and 15 earlier ones. "
@@ -63,7 +68,7 @@ def promises(figures: Sequence[Figure]) -> Iterator[Promise]:
                 rate = figure.teraflops
                 kept = rate is not None and rate >= OF_BLOCKS[case]
                 yield Promise(f"Blocks, {at}: at least {OF_BLOCKS[case]:g} useful TFLOP/s", rate, kept=kept)
-        elif tokens >= LONG:
+        elif section == "layer" and tokens >= LONG:
             rivals = [
                 x for x in figures if (x.section, x.case, x.tokens) == ("layer", case, tokens) and x is not figure
             ]
@@ -85,7 +90,18 @@ def page(figures: Sequence[Figure], machines: dict[str, tuple[Machine, str]]) ->
         own = [each for each in figures if each.section == section]
         if own:
             lines += [f"## {section.capitalize()}", "", words, "", _said(*machines[section]), "", *_table(own), ""]
-    return "\n".join(lines)
+    shares = list(_shares(figures))
+    return "\n".join([*lines, *shares, ""] if shares else lines)
+
+
+def _shares(figures: Sequence[Figure]) -> Iterator[str]:
+    """What the loss adds to a layer."""
+    seconds = {(x.section, x.case, x.tokens): x.seconds for x in figures if x.contender == "gossamer"}
+    for (section, case, tokens), lesson in seconds.items():
+        layer = [seconds.get(("layer", way, tokens)) for way in ("forward", "backward")]
+        if section == "loss" and lesson is not None and None not in layer:
+            share = lesson / sum(filter(None, layer))
+            yield f"- {tokens:,} tokens: over {case} the loss adds {share:.0%} to the layer's forward and backward."
 
 
 def _said(machine: Machine, date: str) -> str:

@@ -33,12 +33,14 @@ def test_a_rehearsal_measures_every_part_and_keeps_what_it_does_not_run(script, 
     assert page.strip() in capsys.readouterr().out and "commit abc" in page
     figures = json.loads((tmp_path / "h200_dsa.json").read_text())["figures"]
     found = {(each["section"], each["case"], each["contender"]) for each in figures if each["absence"] is None}
-    parts = {"latents": ("forward", "backward"), "index": ("bf16", "fp8"), "layer": ("forward", "backward")}
+    both = "forward", "backward"
+    parts = {"latents": both, "index": ("bf16", "fp8"), "layer": both, "loss": ("chosen keys", "all keys")}
     assert {(section, case, "gossamer") for section, cases in parts.items() for case in cases} <= found
     blocks = {("blocks", f"{kind}, {way}", "gossamer") for kind in BLOCKS for way in ("forward", "backward")}
     assert blocks <= found
     assert {each["contender"] for each in figures if each["absence"]} >= {"FlexAttention"}
     assert ("index", "bf16", "PyTorch, weighted") in found and ("index", "bf16", "PyTorch, products") in found
+    assert "96 tokens: over chosen keys the loss adds " in page
     script.main(["--small", "--only", "latents", "--folder", str(tmp_path), "--commit", "def"])
     page = (tmp_path / "h200_dsa.md").read_text()
     assert "commit abc" in page and "commit def" in page
@@ -64,6 +66,34 @@ def test_a_wrong_choice_is_found(script, wrong):
     left = next(key for key in range(problem.tokens) if key not in mine.tolist())
     mine[3] = {"a lower score": left, "the future": last + 1, "one twice": mine[4].item()}[wrong]
     assert fault(found, inputs, problem, "as given") is not None
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+@pytest.mark.parametrize("wrong", ["its queries", "its keys", "its weights", "the losses"])
+def test_a_wrong_lesson_is_found(script, wrong, chosen, monkeypatch):
+    from dsa import loss
+
+    torch.manual_seed(0)
+    problem = script.SMALL
+    lesson = loss.lesson_of(problem)
+    lesson = lesson if chosen else replace(lesson, chosen=None)
+    gradients = lesson.results()[1:]
+    assert loss.largest_error(lesson, gradients, problem) < 0.01
+    at = ("its queries", "its keys", "its weights", "the losses").index(wrong)
+    if at < 3:
+        gradients[at].mul_(1.02)
+    else:
+        right = loss.indexer_loss
+        monkeypatch.setattr(loss, "indexer_loss", lambda *given, **rest: 1.02 * right(*given, **rest))
+    assert loss.largest_error(lesson, gradients, problem) > 0.015
+
+
+def test_all_pairs_of_a_long_text_are_not_measured(script, monkeypatch):
+    from dsa import loss
+
+    monkeypatch.setattr(loss, "LONGEST_OVER_ALL", 95)
+    chosen, every = loss.loss_figures(script.SMALL)
+    assert chosen.seconds is not None and every.seconds is None and "beyond 95 tokens" in every.absence
 
 
 def test_the_promises_are_those_of_the_shapes_that_users_have(script):

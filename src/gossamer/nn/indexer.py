@@ -70,8 +70,9 @@ class LightningIndexer(nn.Module):
         return self._placed(split(self.wq_b(source.detach()), self.config.index_n_heads), at)
 
     def keys(self, x: Float[Tensor, "B N E"], at: Int64[Tensor, "*B N"]) -> Float[Tensor, "B N D"]:
-        """The key of each token, one for all heads."""
-        return self._placed(self.k_norm(self.wk(x.detach()))[:, None], at)[:, 0]
+        """The key of each token, one for all heads. Autocast would leave a norm's result in float32, unlike queries."""
+        made = self.wk(x.detach())
+        return self._placed(self.k_norm(made).to(made.dtype)[:, None], at)[:, 0]
 
     def weights(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N J"]:
         """What each head's products count, divided by the roots of the width and of how many heads there are.

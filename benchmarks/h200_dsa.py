@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         date = datetime.now(UTC).isoformat(timespec="seconds")
         machines[name] = replace(this_machine(), commit=asked.commit), date
         for problem in problems:
+            torch.manual_seed(0)
             for figure in sections[name](problem):
                 figures.append(figure)
                 print(figure, flush=True)

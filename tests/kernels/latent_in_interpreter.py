@@ -8,10 +8,12 @@ from unittest import mock
 
 import torch
 
+from gossamer.kernels import chosen_rows
 from gossamer.kernels.hopper import latent_lists
 from gossamer.kernels.hopper.latent_delta import delta_of
 from gossamer.kernels.hopper.latent_lists import GroupLists, group_lists
 from gossamer.kernels.hopper.latent_sum import add_owed, in_order, owed_to
+from gossamer.selectors.selection import Selection
 from tests.kernels.interpreter import tell
 
 KINDS = ("random", "ascending", "ascending with a hole", "twice", "too late", "nothing")
@@ -35,8 +37,9 @@ def rows(kind: str, queries: int, keys: int, chosen: int) -> torch.Tensor:
 def check_lists(kind: str, together: int, causal: bool) -> None:
     for queries, keys, chosen in ((7, 100, 9), (5, 33, 33), (9, 9, 4)):
         indices = rows(kind, queries, keys, chosen)
-        with mock.patch.multiple(latent_lists, multiprocessors=lambda device: 1, TILE=16):
-            lists = group_lists(indices, keys, together=together, causal=causal)
+        patched = mock.patch.multiple(latent_lists, multiprocessors=lambda device: 1, TILE=16)
+        with patched, mock.patch.object(chosen_rows, "TILE", 16):
+            lists, blind = group_lists(Selection(indices, causal=causal), keys, together)
         for b in range(2):
             for group in range(lists.counts.shape[1]):
                 wanted: dict[int, int] = {}
@@ -51,7 +54,7 @@ def check_lists(kind: str, together: int, causal: bool) -> None:
                     assert lists.members[b, group, :count].tolist() == [wanted[key] for key in sorted(wanted)]
         if together > 1:
             limits = torch.arange(keys - queries, keys)[:, None] + 1 if causal else keys
-            assert torch.equal(lists.blind(queries, together), ~((indices >= 0) & (indices < limits)).any(-1))
+            assert torch.equal(blind, ~((indices >= 0) & (indices < limits)).any(-1))
 
 
 def check_delta() -> None:

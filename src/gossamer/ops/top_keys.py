@@ -113,7 +113,7 @@ def _top_keys(
 
 
 def _parts(batch: int, queries: int, most: int, together: int) -> Iterator[tuple[slice, slice]]:
-    """Sequences and queries that are scored at a time: at most so many queries, by the measure where that is no more."""
+    """Sequences and queries that are scored at a time: at most so many queries, multiples of `together` if one fits."""
     most = most // together * together or most
     rows = max(1, most // queries)
     for row in range(0, batch, rows):

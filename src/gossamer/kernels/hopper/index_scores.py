@@ -1,7 +1,8 @@
 """Scores of an index on Hopper: tiles of 64 keys pass by a few queries, all of whose heads stand side by side.
 
 A score is a weighted sum over the heads, and a thread of a matrix instruction holds a quarter of them: what is left to
-add between threads is little. Two consumer warpgroups take tiles in turns, one multiplying while the other sums up.
+add between threads is little. Two consumer warpgroups take tiles in turns, one multiplying while the other sums up:
+each hands the tensor cores on when it has multiplied, or both would multiply at once and then both sum up.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _turns_of(work):
 
 @gluon.jit
 def _producer(q, k, work, room, config: gl.constexpr):
-    q_tiles, q_full, q_empty, k_tiles, full, empty = room
+    q_tiles, q_full, q_empty, k_tiles, full, empty, _ = room
     SLOTS: gl.constexpr = config.slots
     done = 0
     for turn in range(_turns_of(work)):
@@ -148,19 +149,22 @@ def _store(scores, key_scales, x, item, tile, work, config: gl.constexpr):
 
 
 @gluon.jit
-def _tile(given, room, done, tile, config: gl.constexpr):
-    """Scores of an item's queries with one tile of keys."""
+def _tile(given, room, done, tile, config: gl.constexpr, c: gl.constexpr):
+    """Scores of an item's queries with one tile of keys, by warpgroup `c`: the first has the first turn at once."""
     scores, key_scales, q, w, item, work = given
-    k_tiles, full, empty = room[3], room[4], room[5]
+    k_tiles, full, empty, turns = room[3], room[4], room[5], room[6]
     SLOTS: gl.constexpr = config.slots
     COLUMNS: gl.constexpr = config.columns
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
-    here = slot(done + tile, SLOTS)
-    mbarrier.wait(full.index(here), phase(done + tile, SLOTS))
+    i = done + tile
+    here = slot(i, SLOTS)
+    mbarrier.wait(full.index(here), phase(i, SLOTS))
     k = k_tiles.index(here).reshape((TILE, k_tiles.shape[4]))
     products = gl.zeros((TILE, COLUMNS), gl.float32, layout)
+    mbarrier.wait(turns.index(c), phase(i, 2) ^ (1 - c))
     products = warpgroup_mma(k, q, products, use_acc=False, is_async=True)
     products = warpgroup_mma_wait(0, deps=(products,))
+    mbarrier.arrive(turns.index(1 - c), count=1)
     mbarrier.arrive(empty.index(here), count=1)
     _store(scores, key_scales, _summed(products, w, config), item, tile, work, config)
 
@@ -182,9 +186,9 @@ def _consumer(weights, key_scales, scores, work, room, config: gl.constexpr, c: 
         q = q_tiles.index(0).reshape((COLUMNS, WIDTH)).permute((1, 0))
         skipped = (c + done) & 1
         given = (scores, key_scales, q, w, item, work)
-        _tile(given, room, done, skipped, config)
+        _tile(given, room, done, skipped, config, c)
         for n in range(1, (item.tiles - skipped + 1) // 2):
-            _tile(given, room, done, skipped + 2 * n, config)
+            _tile(given, room, done, skipped + 2 * n, config, c)
         mbarrier.arrive(q_empty.index(0), count=1)
         done += item.tiles
     settle()
@@ -195,7 +199,8 @@ def _kernel(
     q, k, weights, seen, key_scales, scores, queries, keys, apart, tiles, segments, items, config: gl.constexpr
 ):  # fmt: skip
     SLOTS: gl.constexpr = config.slots
-    room = (buffers(q, 1), barriers(1, 1), barriers(1, 2), buffers(k, SLOTS), barriers(SLOTS, 1), barriers(SLOTS, 1))
+    full, empty, turns = barriers(SLOTS, 1), barriers(SLOTS, 1), barriers(2, 1)
+    room = (buffers(q, 1), barriers(1, 1), barriers(1, 2), buffers(k, SLOTS), full, empty, turns)
     work = Work(seen, queries, keys, apart, tiles, segments, items)
     gl.warp_specialize(
         [

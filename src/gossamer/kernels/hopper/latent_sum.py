@@ -1,7 +1,7 @@
 """Sums, for every latent, what the queries that chose it owe to it: in one order, and without atomics.
 
-All lists lie end to end. Blocks of them that are one latent's alone are summed first, each by a program of its own: then
-no program has the whole of a latent that everybody chose to itself.
+All lists lie end to end. Blocks of them that are one latent's alone are summed first, each by a program of its own: so
+no program has all of a latent to itself that everybody chose.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measures DeepSeek sparse attention on one H200, part by part and whole, and says whether promises hold.
 
-    python benchmarks/h200_dsa.py [--only latents index layer loss] [--tokens 32768 131072] [--folder FOLDER]
-                                  [--commit COMMIT] [--small] [--tilelang FOLDER]
+    python benchmarks/h200_dsa.py [--only latents index layer loss blocks] [--tokens 32768 131072]
+                                  [--folder FOLDER] [--commit COMMIT] [--small] [--tilelang FOLDER]
 
 `--only` runs some sections and keeps what FOLDER holds of the others; `--commit` names the code where its copy has no
 history; `--small` is a rehearsal that any machine can run; `--tilelang` names `examples/deepseek_v32` of a checkout of
@@ -19,13 +19,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from dsa.blocks import block_figures
 from dsa.figures import Figure
 from dsa.index import index_figures
 from dsa.latents import latent_figures
 from dsa.layer import layer_figures
 from dsa.loss import loss_figures
 from dsa.page import page, promises
-from dsa.problem import Problem
+from dsa.problem import Grouped, Problem
 
 from gossamer.atomic import write_file
 from gossamer.machine import Machine, this_machine
@@ -38,8 +39,12 @@ SECTIONS: dict[str, Callable[[Problem], Iterator[Figure]]] = {
     "index": index_figures,
     "layer": layer_figures,
     "loss": loss_figures,
+    "blocks": block_figures,
 }
-SMALL = Problem(96, torch.device("cpu"), heads=4, chosen=32, index_heads=4, index_width=16, repeats=1)
+SMALL = Problem(
+    96, torch.device("cpu"), heads=4, chosen=32, index_heads=4, index_width=16, repeats=1,
+    grouped=Grouped(heads=4, key_heads=2, width=16, block=16, chosen=4),
+)  # fmt: skip
 
 Machines = dict[str, tuple[Machine, str]]
 

@@ -1,4 +1,4 @@
-"""The shapes of DeepSeek-V3.2's attention, and random choices of keys."""
+"""The shapes of DeepSeek-V3.2's attention and of heads that share keys, and random choices of keys."""
 
 from __future__ import annotations
 
@@ -17,6 +17,22 @@ AT_ONCE = 512
 
 
 @dataclass(frozen=True)
+class Grouped:
+    """Query heads that share key heads, and choose blocks with them."""
+
+    heads: int = 32
+    key_heads: int = 8
+    width: int = 128
+    block: int = 64
+    chosen: int = 16
+
+    @property
+    def repeats(self) -> int:
+        """Query heads of a key head."""
+        return self.heads // self.key_heads
+
+
+@dataclass(frozen=True)
 class Problem:
     """One layer's attention."""
 
@@ -28,6 +44,7 @@ class Problem:
     index_width: int = 128
     dtype: torch.dtype = torch.bfloat16
     repeats: int = 3
+    grouped: Grouped = Grouped()
 
     @property
     def pairs(self) -> int:

@@ -46,8 +46,8 @@ def _document(sight: Sight, longest: int) -> nn.Module:
 
 
 def _lsh(sight: Sight, longest: int) -> nn.Module:
-    """Two chunks in each of two rounds, and in them whoever is there: at first no hash says where a key is."""
-    return LSHAttention(sight.width, sight.heads, LSH.trax(2, max(1, sight.keys // 4)))
+    """Two small chunks in each of eight rounds: at first no hash says where a key is, and many rounds meet it."""
+    return LSHAttention(sight.width, sight.heads, LSH.trax(8, max(1, sight.keys // 16)))
 
 
 def _moba(sight: Sight, longest: int) -> nn.Module:

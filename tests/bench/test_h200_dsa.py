@@ -26,6 +26,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def test_a_rehearsal_measures_every_part_and_keeps_what_it_does_not_run(script, tmp_path, capsys):
+    from dsa.choices import BLOCKS
+
     script.main(["--small", "--folder", str(tmp_path), "--commit", "abc"])
     page = (tmp_path / "h200_dsa.md").read_text()
     assert page.strip() in capsys.readouterr().out and "commit abc" in page
@@ -34,6 +36,9 @@ def test_a_rehearsal_measures_every_part_and_keeps_what_it_does_not_run(script, 
     both = "forward", "backward"
     parts = {"latents": both, "index": ("bf16", "fp8"), "layer": both, "loss": ("chosen keys", "all keys")}
     assert {(section, case, "gossamer") for section, cases in parts.items() for case in cases} <= found
+    blocks = {("blocks", f"{kind}, {way}", "gossamer") for kind in BLOCKS for way in ("forward", "backward")}
+    assert blocks <= found
+    assert {each["contender"] for each in figures if each["absence"]} >= {"FlexAttention"}
     assert ("index", "bf16", "PyTorch, weighted") in found and ("index", "bf16", "PyTorch, products") in found
     assert "96 tokens: over chosen keys the loss adds " in page
     script.main(["--small", "--only", "latents", "--folder", str(tmp_path), "--commit", "def"])
@@ -95,3 +100,68 @@ def test_the_promises_are_those_of_the_shapes_that_users_have(script):
     assert script.TOKENS == (32_768, 131_072)
     problem = script.Problem(32_768, torch.device("cpu"))
     assert (problem.heads, problem.chosen, problem.index_heads, problem.index_width) == (128, 2048, 64, 128)
+
+
+@pytest.mark.parametrize("kind", ["realistic", "random"])
+def test_blocks_are_chosen_as_the_page_says(script, kind):
+    from dsa.choices import BLOCKS, pairs_of, table_of
+
+    problem = replace(script.SMALL, tokens=250, grouped=script.Grouped(4, 2, 16, block=16, chosen=4))
+    chosen = BLOCKS[kind](problem)
+    assert torch.equal(chosen, BLOCKS[kind](problem))
+    table = table_of(problem, chosen)
+    query = torch.arange(250)
+    own, visible = query // 16, torch.arange(16) <= query[:, None] // 16
+    assert not (table & ~visible).any()
+    assert (table.sum(-1) == (own + 1).clamp(max=4)).all() and ((chosen >= 0).sum(-1) == table.sum(-1)).all()
+    always = {"realistic": (0 * own, own, (own - 1).clamp(min=0)), "random": (own,)}[kind]
+    assert all(table[:, query, block].all() for block in always)
+    seen = table.repeat_interleave(16, -1)[..., :250] & (query <= query[:, None])
+    assert pairs_of(problem, chosen) == 2 * seen.sum()
+    new = (table[:, 1:] & ~table[:, :-1])[:, 200:].sum() / (table.shape[0] * 49)
+    assert (new < 0.5) == (kind == "realistic")
+
+
+def test_flex_attention_is_given_what_was_chosen(script):
+    from dsa.blocks import flex_blocks
+    from dsa.choices import realistic_blocks, table_of
+    from torch.nn.attention.flex_attention import create_mask
+
+    problem = replace(script.SMALL, tokens=512, grouped=script.Grouped(4, 2, 16, block=64, chosen=3))
+    table = table_of(problem, realistic_blocks(problem))
+    mask = flex_blocks(problem, table)
+    seen = table.repeat_interleave(64, -1) & torch.ones(512, 512, dtype=torch.bool).tril()
+    seen = seen.repeat_interleave(2, 0)[None]
+    assert torch.equal(create_mask(mask.mask_mod, 1, 4, 512, 512, "cpu"), seen)
+    tiles = seen.unflatten(2, (-1, 128)).unflatten(-1, (-1, 128))
+    full, some = tiles.all(-1).all(3), tiles.any(-1).any(3)
+    assert torch.equal(mask.to_dense().bool(), some)
+    assert torch.equal(mask.full_kv_num_blocks, full.sum(-1).int())
+    for rows, count, numbers in zip(
+        full.flatten(0, 2), mask.full_kv_num_blocks.flatten(), mask.full_kv_indices.flatten(0, 2), strict=True
+    ):
+        assert sorted(numbers[:count].tolist()) == rows.nonzero()[:, 0].tolist()
+
+
+def test_wrong_blocks_are_not_timed(script, monkeypatch):
+    from dsa import blocks
+
+    attend = blocks._ours
+
+    def wrong(problem, chosen, q, k, v):
+        return attend(problem, chosen, q, k, v.roll(1, 2))
+
+    assert all(each.absence is None for each in blocks.block_figures(script.SMALL) if each.contender == "gossamer")
+    monkeypatch.setattr(blocks, "_ours", wrong)
+    ours = [each for each in blocks.block_figures(script.SMALL) if each.contender == "gossamer"]
+    assert len(ours) == 4 and all("off" in each.absence and each.seconds is None for each in ours)
+
+
+def test_every_section_has_words_and_blocks_have_promises(script):
+    from dsa.page import WORDS
+
+    assert set(WORDS) == set(script.SECTIONS)
+    figure = script.Figure("blocks", "realistic, forward", "gossamer", 32_768, seconds=1e-3, operations=262.1e9)
+    (kept,) = script.promises([figure, replace(figure, contender="FlexAttention")])
+    (broken,) = script.promises([replace(figure, seconds=1.01e-3)])
+    assert kept.kept and not broken.kept and not list(script.promises([replace(figure, case="random, forward")]))

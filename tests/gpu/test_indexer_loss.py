@@ -33,7 +33,8 @@ def test_it_is_as_on_the_cpu(dtype: torch.dtype, chosen: bool, width: int) -> No
         given = [x.to(device, own or x.dtype).requires_grad_() for x in (*index, weights)]
         there = None if selection is None else Selection(selection.indices.to(device))
         heads = [x.to(device, own or x.dtype) for x in (q, k, lse)]
-        loss = indexer_loss((given[0], given[1], given[2]), *heads, there)
+        # As float16 is trained: what is learned of one pair alone is below its numbers.
+        loss = 2.0**14 * indexer_loss((given[0], given[1], given[2]), *heads, there)
         found[name] = [x.detach().cpu() for x in (loss, *torch.autograd.grad(loss, given))]
     for exact, here, there, again in zip(*found.values(), strict=True):
         assert torch.equal(there, again)

@@ -14,7 +14,7 @@ from tests.kernels import sm90
 
 
 @pytest.mark.slow  # they compile for a minute where Triton has not done so before
-@pytest.mark.parametrize("group", [8, 16], ids=str)
+@pytest.mark.parametrize("group", [4, 8, 16], ids=str)
 @pytest.mark.parametrize("road", [HopperChosen, TritonChosen])
 def test_it_compiles(road: type[ChosenBlocks], group: int) -> None:
     q, k = (torch.empty(1, heads, 256, 128, dtype=torch.bfloat16) for heads in (2 * group, 2))

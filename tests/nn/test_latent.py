@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from gossamer.attention import attend
 from gossamer.config import IndexerConfig, LatentConfig
 from gossamer.indexed import Selection
 from gossamer.nn import KVCache, LatentAttention
+from gossamer.nn import latent as latent_module
 from gossamer.nn.indexing import loss_of
+from gossamer.patterns import Causal
 from tests.nn.indexed_layers import INDEXER, LATENT, LATENT_SHAPES, best, dense_latent, index_scores, mask_of
 
 MODES = ("mha", "mqa")
@@ -72,6 +75,21 @@ def test_the_choice_itself_made_with_room_for_all_is_dense_attention() -> None:
     everything = Selection(torch.arange(40, dtype=torch.int32).expand(2, 40, -1), causal=True)
     for mode in MODES:
         torch.testing.assert_close(layer(x, mode=mode, selection=everything), layer(x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("within", [None, [[0, 40], [5, 33]]])
+@pytest.mark.parametrize("queries", [0, 3, 40])
+def test_all_latents_are_seen_by_a_few_queries_at_a_time_as_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, queries: int, within: list[list[int]] | None
+) -> None:
+    monkeypatch.setattr(latent_module, "QUERIES_AT_ONCE", 7)
+    layer, places = layer_of(replace(LATENT, indexer=None)), within and torch.tensor(within, dtype=torch.int32)
+    q, latents = torch.randn(2, 4, queries, 32).double(), torch.randn(2, 40, 32).double()
+    found = layer._all_latents(q, latents, places)
+    k, scale = latents[:, None], layer.config.softmax_scale
+    wanted = attend(q, k, k[..., :24], Causal(), scale=scale, within=places, return_lse=True)
+    for each, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(each, right, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", [*MODES, None])

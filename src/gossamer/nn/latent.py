@@ -20,6 +20,9 @@ from .indexing import Indexing, Stage, all_keys, attends_to_chosen, chosen, loca
 from .norms import normalised
 from .positions import positions, rotated
 
+QUERIES_AT_ONCE = 256
+"""Of those that choose all latents: a latent takes more bytes than so many numbers of it."""
+
 
 class _Mixed(NamedTuple):
     """What attention gave, and the queries [B, H, Q, D] and keys [B, G, K, D] that were multiplied for it."""
@@ -164,11 +167,21 @@ class LatentAttention(nn.Module):
         still, turned = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], -1)
         q = torch.cat([torch.einsum("bhqd,hdl->bhql", still, to_key), turned], -1)
         k, scale = latents[:, None], config.softmax_scale
-        if selection is None and q.is_cuda and q.shape[2] <= config.latent_width // 2:
-            # GPUs' kernels for all keys are not as wide as latents; that many numbers of keys weigh less than these.
-            selection = all_keys(len(q), q.shape[2], latents.shape[1], within, q.device)
-        if selection is None:
-            out, lse = attend(q, k, k[..., :rank], Causal(), scale=scale, within=within, return_lse=True)
-        else:
+        if selection is not None:
             out, lse = attend_latent(q, latents, selection, value_width=rank, scale=scale, return_lse=True)
+        elif q.is_cuda:  # its kernels for all keys are not as wide as latents
+            out, lse = self._all_latents(q, latents, within)
+        else:
+            out, lse = attend(q, k, k[..., :rank], Causal(), scale=scale, within=within, return_lse=True)
         return _Mixed(torch.einsum("bhql,hdl->bhqd", out, to_value), lse, q, k)
+
+    def _all_latents(self, q: Tensor, latents: Tensor, within: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(out, lse) over all latents up to each query, which some queries at a time choose by their numbers."""
+        rank, scale, queries, parts = self.config.kv_lora_rank, self.config.softmax_scale, q.shape[2], []
+        for first in range(0, max(queries, 1), QUERIES_AT_ONCE):
+            part = q[:, :, first : first + QUERIES_AT_ONCE]
+            seen = latents[:, : latents.shape[1] - queries + first + part.shape[2]]
+            every = all_keys(len(q), part.shape[2], seen.shape[1], within, q.device)
+            parts.append(attend_latent(part, seen, every, value_width=rank, scale=scale, return_lse=True))
+        out, lse = (torch.cat(each, 2) for each in zip(*parts, strict=True))
+        return out, lse

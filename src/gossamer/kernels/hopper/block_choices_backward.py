@@ -2,7 +2,8 @@
 
 A program owns a part of a block's list. The rows of its queries come tile by tile into shared memory, gathered while
 the tile before is worked on; dK and dV stay in registers, and dQ leaves as one piece for each query, in the order in
-which registers hold it. Two programs share a multiprocessor, and each works while the other waits.
+which registers hold it, while the next tile's scores are multiplied. Two programs share a multiprocessor, and each
+works while the other waits.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ def _wide_rows(width):
 
 
 @gluon.constexpr_function
+def _fixed(width, together):
+    """Bits of a row's number that tell rows of a thread apart; none where these are all of one entry."""
+    return 0 if together == TILE.value else TILE.value - max(1, 128 // min(width // 8, 32))
+
+
+@gluon.constexpr_function
 def _swizzled(width):
     """Tiles [rows, width] as matrix instructions read them."""
     return gl.NVMMASharedLayout(swizzle_byte_width=min(128, 2 * width), element_bitwidth=16, rank=2)
@@ -46,18 +53,28 @@ def _loaded(x, batch, head, row, rows, WIDTH: gl.constexpr):
     return gl.allocate_shared_memory(tile.dtype, (TILE, WIDTH), _swizzled(WIDTH), tile)
 
 
+@gluon.constexpr_function
+def _bits(count):
+    """Of numbers below a power of two."""
+    return count.bit_length() - 1
+
+
 @gluon.jit
-def _places(start, count, TOGETHER: gl.constexpr, layout: gl.constexpr):
-    """(entry of the list, repeat) of each row of a tile; rows beyond the last entry do as it does."""
+def _rows(turn, TOGETHER: gl.constexpr, FIXED: gl.constexpr, layout: gl.constexpr):
+    """(entry from a tile's first on, repeat) of each row of the tile. `FIXED` are bits of a row's number that are
+    constants in every register; the others are made anew in each turn, or else all rows' places stay in registers."""
+    BITS: gl.constexpr = _bits(TOGETHER)
     row = gl.arange(0, TILE, layout)
-    return gl.minimum(start + row // TOGETHER, count - 1), row & (TOGETHER - 1)
+    fixed, own = row & FIXED, in_turn(row & (TILE - 1 - FIXED), turn)
+    return (fixed >> BITS) + (own >> BITS), (fixed & (TOGETHER - 1)) + (own & (TOGETHER - 1))
 
 
 @gluon.jit
 def _entries(entries, start, count, TOGETHER: gl.constexpr, WIDTH: gl.constexpr):
-    """The entries of a tile's rows, as the rows of a tensor of this width are gathered."""
-    layout: gl.constexpr = gl.SliceLayout(1, _wide_rows(WIDTH))
-    return gl.load(entries + _places(start, count, TOGETHER, layout)[0])
+    """The entries of a tile's rows, as the rows of a tensor of this width are gathered; rows beyond the last entry do
+    as it does."""
+    place = _rows(start, TOGETHER, _fixed(WIDTH, TOGETHER), gl.SliceLayout(1, _wide_rows(WIDTH)))[0]
+    return gl.load(entries + gl.minimum(start + place, count - 1))
 
 
 @gluon.jit
@@ -73,39 +90,52 @@ def _product(x, y):
 
 
 @gluon.jit
-def _gather(x, first, ring, turn, entry, SLOTS: gl.constexpr, TOGETHER: gl.constexpr):
-    """Rows of entries' queries on their way into shared memory."""
+def _gather(x, batch, head, ring, turn, entry, SLOTS: gl.constexpr, TOGETHER: gl.constexpr):
+    """Rows of entries' queries, in heads from `head` on, on their way into shared memory."""
     WIDTH: gl.constexpr = ring.shape[2]
     layout: gl.constexpr = _wide_rows(WIDTH)
-    repeat = in_turn(gl.arange(0, TILE, gl.SliceLayout(1, layout)), turn) & (TOGETHER - 1)
+    repeat = _rows(turn, TOGETHER, _fixed(WIDTH, TOGETHER), gl.SliceLayout(1, layout))[1]
     place = _product(repeat, x.head) + _product(_query(entry, SLOTS), x.row)
     column = gl.arange(0, WIDTH, gl.SliceLayout(0, layout))
+    first = x.pointer + (_product(batch, x.batch) + _product(head, x.head)) * x.unit
     cells = first + gl.expand_dims(place * x.unit, 1) + gl.expand_dims(column, 0)
     async_copy.async_copy_global_to_shared(ring.index(turn & 1), cells)
 
 
 @gluon.jit
-def _gather_auxiliary(aux, ring, turn, entries, start, count, queries, SLOTS: gl.constexpr, TOGETHER: gl.constexpr):
-    """Auxiliary rows of entries' queries on their way into shared memory."""
+def _gather_auxiliary(aux, first, ring, turn, entry, queries, SLOTS: gl.constexpr, TOGETHER: gl.constexpr):
+    """Auxiliary rows of entries' queries, in heads from the `first` of all on, on their way into shared memory."""
     layout: gl.constexpr = _wide_rows(AUX)
-    place, repeat = _places(start, count, TOGETHER, gl.SliceLayout(1, layout))
-    row = (in_turn(repeat, turn) * queries + _query(gl.load(entries + place), SLOTS)) * AUX
+    repeat = _rows(turn, TOGETHER, _fixed(AUX, TOGETHER), gl.SliceLayout(1, layout))[1]
+    row = _product(first + repeat, queries) + _query(entry, SLOTS)
     column = gl.arange(0, AUX, gl.SliceLayout(0, layout))
-    cells = aux + gl.expand_dims(row, 1) + gl.expand_dims(column, 0)
+    cells = aux + gl.expand_dims(row * AUX, 1) + gl.expand_dims(column, 0)
     async_copy.async_copy_global_to_shared(ring.index(turn & 1), cells)
 
 
 @gluon.jit
-def _shown(p, entries, start, count, block, axes, SIZE: gl.constexpr, SLOTS: gl.constexpr, TOGETHER: gl.constexpr):
-    """p [keys, rows] where the row is one of an entry, whose query sees the key; else 0."""
-    place = start + gl.arange(0, TILE, gl.SliceLayout(0, p.type.layout)) // TOGETHER
-    last = gl.full([TILE], axes.keys - 1, gl.int32, gl.SliceLayout(0, p.type.layout))
+def _bring(given, rings, turn, entry, SLOTS: gl.constexpr, TOGETHER: gl.constexpr):
+    """The rows of entries' queries, their gradients and auxiliary rows on their way into shared memory."""
+    q, grad_out, aux, batch, head, heads, queries = given
+    VALUE_WIDTH: gl.constexpr = rings[1].shape[2]
+    batch, head = in_turn(batch, turn), in_turn(head, turn)  # else addresses that follow from them stay in registers
+    _gather(q, batch, head, rings[0], turn, entry[0], SLOTS, TOGETHER)
+    _gather(grad_out, batch, head, rings[1], turn, _as_rows(entry[0], VALUE_WIDTH), SLOTS, TOGETHER)
+    _gather_auxiliary(aux, batch * heads + head, rings[2], turn, entry[1], queries, SLOTS, TOGETHER)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def _shown(s, entries, start, count, block, axes, SIZE: gl.constexpr, SLOTS: gl.constexpr, TOGETHER: gl.constexpr):
+    """s [keys, rows] where the row is one of an entry, whose query sees the key; else minus infinity."""
+    place = start + gl.arange(0, TILE, gl.SliceLayout(0, s.type.layout)) // TOGETHER
+    last = gl.full([TILE], axes.keys - 1, gl.int32, gl.SliceLayout(0, s.type.layout))
     if axes.causal:
         query = _query(gl.load(entries + gl.minimum(place, count - 1)), SLOTS)
         last = gl.minimum(last, query + axes.offset)
     last = gl.where(place < count, last, -1)
-    key = block * SIZE + gl.arange(0, TILE, gl.SliceLayout(1, p.type.layout))
-    return gl.where(gl.expand_dims(key, 1) <= gl.expand_dims(last, 0), p, 0.0)
+    key = block * SIZE + gl.arange(0, TILE, gl.SliceLayout(1, s.type.layout))
+    return gl.where(gl.expand_dims(key, 1) <= gl.expand_dims(last, 0), s, float("-inf"))
 
 
 IN_PIECES = gl.constexpr(
@@ -137,19 +167,23 @@ def _times_keys(ds_tile, k_tile, half: gl.constexpr, layout: gl.constexpr):
 
 @gluon.jit
 def _store_queries(
-    piece_dq, dq, half: gl.constexpr, entries, start, count, queries,
-    SLOTS: gl.constexpr, REPEATS: gl.constexpr, WIDTH: gl.constexpr,
+    to, dq, half: gl.constexpr, here, entries, start, count,
+    CHOSEN: gl.constexpr, REPEATS: gl.constexpr, WIDTH: gl.constexpr,
 ):  # fmt: skip
-    """64 columns of what a block gives to the queries of a tile's entries."""
+    """64 columns of what a block gives to the queries of a tile's entries; `to` are all pieces, and how many queries
+    there are."""
+    SLOTS: gl.constexpr = triton.next_power_of_2(CHOSEN)
+    piece_dq, queries = to
     x = _turned(dq).to(piece_dq.dtype.element_ty)
-    row = gl.arange(0, TILE, gl.SliceLayout(1, x.type.layout))
-    place, repeat = _places(start, count, REPEATS, gl.SliceLayout(1, x.type.layout))
-    entry = gl.load(entries + place)
-    piece = ((entry & (SLOTS - 1)) * queries + _query(entry, SLOTS)) * REPEATS + repeat
-    at = piece.to(gl.int64) * WIDTH
+    place, repeat = _rows(start, REPEATS, 8, gl.SliceLayout(1, x.type.layout))
+    place += start
+    there = place < count
+    entry = gl.load(entries + place, mask=there, other=0)
+    rank = in_turn(here, start) * CHOSEN + (entry & (SLOTS - 1))  # else 64 bits of the first piece stay in registers
+    at = (_product(rank, queries) + _query(entry, SLOTS)) * (REPEATS * WIDTH) + repeat * WIDTH
     column = half * TILE + gl.arange(0, TILE, gl.SliceLayout(0, x.type.layout))
     cells = piece_dq + gl.expand_dims(at, 1) + gl.expand_dims(column, 0)
-    gl.store(cells, x, mask=gl.expand_dims(start + row // REPEATS < count, 1))
+    gl.store(cells, x, mask=gl.expand_dims(there, 1))
 
 
 @gluon.jit
@@ -204,22 +238,15 @@ def backward_pieces(
         left = gl.load(rare.totals + at) - done
         count = gl.where(left < PART + PART // 2, left, PART)
         entries = rare.entries + lane.to(gl.int64) * axes.queries * CHOSEN + gl.load(rare.starts + at) + done
-        head = key_head * REPEATS
-        q_first = q.pointer + (batch.to(gl.int64) * q.batch + head.to(gl.int64) * q.head) * q.unit
-        grad_first = grad_out.pointer + (batch.to(gl.int64) * grad_out.batch + head.to(gl.int64) * grad_out.head) * (
-            grad_out.unit
-        )
-        aux += (batch * heads.count + head).to(gl.int64) * axes.queries * AUX
-        piece_dq += here.to(gl.int64) * axes.queries * CHOSEN * REPEATS * WIDTH
         q_ring = gl.allocate_shared_memory(dtype, (2, TILE, WIDTH), _swizzled(WIDTH))
         grad_ring = gl.allocate_shared_memory(dtype, (2, TILE, VALUE_WIDTH), _swizzled(VALUE_WIDTH))
         aux_ring = gl.allocate_shared_memory(gl.bfloat16, (2, TILE, AUX), _swizzled(AUX))
         ds_tile = gl.allocate_shared_memory(dtype, (TILE, TILE), _swizzled(TILE))
-        entry = _entries(entries, 0, count, REPEATS, WIDTH)
-        _gather(q, q_first, q_ring, 0, entry, SLOTS, REPEATS)
-        _gather(grad_out, grad_first, grad_ring, 0, _as_rows(entry, VALUE_WIDTH), SLOTS, REPEATS)
-        _gather_auxiliary(aux, aux_ring, 0, entries, 0, count, axes.queries, SLOTS, REPEATS)
-        async_copy.commit_group()
+        to = piece_dq, axes.queries
+        bring = q, grad_out, aux, batch, key_head * REPEATS, heads.count, axes.queries
+        rings = q_ring, grad_ring, aux_ring
+        given = _entries(entries, 0, count, REPEATS, WIDTH), _entries(entries, 0, count, REPEATS, AUX)
+        _bring(bring, rings, 0, given, SLOTS, REPEATS)
         end = axes.keys
         if axes.causal:  # whatever lies in keys that nobody sees would be multiplied with zeros
             end = gl.minimum(end, gl.load(rare.latest + at) + axes.offset + 1)
@@ -230,26 +257,20 @@ def backward_pieces(
         masked = gl.where(edge, count, gl.where(axes.causal, SIZE - done, 0))
         dk_tile = gl.zeros((TILE, WIDTH), gl.float32, dk_layout)
         dv_tile = gl.zeros((TILE, VALUE_WIDTH), gl.float32, dv_layout)
+        given = _entries(entries, ENTRIES, count, REPEATS, WIDTH), _entries(entries, ENTRIES, count, REPEATS, AUX)
+        async_copy.wait_group(0)
+        fence_async_shared()
+        gl.thread_barrier()
+        s = less(k_tile, q_ring.index(0), aux_ring.index(0), picks[0], scores)
+        _bring(bring, rings, 1, given, SLOTS, REPEATS)
+        s = warpgroup_mma_wait(0, deps=(s,))
         for turn in range(0, (count + ENTRIES - 1) // ENTRIES):
             start = turn * ENTRIES
-            entry = _entries(entries, start + ENTRIES, count, REPEATS, WIDTH)
-            async_copy.wait_group(0)
-            fence_async_shared()
-            gl.thread_barrier()
             q_tile, grad_tile, aux_tile = q_ring.index(turn & 1), grad_ring.index(turn & 1), aux_ring.index(turn & 1)
-            s = less(k_tile, q_tile, aux_tile, picks[0], scores)
-            # The last turn gathers the last entry once more, which nobody reads.
-            _gather(q, q_first, q_ring, turn + 1, entry, SLOTS, REPEATS)
-            _gather(grad_out, grad_first, grad_ring, turn + 1, _as_rows(entry, VALUE_WIDTH), SLOTS, REPEATS)
-            _gather_auxiliary(
-                aux, aux_ring, turn + 1, entries, start + ENTRIES, count, axes.queries, CHOSEN, REPEATS
-            )  # fmt: skip
-            async_copy.commit_group()
-            dp = less(v_tile, grad_tile, aux_tile, picks[1], scores)
-            s = warpgroup_mma_wait(2, deps=(s,))
-            p = gl.exp2(s * (scale * LOG2E))
             if (start < masked) | (start + ENTRIES > count):
-                p = _shown(p, entries, start, count, block, axes, SIZE, SLOTS, REPEATS)
+                s = _shown(s, entries, start, count, block, axes, SIZE, SLOTS, REPEATS)
+            dp = less(v_tile, grad_tile, aux_tile, picks[1], scores)
+            p = gl.exp2(s * (scale * LOG2E))
             dv_tile = warpgroup_mma(gl.convert_layout(p.to(dtype), dv_operand), grad_tile, dv_tile, is_async=True)
             dp = warpgroup_mma_wait(1, deps=(dp,))
             ds = (p * dp).to(dtype)
@@ -260,10 +281,21 @@ def backward_pieces(
             dq = _times_keys(ds_tile, k_tile, 0, scores)
             dk_tile, dv_tile, dq = warpgroup_mma_wait(0, deps=(dk_tile, dv_tile, dq))
             for half in gl.static_range(1, WIDTH // TILE):
-                then = _times_keys(ds_tile, k_tile, half, scores)
-                _store_queries(piece_dq, dq, half - 1, entries, start, count, axes.queries, SLOTS, REPEATS, WIDTH)
-                dq = warpgroup_mma_wait(0, deps=(then,))
-            _store_queries(piece_dq, dq, WIDTH // TILE - 1, entries, start, count, axes.queries, SLOTS, REPEATS, WIDTH)
+                half_dq = _times_keys(ds_tile, k_tile, half, scores)
+                _store_queries(to, dq, half - 1, here, entries, start, count, CHOSEN, REPEATS, WIDTH)
+                dq = half_dq
+            async_copy.wait_group(0)
+            fence_async_shared()
+            gl.thread_barrier()
+            s = less(k_tile, q_ring.index((turn + 1) & 1), aux_ring.index((turn + 1) & 1), picks[0], scores)
+            # Of what lies beyond the last entry nobody reads what comes of it.
+            then = start + 2 * ENTRIES
+            given = _entries(entries, then, count, REPEATS, WIDTH), _entries(entries, then, count, REPEATS, AUX)
+            dq = warpgroup_mma_wait(2, deps=(dq,))
+            _store_queries(to, dq, WIDTH // TILE - 1, here, entries, start, count, CHOSEN, REPEATS, WIDTH)
+            gl.thread_barrier()  # all have read what is overwritten from here on
+            _bring(bring, rings, turn, given, SLOTS, REPEATS)
+            s = warpgroup_mma_wait(0, deps=(s,))
         async_copy.wait_group(0)
         dk_tile *= scale
         # Worked out anew: it kept registers from the products else.

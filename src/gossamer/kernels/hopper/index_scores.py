@@ -1,7 +1,8 @@
 """Scores of an index on Hopper: tiles of 64 keys pass by a few queries, all of whose heads stand side by side.
 
 A score is a weighted sum over the heads, and a thread of a matrix instruction holds a quarter of them: what is left to
-add between threads is little. Two consumer warpgroups take tiles in turns, one multiplying while the other sums up.
+add between threads is little. Two consumer warpgroups take tiles in turns, one multiplying while the other sums up:
+each hands the tensor cores on when it has multiplied, or both would multiply at once and then both sum up.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,7 +18,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from ..devices import made_current
-from ..top_keys import Indexed
+from ..top_keys import Indexed, room_for
 from .configs import PAIR_REGISTERS, PAIR_WARPS
 from .descriptors import ELEMENT, Tiles, addressable
 from .launch import Launch, Operands, launch
@@ -74,6 +74,8 @@ class Work(NamedTuple):
     """How many of the first keys they see, the one that sees the most."""
     queries: gl.tensor
     keys: gl.tensor
+    apart: gl.tensor
+    """Scores from one query to the next."""
     tiles: gl.tensor
     segments: gl.tensor
     items: gl.tensor
@@ -106,7 +108,7 @@ def _turns_of(work):
 
 @gluon.jit
 def _producer(q, k, work, room, config: gl.constexpr):
-    q_tiles, q_full, q_empty, k_tiles, full, empty = room
+    q_tiles, q_full, q_empty, k_tiles, full, empty, _ = room
     SLOTS: gl.constexpr = config.slots
     done = 0
     for turn in range(_turns_of(work)):
@@ -142,24 +144,27 @@ def _store(scores, key_scales, x, item, tile, work, config: gl.constexpr):
     if key_scales is not None:
         scale = gl.load(key_scales + item.batch.to(gl.int64) * work.keys + keys, mask=keys < work.keys, other=0.0)
         x *= gl.expand_dims(scale, 1)
-    rows = (item.batch.to(gl.int64) * work.queries + queries) * work.keys
+    rows = (item.batch.to(gl.int64) * work.queries + queries) * work.apart
     gl.store(scores + (gl.expand_dims(rows, 0) + gl.expand_dims(keys, 1)), x, mask=exists)
 
 
 @gluon.jit
-def _tile(given, room, done, tile, config: gl.constexpr):
-    """Scores of an item's queries with one tile of keys."""
+def _tile(given, room, done, tile, config: gl.constexpr, c: gl.constexpr):
+    """Scores of an item's queries with one tile of keys, by warpgroup `c`: the first has the first turn at once."""
     scores, key_scales, q, w, item, work = given
-    k_tiles, full, empty = room[3], room[4], room[5]
+    k_tiles, full, empty, turns = room[3], room[4], room[5], room[6]
     SLOTS: gl.constexpr = config.slots
     COLUMNS: gl.constexpr = config.columns
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
-    here = slot(done + tile, SLOTS)
-    mbarrier.wait(full.index(here), phase(done + tile, SLOTS))
+    i = done + tile
+    here = slot(i, SLOTS)
+    mbarrier.wait(full.index(here), phase(i, SLOTS))
     k = k_tiles.index(here).reshape((TILE, k_tiles.shape[4]))
     products = gl.zeros((TILE, COLUMNS), gl.float32, layout)
+    mbarrier.wait(turns.index(c), phase(i, 2) ^ (1 - c))
     products = warpgroup_mma(k, q, products, use_acc=False, is_async=True)
     products = warpgroup_mma_wait(0, deps=(products,))
+    mbarrier.arrive(turns.index(1 - c), count=1)
     mbarrier.arrive(empty.index(here), count=1)
     _store(scores, key_scales, _summed(products, w, config), item, tile, work, config)
 
@@ -181,21 +186,22 @@ def _consumer(weights, key_scales, scores, work, room, config: gl.constexpr, c: 
         q = q_tiles.index(0).reshape((COLUMNS, WIDTH)).permute((1, 0))
         skipped = (c + done) & 1
         given = (scores, key_scales, q, w, item, work)
-        _tile(given, room, done, skipped, config)
+        _tile(given, room, done, skipped, config, c)
         for n in range(1, (item.tiles - skipped + 1) // 2):
-            _tile(given, room, done, skipped + 2 * n, config)
+            _tile(given, room, done, skipped + 2 * n, config, c)
         mbarrier.arrive(q_empty.index(0), count=1)
         done += item.tiles
     settle()
 
 
-@gluon.jit(do_not_specialize=["queries", "keys", "tiles", "segments", "items"])
+@gluon.jit(do_not_specialize=["queries", "keys", "apart", "tiles", "segments", "items"])
 def _kernel(
-    q, k, weights, seen, key_scales, scores, queries, keys, tiles, segments, items, config: gl.constexpr
+    q, k, weights, seen, key_scales, scores, queries, keys, apart, tiles, segments, items, config: gl.constexpr
 ):  # fmt: skip
     SLOTS: gl.constexpr = config.slots
-    room = (buffers(q, 1), barriers(1, 1), barriers(1, 2), buffers(k, SLOTS), barriers(SLOTS, 1), barriers(SLOTS, 1))
-    work = Work(seen, queries, keys, tiles, segments, items)
+    full, empty, turns = barriers(SLOTS, 1), barriers(SLOTS, 1), barriers(2, 1)
+    room = (buffers(q, 1), barriers(1, 1), barriers(1, 2), buffers(k, SLOTS), full, empty, turns)
+    work = Work(seen, queries, keys, apart, tiles, segments, items)
     gl.warp_specialize(
         [
             (_consumer, (weights, key_scales, scores, work, room, config, 0)),
@@ -209,8 +215,7 @@ def _kernel(
 
 def score(index: Indexed) -> Tensor:
     """[B, Q, K], as `Scorer` says."""
-    batch, _, queries, _ = index.q.shape
-    scores = index.q.new_empty(batch, queries, index.k.shape[1], dtype=torch.float32)
+    scores = room_for(index)
     with made_current(index.q.device):
         scales = None if index.key_scales is None else index.key_scales.contiguous()
         operands = _rows(index.q), _rows(index.k), index.weights.contiguous(), _seen(index), scales, scores
@@ -245,6 +250,6 @@ def _prepared(operands: Operands, relu: bool) -> Launch:
     arguments = (
         _tiles(q, turned.shape, turned.stride(), [1, config.queries, heads, width]),
         _tiles(k, k.shape, k.stride(), [1, 1, TILE.value, width]),
-        *(weights, seen, key_scales, scores, queries, k.shape[2], tiles, segments, items),
+        *(weights, seen, key_scales, scores, queries, k.shape[2], scores.stride(1), tiles, segments, items),
     )
     return Launch(_kernel, items, arguments, (config,))

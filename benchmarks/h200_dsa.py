@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--tilelang", type=Path)
     asked = flags.parse_args(arguments)
     problems = [SMALL] if asked.small else [Problem(tokens, torch.device("cuda")) for tokens in asked.tokens]
-    sections = {**SECTIONS, "latents": partial(latent_figures, examples=asked.tilelang)}
+    beside = {name: partial(SECTIONS[name], examples=asked.tilelang) for name in ("latents", "index")}
     figures, machines = earlier(asked.folder)
     for name in (name for name in SECTIONS if name in asked.only):
         wanted = {problem.tokens for problem in problems}
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         machines[name] = replace(this_machine(), commit=asked.commit), date
         for problem in problems:
             torch.manual_seed(0)
-            for figure in sections[name](problem):
+            for figure in {**SECTIONS, **beside}[name](problem):
                 figures.append(figure)
                 print(figure, flush=True)
                 write(figures, machines, asked.folder)

@@ -31,7 +31,7 @@ WORDS = {
     "index": "`top_keys`: 64 index heads × 128, 2,048 keys for each of all queries, causal, exact; fp8 rounds queries "
     "and keys within the time. `PyTorch, products` multiplies queries, a few at a time, with the keys that they see, "
     "and calls `topk` on as many scores in float32 that are there already; `PyTorch, weighted` sums products by heads "
-    "too.",
+    "too. `TileLang` is its examples' index, judged as ours is; numbers are rounded before its time.",
     "layer": "Forward is the index in fp8, the choice and attention over latents; backward that of the attention. "
     "Dense attention has keys 192 and values 128 wide for each of 128 heads. Projections are left out of all.",
     "loss": "`indexer_loss` and its gradients: 64 index heads × 128 learn where 128 heads look among latents 576 wide, "

@@ -11,6 +11,7 @@ import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 THEIRS = ("tilelang", "utils", "sparse_mla_fwd", "sparse_mla_fwd_pipelined", "sparse_mla_bwd")
+INDEX = ("fp8_lighting_indexer", "topk_selector")
 
 FORWARD = """
 import torch
@@ -53,12 +54,33 @@ def attention(q, kv, indices, sm_scale):
     return out[None].to(q.dtype), (scores.logsumexp(-1) / 0.6931471805599453).T[None].contiguous()
 """
 
+SCORES = """
+import torch
+
+def mqa_attn_return_logits_interface(q, kv, kv_scales, weights, cu_seqlen_ks, cu_seqlen_ke, clean_logits=True):
+    assert q.is_contiguous() and q.dtype == kv.dtype == torch.float8_e4m3fn
+    products = torch.relu(torch.einsum("qjd,kd->qjk", q.float(), kv.float()))
+    assert not cu_seqlen_ks.any() and cu_seqlen_ke.tolist() == list(range(1, len(q) + 1))
+    scores = torch.einsum("qjk,qj->qk", products, weights) * kv_scales
+    return scores.masked_fill(torch.ones_like(scores).triu(1).bool(), torch.nan)
+"""
+CHOICE = """
+import torch
+
+def tl_topk(input, starts, ends, topk):
+    found = torch.zeros(len(input), topk, dtype=torch.int32)
+    for row, (scores, end) in enumerate(zip(input, ends.tolist())):
+        best = scores[:end].topk(min(topk, end)).indices.flip(0)
+        found[row, : len(best)] = best
+    return found
+"""
+
 
 @pytest.fixture
 def dsa(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(FOLDER))
     yield importlib.import_module("dsa.latents")
-    for name in [name for name in sys.modules if name.split(".")[0] == "dsa" or name in THEIRS]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "dsa" or name in (*THEIRS, *INDEX)]:
         del sys.modules[name]
 
 
@@ -69,7 +91,8 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path / "installed"))
     folder = tmp_path / "deepseek_v32"
     folder.mkdir()
-    for name, text in zip(THEIRS[1:], (ATTENTION, FORWARD, PIPELINED, BACKWARD), strict=True):
+    texts = (ATTENTION, FORWARD, PIPELINED, BACKWARD, SCORES, CHOICE)
+    for name, text in zip((*THEIRS[1:], *INDEX), texts, strict=True):
         (folder / f"{name}.py").write_text(text)
     return folder
 
@@ -139,3 +162,29 @@ def test_an_absent_folder_or_file_says_so(dsa, examples):
 def test_an_absent_package_says_so(dsa, tmp_path):
     figures = measured(dsa, tmp_path)
     assert {figures[each].absence for each in BOTH} == {"ImportError: the package tilelang is not installed"}
+
+
+def of_index(examples: Path | None):
+    figures = importlib.import_module("dsa.index").index_figures
+    torch.manual_seed(0)
+    problem = importlib.import_module("dsa.problem").Problem
+    problem = problem(96, torch.device("cpu"), chosen=32, index_heads=4, index_width=16, repeats=1)
+    return next(each for each in figures(problem, examples) if each.contender == "TileLang")
+
+
+def test_their_index_is_measured_over_our_numbers(dsa, examples):
+    figure = of_index(examples)
+    assert figure.absence is None and figure.seconds > 0 and figure.case == "fp8"
+
+
+@pytest.mark.parametrize("wrong", ["scores[:end].neg()", "scores.nan_to_num(0)"])
+def test_a_wrong_choice_of_theirs_is_not_timed(dsa, examples, wrong):
+    (examples / "topk_selector.py").write_text(CHOICE.replace("scores[:end]", wrong))
+    figure = of_index(examples)
+    assert figure.seconds is None and figure.absence.startswith("query ")
+
+
+def test_an_index_without_its_examples_says_so(dsa, examples):
+    assert of_index(None).absence == "ImportError: --tilelang names no folder of its examples"
+    (examples / "topk_selector.py").unlink()
+    assert "no topk_selector.py" in of_index(examples).absence

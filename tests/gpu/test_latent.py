@@ -165,6 +165,26 @@ def test_a_query_without_numbers_says_so(case: str, poison: float) -> None:
     assert torch.equal(lse[:, :, others], right_lse[:, :, others])
 
 
+@pytest.mark.parametrize("heads", [128, 16])
+def test_a_latent_that_everybody_chose_has_its_gradient(heads: int) -> None:
+    """And those that a block of queries chose: lists that are long are summed in blocks."""
+    q = torch.randn(1, heads, 1000, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    latents = torch.randn(1, 90, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    indices = torch.randint(90, (1, 1000, 3), device="cuda")
+    indices[:, :, 0], indices[:, 300:700, 1] = 7, 50
+    grad = torch.randn(1, heads, 1000, VALUE, device="cuda", dtype=torch.bfloat16)
+    found = []
+    for _ in range(2):
+        out = attend_latent(q, latents, Selection(indices), value_width=VALUE, scale=SCALE, backend="hopper")
+        found.append(torch.autograd.grad(out, latents, grad)[0])
+    exact = [x.detach().double().requires_grad_() for x in (q, latents)]
+    out = _oracle(*exact, _seen(indices, 90, causal=False), None)[0]
+    right = torch.autograd.grad(out, exact[1], grad.double())[0]
+    assert torch.equal(*found)
+    for x, wanted in ((found[0], right), *((found[0][:, key], right[:, key]) for key in (7, 50))):
+        assert _error(x, wanted) < 2 * torch.finfo(torch.bfloat16).eps
+
+
 def test_many_sequences_have_gradients() -> None:
     q = torch.randn(513, 128, 1, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     latents = torch.randn(513, 2, WIDTH, device="cuda", dtype=torch.bfloat16, requires_grad=True)

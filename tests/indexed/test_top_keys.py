@@ -64,6 +64,19 @@ def test_no_part_is_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> No
     assert parts[0][2] < 20, "keys behind every query of a part are not scored"
 
 
+@pytest.mark.parametrize(("keys", "wanted"), [(150, 120), (500, 80), (900, 40), (1100, 36), (4001, 9), (50_000, 1)])
+def test_parts_are_by_the_measure_wherever_it_fits(keys: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any length, within what may be held: 40,000 scores, and multiples of 40 queries if these have not more."""
+    parts: list[int] = []
+    score = TILED_SCORES.score
+    monkeypatch.setattr(tiled.TiledScores, "most_scores", 40_000)
+    monkeypatch.setattr(tiled.TiledScores, "together", lambda self, index: 40)
+    monkeypatch.setattr(TILED_SCORES, "score", lambda index: (parts.append(index.q.shape[2]), score(index))[1])
+    q, k, weights, _ = draw(Case(queries=130, keys=keys, batch=1, heads=1), torch.float32)
+    top_keys(q[:, :, -2 * wanted :], k, weights[:, -2 * wanted :], 8)
+    assert parts == ([wanted, 130 - wanted] if 2 * wanted > 130 else [wanted, wanted])
+
+
 def test_the_future_changes_nothing() -> None:
     q, k, weights, _ = draw(CASES["square"], torch.float32)
     before = top_keys(q, k, weights, 8)

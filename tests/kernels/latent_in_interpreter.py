@@ -8,10 +8,12 @@ from unittest import mock
 
 import torch
 
-from gossamer.kernels.hopper import latent_lists
+from gossamer.kernels import chosen_rows
+from gossamer.kernels.hopper import latent_lists, latent_sum
 from gossamer.kernels.hopper.latent_delta import delta_of
 from gossamer.kernels.hopper.latent_lists import GroupLists, group_lists
 from gossamer.kernels.hopper.latent_sum import add_owed, in_order, owed_to
+from gossamer.selectors.selection import Selection
 from tests.kernels.interpreter import tell
 
 KINDS = ("random", "ascending", "ascending with a hole", "twice", "too late", "nothing")
@@ -35,8 +37,9 @@ def rows(kind: str, queries: int, keys: int, chosen: int) -> torch.Tensor:
 def check_lists(kind: str, together: int, causal: bool) -> None:
     for queries, keys, chosen in ((7, 100, 9), (5, 33, 33), (9, 9, 4)):
         indices = rows(kind, queries, keys, chosen)
-        with mock.patch.multiple(latent_lists, multiprocessors=lambda device: 1, TILE=16):
-            lists = group_lists(indices, keys, together=together, causal=causal)
+        patched = mock.patch.multiple(latent_lists, multiprocessors=lambda device: 1, TILE=16)
+        with patched, mock.patch.object(chosen_rows, "TILE", 16):
+            lists, blind = group_lists(Selection(indices, causal=causal), keys, together)
         for b in range(2):
             for group in range(lists.counts.shape[1]):
                 wanted: dict[int, int] = {}
@@ -51,7 +54,7 @@ def check_lists(kind: str, together: int, causal: bool) -> None:
                     assert lists.members[b, group, :count].tolist() == [wanted[key] for key in sorted(wanted)]
         if together > 1:
             limits = torch.arange(keys - queries, keys)[:, None] + 1 if causal else keys
-            assert torch.equal(lists.blind(queries, together), ~((indices >= 0) & (indices < limits)).any(-1))
+            assert torch.equal(blind, ~((indices >= 0) & (indices < limits)).any(-1))
 
 
 def check_delta() -> None:
@@ -62,15 +65,19 @@ def check_delta() -> None:
         assert torch.allclose(delta_of(out, grad, given).double(), wanted - less, atol=1e-4)
 
 
-def check_sums() -> None:
-    """A chunk that crosses from one sequence to the next."""
+def check_sums(block: int) -> None:
+    """A chunk that crosses from one sequence to the next; one latent is in all lists but one, some are in none."""
     keys, groups, places, parts, chunk = 13, 4, 6, 2, (2, 4)
     entries = torch.stack([torch.randperm(keys)[:places].sort().values for _ in range(2 * groups)]).int()
-    lists = GroupLists(entries.view(2, groups, places), torch.randint(0, places + 1, (2, groups)).int(), None)
+    entries[:, 0] = 0
+    counts = torch.randint(1, places + 1, (2, groups)).int()
+    counts[1, 1] = 0
+    lists = GroupLists(entries.view(2, groups, places), counts, None)
     scratch = torch.randn(chunk[1] * parts, places, 576, dtype=torch.float16)
     totals, wanted = torch.randn(2, keys, 576), torch.zeros(2, keys, 576)
     wanted += totals
-    add_owed(scratch, owed_to(lists, keys, chunk), totals, parts=parts, places=places)
+    with mock.patch.object(latent_sum, "BLOCK", block):
+        add_owed(scratch, owed_to(lists, keys, chunk), totals, parts=parts, places=places)
     for group in range(chunk[1]):
         b, g = divmod(chunk[0] + group, groups)
         for place in range(int(lists.counts[b, g])):
@@ -88,7 +95,7 @@ CHECKS = {
     for kind in KINDS
     for together in (1, 2, 8)
     for causal in (False, True)
-} | {"delta": check_delta, "sums": check_sums}
+} | {"delta": check_delta, **{f"sums, blocks of {block}": partial(check_sums, block) for block in (1, 2, 3, 64)}}
 
 
 if __name__ == "__main__":

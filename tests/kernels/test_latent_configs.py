@@ -42,7 +42,7 @@ def test_the_kernels_over_latents_fit_hopper(name: str) -> None:
     with sm90.hopper() as kernels:
         out, lse = HOPPER_INDEXED.forward(given)
         HOPPER_INDEXED.backward(given, Returning(out, lse, torch.zeros_like(out), torch.zeros_like(lse)))
-    assert len(kernels) == 6  # lists, forward; delta, keys, queries, sums
+    assert len(kernels) == 7  # lists, forward; delta, keys, queries, sums of blocks, sums
     assert [fault for kernel in kernels for fault in kernel.faults] == []
 
 
@@ -67,6 +67,18 @@ def test_sinks_may_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     with sm90.hopper():
         HOPPER_INDEXED.forward(Inputs(q, latents, None, 512, sinks, selection, Softmax(0.05)))
     assert found[0].is_contiguous() and torch.equal(found[0], sinks)
+
+
+@pytest.mark.parametrize("keys", [1, 199, 202, 8193])
+def test_rows_of_any_length_are_read_in_vectors(keys: int) -> None:
+    from gossamer.kernels.triton.top_keys_scores import scores_of
+    from gossamer.kernels.triton.top_keys_select import RowSelection
+
+    q, k, visible = torch.zeros(2, 4, 7, 64, dtype=BF16), torch.zeros(2, keys, 64, dtype=BF16), torch.zeros(2, 7)
+    index = Indexed(q, k, torch.zeros(2, 7, 4), visible.int(), relu=True)
+    with sm90.hopper():
+        for scores in (HOPPER_SCORES.score(index), scores_of(index)):
+            assert scores.shape == (2, 7, keys) and RowSelection()._sizes(scores.flatten(0, 1), 5)["UNIT"] == 4
 
 
 @pytest.mark.parametrize("name", INDICES)

@@ -1,7 +1,7 @@
 """Rows of a choice by kernels: in one pass where they are in order, as `top_keys` leaves them.
 
-A row that is not in order goes through a table with a cell for each number, in which the least place of a number
-stays: whatever order threads come in, it is the same.
+A row that is not in order goes through a table. To be listed, a number sets its bit there; to stand, each has a cell in
+which its least place stays: whatever order threads come in, the table is the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _rows(selection: Selection, keys: int, *, stands: bool) -> tuple[Tensor, Ten
     device, total, places = indices.device, counts.numel(), -(-keys // block)
     programs = min(total, PROGRAMS * multiprocessors(device) if device.type == "cuda" else PROGRAMS)
     if programs:
-        table = rows.new_empty(programs, places)
+        table = rows.new_empty(programs, places if stands else -(-places // 32))
         numbers = total, queries, keys, size, places
         constants: dict[str, Any] = {
             "BLOCK": block,
@@ -77,43 +77,77 @@ def _copied(indices, rows, size, limit, TILE: tl.constexpr):
 
 
 @triton.jit
-def _tabled(indices, table, size, places, limit, TILE: tl.constexpr):
-    """Writes the least place of each visible number, and `size` for the others."""
+def filled(table, size, value, TILE: tl.constexpr):
+    """Writes a value to all cells of a table; what was read and written there before is done, and so is this."""
+    tl.debug_barrier()
+    for first in range(0, size, TILE):
+        cell = first + tl.arange(0, TILE)
+        tl.store(table + cell, tl.full([TILE], 0, tl.int32) + value, mask=cell < size)
+    tl.debug_barrier()
+
+
+@triton.jit
+def marked(indices, marks, size, limit, TILE: tl.constexpr):
+    """How many numbers of a row are visible, one that is repeated each time; sets the bit of each."""
+    count = tl.full([], 0, tl.int32)
+    for first in range(0, size, TILE):
+        number, seen = _numbers(indices, first + tl.arange(0, TILE), size, limit)
+        number = number.to(tl.int32)
+        tl.atomic_or(marks + (number >> 5), tl.full([TILE], 1, tl.int32) << (number & 31), mask=seen)
+        count += tl.sum(seen.to(tl.int32))
+    return count
+
+
+@triton.jit
+def listed(marks, rows, members, places, TOGETHER: tl.constexpr, TILE: tl.constexpr):
+    """How many numbers have a bit in any of some rows of marks, written in ascending order, with whose it is.
+
+    Of several rows the members are written: a bit for each of them that has the number.
+    """
+    words = tl.cdiv(places, 32)
+    count = tl.full([], 0, tl.int32)
     tl.debug_barrier()
     for first in range(0, places, TILE):
-        cell = first + tl.arange(0, TILE)
-        tl.store(table + cell, tl.full([TILE], 0, tl.int32) + size, mask=cell < places)
-    tl.debug_barrier()
+        number = first + tl.arange(0, TILE)
+        bits = tl.zeros([TILE], tl.int32)
+        for m in tl.static_range(TOGETHER):  # past the first cache, which does not know what atomics have written
+            word = tl.load(marks + m * words + (number >> 5), mask=number < places, other=0, cache_modifier=".cg")
+            bits |= ((word >> (number & 31)) & 1) << m
+        seen = bits != 0
+        place = count + tl.cumsum(seen.to(tl.int32), 0) - 1
+        tl.store(rows + place, number, mask=seen)
+        if TOGETHER > 1:
+            tl.store(members + place, bits, mask=seen)
+        count += tl.sum(seen.to(tl.int32))
+    return count
+
+
+@triton.jit
+def _in_order(indices, marks, rows, size, places, limit, TILE: tl.constexpr):
+    """How many numbers are visible, written in ascending order and -1 behind."""
+    filled(marks, tl.cdiv(places, 32), 0, TILE)
+    marked(indices, marks, size, limit, TILE)
+    count = listed(marks, rows, rows, places, 1, TILE)
+    for first in range(0, size, TILE):
+        place = first + tl.arange(0, TILE)
+        tl.store(rows + place, tl.full([TILE], -1, tl.int32), mask=(place >= count) & (place < size))
+    return count
+
+
+@triton.jit
+def _stood(indices, table, rows, size, places, limit, TILE: tl.constexpr):
+    """Writes each visible number at its first place."""
+    filled(table, places, size, TILE)
     for first in range(0, size, TILE):
         place = first + tl.arange(0, TILE)
         number, seen = _numbers(indices, place, size, limit)
         tl.atomic_min(table + number, place, mask=seen)
     tl.debug_barrier()
-
-
-@triton.jit
-def _stood(indices, table, rows, size, limit, TILE: tl.constexpr):
-    """Writes each visible number at its first place."""
     for first in range(0, size, TILE):
         place = first + tl.arange(0, TILE)
         number, seen = _numbers(indices, place, size, limit)
         least = tl.load(table + number, mask=seen, other=-1, cache_modifier=".cg")  # the first cache knows no atomics
         tl.store(rows + place, tl.where(seen & (least == place), number, -1).to(tl.int32), mask=place < size)
-
-
-@triton.jit
-def _listed(table, rows, size, places, TILE: tl.constexpr):
-    """How many numbers are visible, written in ascending order and -1 behind."""
-    count = tl.full([], 0, tl.int32)
-    for first in range(0, places, TILE):
-        cell = first + tl.arange(0, TILE)
-        seen = tl.load(table + cell, mask=cell < places, other=size, cache_modifier=".cg") < size
-        tl.store(rows + count + tl.cumsum(seen.to(tl.int32), 0) - 1, cell, mask=seen)
-        count += tl.sum(seen.to(tl.int32))
-    for first in range(0, size, TILE):
-        place = first + tl.arange(0, TILE)
-        tl.store(rows + place, tl.full([TILE], -1, tl.int32), mask=(place >= count) & (place < size))
-    return count
 
 
 @triton.jit(do_not_specialize=["total", "queries", "keys", "size", "places"])
@@ -122,7 +156,7 @@ def _put_in_order(
     BLOCK: tl.constexpr, CAUSAL: tl.constexpr, STANDS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Writes `rows`, and but for rows that stand `counts`."""
-    table += tl.program_id(0).to(tl.int64) * places
+    table += tl.program_id(0).to(tl.int64) * (places if STANDS else tl.cdiv(places, 32))
     for row in range(tl.program_id(0), total, tl.num_programs(0)):
         limit = places
         if CAUSAL:
@@ -131,9 +165,8 @@ def _put_in_order(
         at = (tl.zeros([], tl.int64) + row) * size
         fine, count = _copied(indices + at, rows + at, size, limit, TILE)
         if fine == 0:
-            _tabled(indices + at, table, size, places, limit, TILE)
             if STANDS:
-                _stood(indices + at, table, rows + at, size, limit, TILE)
+                _stood(indices + at, table, rows + at, size, places, limit, TILE)
             else:
-                count = _listed(table, rows + at, size, places, TILE)
+                count = _in_order(indices + at, table, rows + at, size, places, limit, TILE)
         tl.store(counts + row, count)

@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+ROW = 16
+"""Scores that rows lie apart by multiples of, so that they are read in vectors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,12 @@ class Indexed:
             visible=self.visible[rows, queries].clamp(max=keys),
             key_scales=None if self.key_scales is None else self.key_scales[rows, :keys],
         )
+
+
+def room_for(index: Indexed) -> Tensor:
+    """float32 [B, Q, K], not yet written: every row begins, and ends in memory, where a vector does."""
+    (batch, _, queries, _), keys = index.q.shape, index.k.shape[1]
+    return index.weights.new_empty(batch, queries, -(-keys // ROW) * ROW, dtype=torch.float32)[:, :, :keys]
 
 
 class Scorer(Protocol):

@@ -30,7 +30,7 @@ ROADS = (
 """In the order in which they are tried."""
 
 FEWEST_QUERIES = 128
-"""Scored at a time, where the choice is of fewer keys and the scorer's measure allows it."""
+"""Scored at a time, where the choice is of fewer keys and the scorer's memory allows it."""
 
 torch.library.define(
     "gossamer::top_keys",
@@ -102,8 +102,8 @@ def _top_keys(
     with own_dtypes(q.device):
         index = indexed(q, k, weights, visible, relu=relu, causal=causal, precision=precision)
         _, scorer, selector = road(ready(index.part(slice(0), slice(0), keys), precision), backend)
-        most, together = max(count, FEWEST_QUERIES), scorer.together(index)
-        for rows, some in _parts(batch, queries, keys, most // together * together or most, scorer.most_scores):
+        most = max(1, min(max(count, FEWEST_QUERIES), scorer.most_scores // keys))
+        for rows, some in _parts(batch, queries, most, scorer.together(index)):
             seen = min(keys, max(keys - queries + some.stop, 0)) if causal else keys
             if seen:
                 part = ready(index.part(rows, some, seen), precision)
@@ -112,9 +112,9 @@ def _top_keys(
     return found
 
 
-def _parts(batch: int, queries: int, keys: int, most_queries: int, most_scores: int) -> Iterator[tuple[slice, slice]]:
-    """Sequences and queries that are scored together: at most so many queries, and scores unless one has more."""
-    most = max(1, min(most_queries, most_scores // keys))
+def _parts(batch: int, queries: int, most: int, together: int) -> Iterator[tuple[slice, slice]]:
+    """Sequences and queries that are scored at a time: at most so many queries, multiples of `together` if one fits."""
+    most = most // together * together or most
     rows = max(1, most // queries)
     for row in range(0, batch, rows):
         for first in range(0, queries, most):

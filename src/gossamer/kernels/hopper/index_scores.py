@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
@@ -19,7 +18,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from ..devices import made_current
-from ..top_keys import Indexed
+from ..top_keys import Indexed, room_for
 from .configs import PAIR_REGISTERS, PAIR_WARPS
 from .descriptors import ELEMENT, Tiles, addressable
 from .launch import Launch, Operands, launch
@@ -75,6 +74,8 @@ class Work(NamedTuple):
     """How many of the first keys they see, the one that sees the most."""
     queries: gl.tensor
     keys: gl.tensor
+    apart: gl.tensor
+    """Scores from one query to the next."""
     tiles: gl.tensor
     segments: gl.tensor
     items: gl.tensor
@@ -143,7 +144,7 @@ def _store(scores, key_scales, x, item, tile, work, config: gl.constexpr):
     if key_scales is not None:
         scale = gl.load(key_scales + item.batch.to(gl.int64) * work.keys + keys, mask=keys < work.keys, other=0.0)
         x *= gl.expand_dims(scale, 1)
-    rows = (item.batch.to(gl.int64) * work.queries + queries) * work.keys
+    rows = (item.batch.to(gl.int64) * work.queries + queries) * work.apart
     gl.store(scores + (gl.expand_dims(rows, 0) + gl.expand_dims(keys, 1)), x, mask=exists)
 
 
@@ -193,14 +194,14 @@ def _consumer(weights, key_scales, scores, work, room, config: gl.constexpr, c: 
     settle()
 
 
-@gluon.jit(do_not_specialize=["queries", "keys", "tiles", "segments", "items"])
+@gluon.jit(do_not_specialize=["queries", "keys", "apart", "tiles", "segments", "items"])
 def _kernel(
-    q, k, weights, seen, key_scales, scores, queries, keys, tiles, segments, items, config: gl.constexpr
+    q, k, weights, seen, key_scales, scores, queries, keys, apart, tiles, segments, items, config: gl.constexpr
 ):  # fmt: skip
     SLOTS: gl.constexpr = config.slots
     full, empty, turns = barriers(SLOTS, 1), barriers(SLOTS, 1), barriers(2, 1)
     room = (buffers(q, 1), barriers(1, 1), barriers(1, 2), buffers(k, SLOTS), full, empty, turns)
-    work = Work(seen, queries, keys, tiles, segments, items)
+    work = Work(seen, queries, keys, apart, tiles, segments, items)
     gl.warp_specialize(
         [
             (_consumer, (weights, key_scales, scores, work, room, config, 0)),
@@ -214,8 +215,7 @@ def _kernel(
 
 def score(index: Indexed) -> Tensor:
     """[B, Q, K], as `Scorer` says."""
-    batch, _, queries, _ = index.q.shape
-    scores = index.q.new_empty(batch, queries, index.k.shape[1], dtype=torch.float32)
+    scores = room_for(index)
     with made_current(index.q.device):
         scales = None if index.key_scales is None else index.key_scales.contiguous()
         operands = _rows(index.q), _rows(index.k), index.weights.contiguous(), _seen(index), scales, scores
@@ -250,6 +250,6 @@ def _prepared(operands: Operands, relu: bool) -> Launch:
     arguments = (
         _tiles(q, turned.shape, turned.stride(), [1, config.queries, heads, width]),
         _tiles(k, k.shape, k.stride(), [1, 1, TILE.value, width]),
-        *(weights, seen, key_scales, scores, queries, k.shape[2], tiles, segments, items),
+        *(weights, seen, key_scales, scores, queries, k.shape[2], scores.stride(1), tiles, segments, items),
     )
     return Launch(_kernel, items, arguments, (config,))

@@ -38,8 +38,8 @@ def forward(given: Inputs) -> tuple[Tensor, Tensor]:
         return out, lse
     packing = Packing.of(heads)
     with made_current(q.device):
-        lists = _lists(given, packing)
-        inputs = _seeing(addressable(q), lists, packing), _rows(k)
+        lists, blind = group_lists(given.selection, k.shape[2], packing.queries)
+        inputs = _seeing(addressable(q), blind), _rows(k)
         sinks = None if given.sinks is None else given.sinks.contiguous()
         latent_forward(*inputs, lists, out, lse, sinks, scale=given.softmax.scale, packing=packing)
     return out, lse
@@ -54,11 +54,11 @@ def backward(given: Inputs, come: Returning) -> tuple[Tensor, Tensor]:
         return dq, torch.zeros_like(k)
     packing = Packing.of(heads)
     with made_current(q.device):
-        lists = _lists(given, packing)
-        latents, grad_out = _rows(k), _seeing(addressable(come.grad_out), lists, packing)
+        lists, blind = group_lists(given.selection, k.shape[2], packing.queries)
+        latents, grad_out = _rows(k), _seeing(addressable(come.grad_out), blind)
         grad_lse = None if come.grad_lse is None else come.grad_lse.contiguous()
         delta = delta_of(come.out, grad_out, grad_lse)
-        inputs = _seeing(addressable(q), lists, packing), grad_out, latents, come.lse.contiguous(), delta
+        inputs = _seeing(addressable(q), blind), grad_out, latents, come.lse.contiguous(), delta
         totals = _gradients(inputs, lists, dq, given.softmax.scale, packing)
     return dq, in_order(totals, k.dtype)[:, None]
 
@@ -87,17 +87,10 @@ def _groups_at_a_time(groups: int, parts: int, nbytes: int, device: torch.device
     return min(groups, most // programs * programs or most)
 
 
-def _lists(given: Inputs, packing: Packing) -> GroupLists:
-    selection = given.selection
-    return group_lists(selection.indices[:, 0], given.k.shape[2], together=packing.queries, causal=selection.causal)
-
-
-def _seeing(x: Tensor, lists: GroupLists, packing: Packing) -> Tensor:
+def _seeing(x: Tensor, blind: Tensor | None) -> Tensor:
     """x [B, H, Q, D], zeros where a query sees nothing and shares a tile with others that do: whatever stands there
     would be multiplied with zeros."""
-    if lists.members is None:
-        return x
-    return x.masked_fill(lists.blind(x.shape[2], packing.queries)[:, None, :, None], 0.0)
+    return x if blind is None else x.masked_fill(blind[:, None, :, None], 0.0)
 
 
 def _rows(k: Tensor) -> Tensor:

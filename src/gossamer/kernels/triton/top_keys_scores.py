@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..rows import Matrix, load_tile, padded
-from ..top_keys import Indexed
+from ..top_keys import Indexed, room_for
 from .backend import on
 from .configs import index_config
 
@@ -16,15 +15,13 @@ LONGEST = 32
 """Tiles of keys that a program goes through."""
 PROGRAMS = 1024
 """That there shall be, if need be by shorter ways through the keys."""
-ROW = 16
-"""Scores that the length of a row is a multiple of, so that rows are read in vectors."""
 
 
 def scores_of(index: Indexed) -> Tensor:
     """float32 [B, Q, K], as `Scorer` says."""
     batch, heads, queries, width = index.q.shape
     keys = index.k.shape[1]
-    room = torch.empty(batch, queries, triton.cdiv(keys, ROW) * ROW, dtype=torch.float32, device=index.q.device)
+    scores = room_for(index)
     tile, head_tile = index_config(index.q.dtype, width, heads), triton.next_power_of_2(heads)
     some = max(1, tile.queries // head_tile)
     tiles, steps = triton.cdiv(queries, some), triton.cdiv(keys, tile.keys)
@@ -34,11 +31,11 @@ def scores_of(index: Indexed) -> Tensor:
     scales = None if index.key_scales is None else index.key_scales.contiguous()
     with on(index.q.device):
         _scores[(batch * spans * tiles,)](
-            *tensors, scales, room, room.stride(1), heads, queries, keys, each,
+            *tensors, scales, scores, scores.stride(1), heads, queries, keys, each,
             WIDTH=width, QUERIES=some, HEADS=head_tile, WHOLE=head_tile == heads, KEYS=tile.keys, RELU=index.relu,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
-    return room[:, :, :keys]
+    return scores
 
 
 def _matrix(x: Tensor) -> Matrix:

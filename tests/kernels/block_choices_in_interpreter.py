@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from gossamer.indexed import Selection, attend_indexed
 from gossamer.kernels.block_choices import requirements
-from gossamer.kernels.block_choices.lists import Choices, Sharing
+from gossamer.kernels.block_choices.items import list_items
+from gossamer.kernels.block_choices.lists import Choices, ChosenAxes, Sharing, grid
 from gossamer.kernels.triton.block_choices import TritonChosen
 from tests.kernels.interpreter import tell
 
@@ -164,6 +166,32 @@ def check_complete() -> None:
     assert (0, True) in seen and (1000, False) in seen and len({complete for weight, complete in seen}) == 2
 
 
+def check_items() -> None:
+    """Parts of lists: each once, none too long, and those of the longer classes before the others."""
+    part, classes, most = 16, 16, 200
+    totals = torch.randint(0, 24, (2, 40), dtype=torch.int32)
+    totals[0, ::5], totals[0, 7], totals[1, 1::9] = 0, 130, torch.tensor([23, 24, 25, 39, 40], dtype=torch.int32)
+    axes = ChosenAxes(1000, 640, 0, 40, tl.constexpr(True))
+    starts, first_items = (torch.empty_like(totals) for _ in range(2))
+    items, parts = (torch.full((2, most), -5, dtype=torch.int32) for _ in range(2))
+    grid(list_items, 2)(totals, starts, first_items, items, parts, axes, most, PART=part, WIDTH=16, CLASSES=classes)
+    for lane in range(2):
+        lists = totals[lane].tolist()
+        sizes = {}
+        for block, left in enumerate(lists):
+            number = 0
+            while left:
+                sizes[block, number] = size = left if left < part + part // 2 else part
+                left, number = left - size, number + 1
+        assert starts[lane].tolist() == [sum(lists[:block]) for block in range(40)]
+        assert first_items[lane].tolist() == [sum(at < block for at, _ in sizes) for block in range(40)]
+        placed = list(zip(items[lane].tolist(), parts[lane].tolist(), strict=True))
+        assert sorted(placed[: len(sizes)]) == sorted(sizes)
+        assert items[lane, len(sizes) :].tolist() == [40] * (most - len(sizes))
+        of_class = [sizes[each] * classes // (part + part // 2) for each in placed[: len(sizes)]]
+        assert of_class == sorted(of_class, reverse=True)
+
+
 def check_name() -> None:
     """The road that is called by its name gives what the one gives that lets each query read its blocks."""
     requirements.FEWEST_QUERIES = 64
@@ -189,6 +217,7 @@ CHECKS = {
     "many heads": partial(check_definition, Case(heads=16, key_heads=1, runs=1, queries=9, keys=40)),
     "parts of tiles": check_parts,
     "complete tiles": check_complete,
+    "items of lists": check_items,
     "by name": check_name,
 }
 

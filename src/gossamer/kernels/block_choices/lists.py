@@ -151,7 +151,7 @@ class Choices:
         """All others, block by block; there are none in tiles that are complete."""
         lanes, tiles, blocks = self.marks.shape
         _, queries, chosen = self.indices.shape
-        rows, columns = 64, 16
+        rows, columns = 128, 8
         before = torch.empty_like(self.marks)
         totals, latest = (self.marks.new_empty(lanes, blocks) for _ in range(2))
         programs = lanes * ceil_div(blocks, columns)

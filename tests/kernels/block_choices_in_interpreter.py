@@ -40,6 +40,12 @@ class Case:
     """Whether all queries choose the same, so that tiles share it."""
 
 
+class Apart(TritonChosen):
+    """No tile computes what few of its queries chose."""
+
+    sharing = Sharing(3)
+
+
 def visible(indices: Tensor, case: Case) -> Tensor:
     """[B, H, Q, K], by comparing each key's block with each number."""
     block = torch.arange(case.keys) // case.size
@@ -87,15 +93,18 @@ def check_definition(case: Case) -> None:
     q = q.masked_fill(blind[..., None], torch.nan)  # whatever stands there changes nothing
     unseen = ~seen.view(1, case.key_heads, -1, *seen.shape[2:]).any(2).any(2)
     k, v = (x.masked_fill(unseen[..., None], torch.nan) for x in (k, v))
-    work = TritonChosen(q, k, v, indices, case.size, case.causal, case.width**-0.5)
+    given = q, k, v, indices, case.size, case.causal, case.width**-0.5
+    apart, apart_lse = Apart(*given).forward(sinks)
+    work = TritonChosen(*given)
     out, lse = work.forward(sinks)
     found = work.backward(out, lse, grad.to(case.dtype), grad_lse.float())
     eps = torch.finfo(case.dtype).eps
-    for name, a, b in zip(("out", "dq", "dk", "dv"), (out, *found), (want, *wanted), strict=True):
+    results = (apart, out, *found), (want, want, *wanted)
+    for name, a, b in zip(("out, rare apart", "out", "dq", "dk", "dv"), *results, strict=True):
         error = (a.double() - b).abs().max() / b.abs().max().clamp(min=1.0)
         assert error <= 32 * eps, f"{name} is off by {error:.2e}"
     assert torch.equal(lse == -torch.inf, want_lse == -torch.inf)
-    error = (lse.double() - want_lse).nan_to_num(0.0, 0.0, 0.0).abs().max()
+    error = torch.stack([lse, apart_lse]).double().sub(want_lse).nan_to_num(0.0, 0.0, 0.0).abs().max()
     assert error <= 32 * torch.finfo(torch.float32).eps * 8 if case.dtype == torch.float32 else error <= 32 * eps
     assert not out[blind].any() and not found[0][blind].any()
 

@@ -85,8 +85,8 @@ def _query(entry, SLOTS: gl.constexpr):
 
 @gluon.jit
 def _product(x, y):
-    """x * y in 64 bits, of numbers that are not negative: one instruction."""
-    return (x.to(gl.uint32).to(gl.uint64) * y.to(gl.uint32).to(gl.uint64)).to(gl.int64)
+    """x * y in 64 bits, of numbers that are not negative: one instruction. A stride that is 1 is a constant."""
+    return (x.to(gl.uint32).to(gl.uint64) * gl.to_tensor(y).to(gl.uint32).to(gl.uint64)).to(gl.int64)
 
 
 @gluon.jit
@@ -183,7 +183,7 @@ def _store_queries(
     at = (_product(rank, queries) + _query(entry, SLOTS)) * (REPEATS * WIDTH) + repeat * WIDTH
     column = half * TILE + gl.arange(0, TILE, gl.SliceLayout(0, x.type.layout))
     cells = piece_dq + gl.expand_dims(at, 1) + gl.expand_dims(column, 0)
-    gl.store(cells, x, mask=gl.expand_dims(there, 1))
+    gl.store(cells, x, mask=gl.expand_dims(there, 1), cache_modifier=".cs")
 
 
 @gluon.jit

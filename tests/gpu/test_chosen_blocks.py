@@ -40,6 +40,12 @@ def drawn(heads: int, key_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
+def test_it_is_what_a_user_gets() -> None:
+    (q, k, v), numbers = drawn(8, 2), chosen(2, 64, near=True)
+    selection = Selection(numbers, 64, causal=True)
+    assert torch.equal(*(attend_indexed(q, k, v, selection, backend=name) for name in (None, "blocks")))
+
+
 def ours(tensors: tuple[Tensor, ...], numbers: Tensor, size: int, sinks: Tensor | None = None) -> list[Tensor]:
     """Output, log-sum-exp and gradients."""
     leaves = [x.detach().requires_grad_() for x in tensors]
@@ -84,10 +90,13 @@ def test_exactly_the_chosen_keys_are_seen(size: int) -> None:
         assert torch.equal(out > 0, seen[..., first : first + WIDTH])
 
 
+@pytest.mark.parametrize("near", [True, False], ids=["neighbours alike", "random"])
 @pytest.mark.parametrize("size", SIZES)
-def test_what_nobody_sees_may_hold_anything(size: int) -> None:
-    (q, k, v), numbers = drawn(8, 2), chosen(2, size, near=True)
+def test_what_nobody_sees_may_hold_anything(size: int, near: bool) -> None:
+    (q, k, v), numbers = drawn(8, 2), chosen(2, size, near)
     numbers[numbers == 3] = -1
+    later = numbers[:, :, 5 * size + size // 4 :]
+    later[later == 5] = -1  # some queries of a tile see block 5, whose last keys nobody sees
     seen = visible(numbers, 8, size)
     clean = ours((q, k, v), numbers, size)
     unseen = ~seen.view(1, 2, 4, TOKENS, TOKENS).any(2).any(2)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gossamer.indexed import Selection, attend_indexed
+from gossamer.kernels.block_choices import requirements
 from gossamer.kernels.block_choices.lists import Choices, Sharing
 from gossamer.kernels.triton.block_choices import TritonChosen
 from tests.kernels.interpreter import tell
@@ -102,17 +103,18 @@ def check_parts() -> None:
     case = Case(queries=64, keys=960, size=16, chosen=12, runs=1, causal=False)
     _, _, _, indices = drawn(case)
     choices = Choices.of(indices, case.size, case.keys, 32, causal=False)
+    tiles = [choice_of(indices, tile) for tile in range(2)]
     for least, step in ((0, 3), (1, 4), (2, 2)):
         shared, own = choices.shared(Sharing(least, 2, step))
         rare = choices.rare(Sharing(least, 2, step))
-        for tile in range(2):
-            rows = indices[0, 0, tile * 32 : tile * 32 + 32]
-            chose = (rows[:, :, None] == torch.arange(60)).any(1)  # [32, blocks]
+        apart = 0
+        for tile, chose in enumerate(tiles):
             halves = chose.view(2, 16, 60).any(1)
             count = chose.sum(0)
             expected = ((count > 0) & (count >= least * (halves.sum(0) + 1))).nonzero()[:, 0].tolist()
             listed = shared.blocks[0, tile, : shared.counts[0, tile]].tolist()
             assert listed == expected
+            apart += int(count.sum() - count[listed].sum())
             for half in range(2):
                 total = int(own.counts[0, tile, half])
                 places = own.places[0, tile, half, :total].tolist()
@@ -122,24 +124,53 @@ def check_parts() -> None:
                 for place, word in zip(places, own.members[0, tile, half, :total].tolist(), strict=True):
                     bits = [(word >> bit) & 1 for bit in range(16)]
                     assert bits == chose[half * 16 : half * 16 + 16, listed[place]].int().tolist()
-        in_tiles = sum(
-            int(chosen.sum())
-            for tile in range(2)
-            for chosen in [
-                (indices[0, 0, tile * 32 : tile * 32 + 32, :, None] == torch.arange(60))
-                .any(1)[:, shared.blocks[0, tile, : shared.counts[0, tile]].long()]
-            ]
-        )  # fmt: skip
-        everything = int((indices[0, 0, :, :, None] == torch.arange(60)).any(1).sum())
-        assert int(rare.totals.sum()) == everything - in_tiles == int(rare.counts.sum())
+        assert int(rare.totals.sum()) == apart == int(rare.counts.sum())
+
+
+def choice_of(indices: Tensor, tile: int) -> Tensor:
+    """bool [32, 60]: which blocks each query of a tile chose."""
+    rows = indices[0, 0, tile * 32 : tile * 32 + 32]
+    return (rows[:, :, None] == torch.arange(60)).any(1)
+
+
+def check_complete() -> None:
+    """A tile lists all that its queries chose where that is no dearer than what is rare apart."""
+    case = Case(queries=96, keys=960, size=16, chosen=12, runs=1, causal=False)
+    indices = drawn(case)[3]
+    indices[:, :, 32:64] = indices[:, :, 32:33]  # the second tile's queries choose the same, but for one block each
+    indices[:, :, 32:64, 0] = torch.randint(0, 6, (32,))
+    choices = Choices.of(indices, case.size, case.keys, 32, causal=False)
+    tiles = [choice_of(indices, tile) for tile in range(3)]
+    seen = set()
+    for weight in (0, 3, 30, 1000):
+        sharing = Sharing(3, 2, 2, weight)
+        shared, _ = choices.shared(sharing)
+        rare, lists = choices.rare(sharing, shared.complete), []
+        for tile, chose in enumerate(tiles):
+            count, parts = chose.sum(0), chose.view(2, 16, 60).any(1).sum(0)
+            apart = (count > 0) & (count < 3 * (parts + 1))
+            room = (count > 0).sum() <= 32 * 12 // 6
+            complete = bool(room and parts[apart].sum() * weight * 32 <= (count[apart].sum() + 32) * 32)
+            seen.add((weight, complete))
+            assert bool(shared.complete[0, tile]) == complete
+            lists.append(count > 0 if complete else (count > 0) & ~apart)
+            listed = shared.blocks[0, tile, : shared.counts[0, tile]].tolist()
+            assert listed == lists[-1].nonzero()[:, 0].tolist()
+        left = torch.stack([chose & ~listed for chose, listed in zip(tiles, lists, strict=True)]).flatten(0, 1)
+        assert rare.counts[0].tolist() == left.sum(1).tolist() and rare.totals[0].tolist() == left.sum(0).tolist()
+        for block, (first, total) in enumerate(zip(rare.starts[0].tolist(), rare.totals[0].tolist(), strict=True)):
+            entries = rare.entries[0, first : first + total] // 16
+            assert entries.tolist() == left[:, block].nonzero()[:, 0].tolist()
+    assert (0, True) in seen and (1000, False) in seen and len({complete for weight, complete in seen}) == 2
 
 
 def check_name() -> None:
-    """The road that is called by its name gives what the one gives that is taken by itself."""
+    """The road that is called by its name gives what the one gives that lets each query read its blocks."""
+    requirements.FEWEST_QUERIES = 64
     case = Case(queries=64, keys=70, chosen=2)
     q, k, v, indices = drawn(case)
     selection, found = Selection(indices, case.size, causal=True), []
-    for backend in ("blocks", None):
+    for backend in ("blocks", "triton"):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         out, lse = attend_indexed(*leaves, selection, return_lse=True, backend=backend)
         due = out.square().sum() + lse.masked_fill(lse == -torch.inf, 0.0).sum()
@@ -157,6 +188,7 @@ CHECKS = {
     "groups of three": partial(check_definition, Case(heads=6, queries=20, size=32, chosen=2)),
     "many heads": partial(check_definition, Case(heads=16, key_heads=1, runs=1, queries=9, keys=40)),
     "parts of tiles": check_parts,
+    "complete tiles": check_complete,
     "by name": check_name,
 }
 

@@ -30,7 +30,7 @@ def test_in_the_interpreter(name: str, said: dict[str, str]) -> None:
 
 
 def given(block_size: int = 64, chosen: int = 2, softmax: Softmax | None = None, **shapes: int) -> Inputs:
-    heads, queries, width = shapes.get("heads", 4), shapes.get("queries", 64), shapes.get("width", 16)
+    heads, queries, width = shapes.get("heads", 4), shapes.get("queries", 512), shapes.get("width", 16)
     q = torch.empty(1, heads, queries, width, device="meta")
     k = torch.empty(1, 1, shapes.get("keys", 8), width, device="meta")
     selection = Selection(torch.empty(1, 1, queries, chosen, dtype=torch.int32, device="meta"), block_size)
@@ -49,7 +49,7 @@ def given(block_size: int = 64, chosen: int = 2, softmax: Softmax | None = None,
         (given(queries=2**20, keys=2**20, chosen=1), "gigabyte"),
         (given(queries=2**27, chosen=16), "number"),
         (given(queries=0), "nothing"),
-        (given(queries=63), "63 queries"),
+        (given(queries=511), "511 queries"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -61,11 +61,13 @@ def test_it_takes_what_fits() -> None:
     assert unfit(given()) is None
 
 
-def test_it_is_taken_by_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_takes_it_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("indexed", "chosen_blocks"):
         monkeypatch.setattr(f"gossamer.kernels.triton.{module}.without_gpu", lambda device: None)
-    assert road(given()) is TRITON_INDEXED
-    assert road(given(), "blocks").name == "blocks"
+    assert road(given()).name == "blocks"
+    assert road(given(), "triton") is TRITON_INDEXED
+    for other in (given(queries=511), given(block_size=8), given(softmax=Softmax(0.5, 3.0, 0.0, None))):
+        assert road(other) is TRITON_INDEXED
 
 
 def test_it_says_what_each_way_misses() -> None:

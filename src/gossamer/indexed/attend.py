@@ -56,8 +56,8 @@ def attend_indexed(
         dropout: Probability that a pair is dropped, the others scaled up; drawn from torch's generator at each call.
         return_lse: Also return the natural log-sum-exp of the scores (sinks included), float32, or float64 for
             float64.
-        backend: "hopper", "triton" or "tiled"; by default the first that accepts the problem. "blocks", never a
-            default, takes blocks of 16, 32 or 64 keys.
+        backend: "hopper", "blocks", "triton" or "tiled"; by default the first that accepts the problem. On a GPU,
+            "blocks" takes 512 queries or more that choose blocks of 16, 32 or 64 keys, and up to 2 GiB of scratch.
 
     Raises:
         ValueError: Shapes, dtypes, devices or settings that do not fit; the message names the argument and the fix.

@@ -24,8 +24,8 @@ from ..kernels.triton.indexed import TRITON_INDEXED
 from ..selectors.selection import Selection
 from .boundary import LIBRARY, own_dtypes
 
-ROADS: tuple[Road, ...] = (HOPPER_INDEXED, TRITON_INDEXED, Blocks(HOPPER_BLOCKS, TRITON_BLOCKS), TILED_INDEXED)
-"""In the order in which they are tried; the blocks' kernels take nothing that the road before them refuses."""
+ROADS: tuple[Road, ...] = (HOPPER_INDEXED, Blocks(HOPPER_BLOCKS, TRITON_BLOCKS), TRITON_INDEXED, TILED_INDEXED)
+"""In the order in which they are tried."""
 
 _INPUTS = "Tensor q, Tensor k, Tensor? v, Tensor? sinks, Tensor? seed, Tensor indices, Tensor? mask"
 _SETTINGS = "int block_size, bool causal, int value_width, float scale, float softcap, float dropout, str? backend"

@@ -19,7 +19,7 @@ from ..rows import Matrix
 from .configs import ChosenConfig, chosen_config
 from .joins import join_keys, join_pieces, join_queries
 from .lists import PART, Choices, Own, Rare, Shared, Sharing, ceil_div, grid, up_to_power
-from .pieces import forward_pieces
+from .pieces import copy_seen, forward_pieces
 
 LOG2E = 1.4426950408889634
 NONE_SHARED = Sharing(least=64)
@@ -83,12 +83,24 @@ class ChosenBlocks(ABC):
     def forward(self, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp)."""
         out, lse = empty_results(self.q, self.v)
-        rare = self.choices.rare(self.sharing)
-        v = self.choices.seen(self.v, rare)
-        self._forward_tiles(v, out, lse, sinks, self.choices.shared(self.sharing))
+        shared, own = self.choices.shared(self.sharing)
+        rare = self.choices.rare(self.sharing, shared.complete)
+        self._forward_tiles(self._seen_values(rare), out, lse, sinks, (shared, own))
         if self.sharing.least:
             self._forward_pieces(out, lse, rare)
         return out, lse
+
+    def _seen_values(self, rare: Rare) -> Tensor:
+        """v with zeros for keys that stand behind every query that chose their block: whatever lies there would be
+        multiplied with zeros."""
+        if not self.causal:
+            return self.v
+        seen = torch.empty_like(self.v, memory_format=torch.contiguous_format)
+        grid(copy_seen, self.lanes * self.choices.axes.blocks)(
+            Matrix.of(self.v), Matrix.of(seen), rare, self.heads, self.choices.axes,
+            SIZE=self.size, VALUE_WIDTH=self.v.shape[3],
+        )  # fmt: skip
+        return seen
 
     def _forward_pieces(self, out: Tensor, lse: Tensor, rare: Rare) -> None:
         q, k, v, axes = self.q, self.k, self.v, self.choices.axes

@@ -44,6 +44,9 @@ class Shared(NamedTuple):
     blocks: Tensor
     members: Tensor
     counts: Tensor
+    complete: Tensor | None
+    """int32 [lanes, tiles]: not zero where a tile's list names all that its queries chose; None where that is not
+    asked."""
     tiles: int
     most: int
 
@@ -91,6 +94,10 @@ class Sharing:
     """Each computes what some query of it chose."""
     step: int = 1
     """Of blocks in a row that a part could leave out, it takes every so manyth."""
+    weight: int | None = None
+    """What it costs a part to compute a block, in 32nds of what a block costs that is computed apart and that all
+    queries of the tile chose. Whatever else a tile's queries chose, it computes where that is no dearer; without a
+    weight it never does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,24 +133,25 @@ class Choices:
         most = min(blocks, self.tile * self.indices.shape[2] // max(1, 2 * sharing.least))
         listed, members = (self.marks.new_empty(lanes, tiles, most) for _ in range(2))
         counts = self.marks.new_empty(lanes, tiles)
+        complete = None if sharing.weight is None else torch.empty_like(counts)
         places, own_blocks, own_members = (self.marks.new_empty(lanes, tiles, sharing.parts, most) for _ in range(3))
         own = Own(places, own_blocks, own_members, self.marks.new_empty(lanes, tiles, sharing.parts))
         width = min(WORDS, up_to_power(blocks))
         grid(tables.list_shared, lanes * tiles)(
-            self.marks, listed, members, counts, own if sharing.parts > 1 else None, self.axes, most,
-            WIDTH=width, STEP=sharing.step, **self._parted(sharing),
+            self.marks, listed, members, counts, complete, own if sharing.parts > 1 else None, self.axes, most,
+            WEIGHT=sharing.weight, WIDTH=width, STEP=sharing.step, **self._parted(sharing),
         )  # fmt: skip
-        return Shared(listed, members, counts, tiles, most), own
+        return Shared(listed, members, counts, complete, tiles, most), own
 
-    def rare(self, sharing: Sharing) -> Rare:
-        """All others, block by block."""
+    def rare(self, sharing: Sharing, complete: Tensor | None = None) -> Rare:
+        """All others, block by block; there are none in tiles that are complete."""
         lanes, tiles, blocks = self.marks.shape
         _, queries, chosen = self.indices.shape
         rows, columns = 64, 16
         before = torch.empty_like(self.marks)
         totals, latest = (self.marks.new_empty(lanes, blocks) for _ in range(2))
         programs = lanes * ceil_div(blocks, columns)
-        given = self.marks, before, totals, latest, self.axes, tiles
+        given = self.marks, complete, before, totals, latest, self.axes, tiles
         grid(tables.count_rare, programs)(*given, ROWS=rows, COLUMNS=columns, **self._parted(sharing))
         starts = (totals.cumsum(1) - totals).int()
         parts = torch.maximum((totals + PART // 2) // PART, totals.clamp(max=1))
@@ -155,20 +163,10 @@ class Choices:
         counts = self.marks.new_empty(lanes, queries)
         together = max(1, 4096 // up_to_power(chosen) ** 2)
         grid(tables.enter_rare, lanes * ceil_div(queries, together))(
-            self.indices, self.marks, before, starts, entries, counts, self.axes, tiles, QUERIES=together,
-            **self._parted(sharing), **self._constants,
+            self.indices, self.marks, complete, before, starts, entries, counts, self.axes, tiles,
+            QUERIES=together, **self._parted(sharing), **self._constants,
         )  # fmt: skip
         return Rare(entries, starts, totals, items, ends - parts, counts, latest, most)
-
-    def seen(self, x: Tensor, rare: Rare) -> Tensor:
-        """x [B, G, K, D], zeros for keys that stand behind every query that chose their block: whatever lies there
-        would be multiplied with zeros."""
-        if not self.axes.causal.value:
-            return x
-        key = torch.arange(self.axes.keys, device=x.device)
-        sees = key <= (rare.latest + self.axes.offset)[:, key // self.size]
-        alike = x.shape[0] * x.shape[1] // sees.shape[0]
-        return torch.where(sees.repeat_interleave(alike, 0).view(*x.shape[:3], 1), x, 0.0)
 
     def _parted(self, sharing: Sharing) -> dict[str, int]:
         return {"LEAST": sharing.least, "PART": self.tile // sharing.parts, "PARTS": sharing.parts}

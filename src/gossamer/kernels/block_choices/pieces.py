@@ -1,10 +1,23 @@
-"""What blocks give to queries that chose them rarely: a softmax of its own for each, written out to be joined."""
+"""What blocks give to queries that chose them rarely: a softmax of its own for each, written out to be joined.
+
+And what both ways read of the values.
+"""
 
 import triton
 import triton.language as tl
 
-from ..rows import load_tile, padded
+from ..rows import load_tile, padded, store_tile
 from .places import end_of_keys, item_of, lane_in, last_seen, piece_of
+
+
+@triton.jit
+def copy_seen(v, seen, rare, heads, axes, SIZE: tl.constexpr, VALUE_WIDTH: tl.constexpr):
+    """Copies the values of a block, zeros for keys that nobody sees who chose it."""
+    number, block = tl.program_id(0) // axes.blocks, tl.program_id(0) % axes.blocks
+    batch, key_head, lane = lane_in(heads, number)
+    key = block * SIZE + tl.arange(0, SIZE)
+    tile = load_tile(v, batch, key_head, key, key < end_of_keys(rare, axes, lane, block), VALUE_WIDTH)
+    store_tile(seen, batch, key_head, key, key < axes.keys, tile, VALUE_WIDTH)
 
 
 @triton.jit

@@ -29,7 +29,7 @@ class Way(Protocol):
 
 
 class Blocks:
-    """Chosen by name alone: it stands behind a road that takes all that it takes."""
+    """Blocks meet all the queries that chose them at once, where others let each query read its own blocks anew."""
 
     name = "blocks"
 

@@ -1,7 +1,8 @@
 """Who chose what, turned about: for tiles of queries what they share, for blocks the queries that chose them.
 
 A tile's queries and a block meet in one word, of which a bit says that its query chose the block. Blocks that many of a
-tile chose are worth computing for the whole tile; the others are rare, and computed for those who chose them.
+tile chose are worth computing for the whole tile; the others are rare, and computed for those who chose them. Where
+these are few, the tile computes them too, and is called complete.
 """
 
 import triton
@@ -61,12 +62,18 @@ def mark(
 
 @triton.jit
 def is_shared(word, LEAST: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr):
-    """Whether a block is computed for a whole tile: `LEAST` of its queries chose it, and as many again for each part
-    of the tile that would have to compute it."""
+    """Whether a block is computed for a whole tile, which may not be complete: `LEAST` of its queries chose it, and as
+    many again for each part of the tile that would have to compute it."""
+    return (word != 0) & (ones_in(word) >= LEAST * (parts_in(word, PART, PARTS) + 1))
+
+
+@triton.jit
+def parts_in(word, PART: tl.constexpr, PARTS: tl.constexpr):
+    """How many parts of a tile have a query that chose a block."""
     parts = tl.zeros_like(word)
     for part in tl.static_range(PARTS):
         parts += (in_part(word, part, PART, PARTS) != 0).to(tl.int32)
-    return (word != 0) & (ones_in(word) >= LEAST * (parts + 1))
+    return parts
 
 
 @triton.jit
@@ -85,9 +92,26 @@ def _later(a, b):
 
 
 @triton.jit
+def _is_complete(words, axes, most, LEAST: tl.constexpr, WEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+                 PART: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+    """Whether a tile computes all that its queries chose: there is room in its list, and its rare choices, with what
+    joining them costs whatever their number, are worth no list of their own."""
+    TILE: tl.constexpr = PART * PARTS
+    chosen, parts, entries = 0, 0, 0
+    for first in range(0, axes.blocks, WIDTH):
+        block = first + tl.arange(0, WIDTH)
+        word = tl.load(words + block, mask=block < axes.blocks, other=0)
+        rare = ~is_shared(word, LEAST, PART, PARTS)
+        chosen += tl.sum((word != 0).to(tl.int32), 0)
+        parts += tl.sum(tl.where(rare, parts_in(word, PART, PARTS), 0), 0)
+        entries += tl.sum(tl.where(rare, ones_in(word), 0), 0)
+    return (chosen <= most) & (parts * WEIGHT * TILE <= (entries + TILE) * 32)
+
+
+@triton.jit
 def list_shared(
-    marks, blocks, members, counts, own, axes, most,
-    LEAST: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, STEP: tl.constexpr,
+    marks, blocks, members, counts, complete, own, axes, most, LEAST: tl.constexpr, WEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Lists, for each tile, the blocks that its queries share, in ascending order, and what each part takes of them.
 
@@ -96,11 +120,15 @@ def list_shared(
     number = tl.program_id(0)
     words = marks + number.to(tl.int64) * axes.blocks
     row = number.to(tl.int64) * most
+    takes_all = False
+    if complete is not None:
+        takes_all = _is_complete(words, axes, most, LEAST, WEIGHT, WIDTH, PART, PARTS)
+        tl.store(complete + number, takes_all.to(tl.int32))
     listed = 0
     for first in range(0, axes.blocks, WIDTH):
         block = first + tl.arange(0, WIDTH)
         word = tl.load(words + block, mask=block < axes.blocks, other=0)
-        shared = is_shared(word, LEAST, PART, PARTS)
+        shared = is_shared(word, LEAST, PART, PARTS) | (takes_all & (word != 0))
         place = listed + tl.cumsum(shared.to(tl.int32), 0) - 1
         tl.store(blocks + row + place, block, mask=shared)
         tl.store(members + row + place, word, mask=shared)
@@ -129,7 +157,7 @@ def list_shared(
 
 @triton.jit
 def count_rare(
-    marks, before, totals, latest, axes, tiles,
+    marks, complete, before, totals, latest, axes, tiles,
     LEAST: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """How many of the tiles before chose each block rarely, how many of all, and the last query that chose it."""
@@ -143,7 +171,10 @@ def count_rare(
         exists = (tile < tiles)[:, None] & (block < axes.blocks)[None, :]
         at = (lane.to(tl.int64) * tiles + tile)[:, None] * axes.blocks + block[None, :]
         word = tl.load(marks + at, mask=exists, other=0)
-        count = tl.where(is_shared(word, LEAST, PART, PARTS), 0, ones_in(word))
+        shared = is_shared(word, LEAST, PART, PARTS)
+        if complete is not None:
+            shared |= (tl.load(complete + lane * tiles + tile, mask=tile < tiles, other=0) != 0)[:, None]
+        count = tl.where(shared, 0, ones_in(word))
         tl.store(before + at, total[None, :] + tl.cumsum(count, 0) - count, mask=exists)
         total += tl.sum(count, 0)
         query = tile[:, None] * (PART * PARTS) + highest_in(word)
@@ -154,8 +185,9 @@ def count_rare(
 
 @triton.jit
 def enter_rare(
-    indices, marks, before, starts, entries, counts, axes, tiles, LEAST: tl.constexpr, PART: tl.constexpr,
-    PARTS: tl.constexpr, SIZE: tl.constexpr, CHOSEN: tl.constexpr, PADDED: tl.constexpr, QUERIES: tl.constexpr,
+    indices, marks, complete, before, starts, entries, counts, axes, tiles,
+    LEAST: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, CHOSEN: tl.constexpr,
+    PADDED: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
     """Enters rare choices into the lists of their blocks, in ascending order of the queries.
 
@@ -166,7 +198,15 @@ def enter_rare(
     parts = tl.cdiv(axes.queries, QUERIES)
     lane = tl.program_id(0) // parts
     query = tl.program_id(0) % parts * QUERIES + tl.arange(0, QUERIES)
+    first = lane.to(tl.int64) * axes.queries
+    done = tl.zeros_like(query) != 0
+    if complete is not None:
+        done = tl.load(complete + lane * tiles + query // TILE, mask=query < axes.queries, other=1) != 0
+        if tl.min(done.to(tl.int32), 0) == 1:
+            tl.store(counts + first + query, tl.zeros_like(query), mask=query < axes.queries)
+            return
     block, sees = _chosen(indices, lane, query, axes, SIZE, CHOSEN, PADDED)
+    sees &= ~done[:, None]
     slot = tl.arange(0, PADDED)
     earlier = (block[:, :, None] == block[:, None, :]) & (slot[None, None, :] < slot[None, :, None])
     sees &= tl.sum(earlier.to(tl.int32), 2) == 0
@@ -177,6 +217,5 @@ def enter_rare(
     place = tl.load(starts + lane * axes.blocks + block, mask=sees, other=0)
     place += tl.load(before + at, mask=sees, other=0) + ones_in(word & lower[:, None])
     rank = tl.cumsum(sees.to(tl.int32), 1) - 1
-    first = lane.to(tl.int64) * axes.queries
     tl.store(entries + first * CHOSEN + place, query[:, None] * PADDED + rank, mask=sees)
     tl.store(counts + first + query, tl.sum(sees.to(tl.int32), 1), mask=query < axes.queries)

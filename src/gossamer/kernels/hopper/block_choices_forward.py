@@ -190,10 +190,11 @@ def _scores(q, k_tiles, i, layout: gl.constexpr, config: gl.constexpr):
 def _softmax(scores, block, word, last, least, member, highest, scale):
     """(probabilities, new maxima in units of log2, sums held by threads) of a block, for the rows that chose it."""
     layout: gl.constexpr = scores.type.layout
-    if block * TILE + TILE - 1 > least:
-        key = block * TILE + gl.arange(0, TILE, gl.SliceLayout(0, layout))
-        scores = gl.where(gl.expand_dims(key, 0) <= gl.expand_dims(last, 1), scores, float("-inf"))
     chose = ((word >> member) & 1) != 0
+    if (block * TILE + TILE - 1 > least) | (word == 0):  # else some query sees every key of the block
+        key = block * TILE + gl.arange(0, TILE, gl.SliceLayout(0, layout))
+        sees = gl.expand_dims(key, 0) <= gl.expand_dims(gl.where(chose, last, -1), 1)
+        scores = gl.where(sees, scores, float("-inf"))
     highest = raised(highest, gl.where(chose, row_max(scores) * scale, LOWEST))
     p = gl.exp2(scores * scale - gl.expand_dims(gl.where(chose, highest, BEYOND), 1))
     return p, highest, thread_sum(p)

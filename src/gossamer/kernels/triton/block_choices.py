@@ -17,8 +17,8 @@ class TritonChosen(ChosenBlocks):
 
     @property
     def sharing(self) -> Sharing:
-        """Whole tiles compute a block that a quarter of their queries chose."""
-        return Sharing(max(1, self.tile // self.config.share))
+        """Whole tiles compute a block that a quarter of their queries chose, and few others."""
+        return Sharing(max(1, self.tile // self.config.share), weight=8)
 
     def _forward_tiles(
         self, v: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None, lists: tuple[Shared, Own]

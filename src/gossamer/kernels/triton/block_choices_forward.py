@@ -46,9 +46,9 @@ def forward_tiles(
         k_tile = load_tile(k, batch, key_head, key, key < axes.keys, WIDTH)
         v_tile = load_tile(v, batch, key_head, key, key < axes.keys, VALUE_WIDTH)
         score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
-        if block * SIZE + SIZE - 1 > all_see:
-            score = tl.where(key[None, :] <= last[:, None], score, float("-inf"))
         chose = ((word >> member) & 1) != 0
+        if block * SIZE + SIZE - 1 > all_see:  # else some query of the tile sees every key of the block
+            score = tl.where(key[None, :] <= tl.where(chose, last, -1)[:, None], score, float("-inf"))
         seen |= word
         higher = tl.where(chose, tl.maximum(peak, tl.max(score, 1) * unit), peak)
         finite = tl.where(higher == float("-inf"), 0.0, higher)  # -inf - -inf would be NaN

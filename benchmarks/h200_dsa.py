@@ -1,11 +1,12 @@
 """Measures DeepSeek sparse attention on one H200, part by part and whole, and says whether promises hold.
 
     python benchmarks/h200_dsa.py [--only latents index layer loss blocks] [--tokens 32768 131072]
-                                  [--folder FOLDER] [--commit COMMIT] [--small]
+                                  [--folder FOLDER] [--commit COMMIT] [--small] [--tilelang FOLDER]
 
 `--only` runs some sections and keeps what FOLDER holds of the others; `--commit` names the code where its copy has no
-history; `--small` is a rehearsal that any machine can run. Writes `h200_dsa.json` and `.md` after each section. Exits
-with 1 if a promise is broken.
+history; `--small` is a rehearsal that any machine can run; `--tilelang` names `examples/deepseek_v32` of a checkout of
+TileLang, whose kernels are then measured beside ours if its package is installed. Writes `h200_dsa.json` and `.md`
+after each section. Exits with 1 if a promise is broken.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -78,8 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.add_argument("--folder", type=Path, default=RESULTS)
     flags.add_argument("--commit", default=this_machine().commit)
     flags.add_argument("--small", action="store_true")
+    flags.add_argument("--tilelang", type=Path)
     asked = flags.parse_args(arguments)
     problems = [SMALL] if asked.small else [Problem(tokens, torch.device("cuda")) for tokens in asked.tokens]
+    beside = {name: partial(SECTIONS[name], examples=asked.tilelang) for name in ("latents", "index")}
     figures, machines = earlier(asked.folder)
     for name in (name for name in SECTIONS if name in asked.only):
         wanted = {problem.tokens for problem in problems}
@@ -87,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         date = datetime.now(UTC).isoformat(timespec="seconds")
         machines[name] = replace(this_machine(), commit=asked.commit), date
         for problem in problems:
-            for figure in SECTIONS[name](problem):
+            torch.manual_seed(0)
+            for figure in {**SECTIONS, **beside}[name](problem):
                 figures.append(figure)
                 print(figure, flush=True)
                 write(figures, machines, asked.folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from gossamer.selectors.quantized import quantized
 
 from .figures import Figure, timed
 from .problem import Problem
+from .tilelang import absent, index_of
 
 ROWS = {"weighted": 64, "products": 128}
 """Queries at a time."""
@@ -25,8 +27,8 @@ ROWS = {"weighted": 64, "products": 128}
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-def index_figures(problem: Problem) -> Iterator[Figure]:
-    """Ours in bfloat16 and in eight bits; PyTorch's products in both."""
+def index_figures(problem: Problem, examples: Path | None = None) -> Iterator[Figure]:
+    """Ours in bfloat16 and in eight bits; PyTorch's products in both; of the folder of their examples, TileLang's."""
     inputs = drawn(problem)
     operations = 2.0 * problem.all_pairs * problem.index_heads * problem.index_width
     for precision in ("as given", "fp8"):
@@ -41,6 +43,20 @@ def index_figures(problem: Problem) -> Iterator[Figure]:
             if name == "weighted" and case == "fp8":
                 continue  # products in eight bits come out in bfloat16, and what follows is the same
             yield timed(figure, partial(theirs, inputs, problem, case), device=problem.device, repeats=problem.repeats)
+    torch.cuda.empty_cache()
+    figure = Figure("index", "fp8", "TileLang", problem.tokens, operations=operations)
+    yield _tilelang(figure, inputs, problem, examples)
+
+
+def _tilelang(figure: Figure, inputs: Inputs, problem: Problem, examples: Path | None) -> Figure:
+    try:
+        theirs = index_of(examples, inputs, problem)
+        theirs()  # compiles
+        wrong = fault(theirs(), inputs, problem, "fp8")
+        figure = replace(figure, absence=wrong)
+        return figure if wrong else timed(figure, theirs, device=problem.device, repeats=problem.repeats)
+    except Exception as error:  # whatever a compiler of theirs may raise is why there is no figure
+        return absent(figure, error)
 
 
 def drawn(problem: Problem) -> Inputs:

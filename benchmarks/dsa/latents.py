@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gossamer.indexed import Selection, attend_latent
 
-from .figures import Figure, error_of, judged, timed
-from .problem import VALUE, WIDTH, Problem
+from .exact import error_of_a_latent, error_of_rows, exact_rows
+from .figures import Figure, judged, timed
+from .problem import SCALE, VALUE, WIDTH, Problem
+from .tilelang import tilelang_figures
 
-SCALE = 192**-0.5
 
-
-def latent_figures(problem: Problem) -> Iterator[Figure]:
-    """Ours, forward and backward."""
+def latent_figures(problem: Problem, examples: Path | None = None) -> Iterator[Figure]:
+    """Ours and, of the folder of their examples, TileLang's, over the same keys."""
     chosen = problem.random_choice()
+    pairs = 2.0 * problem.pairs * problem.heads
+    forward = Figure("latents", "forward", "gossamer", problem.tokens, operations=pairs * (WIDTH + VALUE))
+    backward = Figure("latents", "backward", "gossamer", problem.tokens, operations=pairs * (3 * WIDTH + 2 * VALUE))
+    yield from _ours(problem, chosen, (forward, backward))
+    torch.cuda.empty_cache()
+    yield from tilelang_figures(problem, chosen, (forward, backward), examples)
+
+
+def _ours(problem: Problem, chosen: Tensor, figures: tuple[Figure, Figure]) -> Iterator[Figure]:
     q = problem.drawn(problem.heads, problem.tokens, WIDTH).requires_grad_()
     latents = problem.drawn(problem.tokens, WIDTH).requires_grad_()
-    shared = {"tokens": problem.tokens, "contender": "gossamer"}
-    pairs = problem.pairs * problem.heads
 
     def forward() -> Tensor:
         return attend_latent(q, latents, Selection(chosen), value_width=VALUE, scale=SCALE)
@@ -32,46 +41,17 @@ def latent_figures(problem: Problem) -> Iterator[Figure]:
 
     out = forward()
     grad = torch.randn_like(out)
+    given = q, latents, grad
     found = torch.autograd.grad(out, (q, latents), grad, retain_graph=True)
-    of_output, of_queries = _errors(problem, chosen, (q, latents, grad), (out, found[0]))
-    of_latent = _error_of_a_latent(problem, chosen, (q, latents, grad), found[1])
+    exact = exact_rows(problem, chosen, given)
+    of_output, of_queries = (error_of_rows(problem, *pair) for pair in zip((out, found[0]), exact, strict=True))
+    of_latent = error_of_a_latent(problem, chosen, given, found[1])
     del found
-    figure = Figure("latents", "forward", operations=2.0 * pairs * (WIDTH + VALUE), error=of_output, **shared)
+    figure = replace(figures[0], error=of_output)
     yield judged(figure) or timed(figure, without_graph, device=problem.device, repeats=problem.repeats)
 
     def backward() -> tuple[Tensor, ...]:
         return torch.autograd.grad(out, (q, latents), grad, retain_graph=True)
 
-    error = max(of_queries, of_latent)
-    figure = Figure("latents", "backward", operations=2.0 * pairs * (3 * WIDTH + 2 * VALUE), error=error, **shared)
+    figure = replace(figures[1], error=max(of_queries, of_latent))
     yield judged(figure) or timed(figure, backward, device=problem.device, repeats=problem.repeats)
-
-
-def _errors(
-    problem: Problem, chosen: Tensor, given: tuple[Tensor, ...], found: tuple[Tensor, Tensor]
-) -> tuple[float, float]:
-    """Of the output and the queries' gradient, at a few queries, all heads: by float64."""
-    q, latents, grad = (x.detach() for x in given)
-    wanted: list[tuple[Tensor, Tensor]] = []
-    for query in problem.some_queries():
-        keys = latents[0, chosen[0, query][chosen[0, query] >= 0].long()].double()
-        own = q[0, :, query].double().requires_grad_()
-        out = (own @ keys.T * SCALE).softmax(-1) @ keys[:, :VALUE]
-        wanted.append((out.detach(), torch.autograd.grad(out, own, grad[0, :, query].double())[0]))
-    some = problem.some_queries()
-    pairs = zip(found, zip(*wanted, strict=True), strict=True)
-    first, second = (error_of(x[0, :, some].transpose(0, 1), torch.stack(exact)) for x, exact in pairs)
-    return first, second
-
-
-def _error_of_a_latent(problem: Problem, chosen: Tensor, given: tuple[Tensor, ...], found: Tensor) -> float:
-    """Of one late latent's gradient: by float64, summed over all queries that chose it and all heads."""
-    q, latents, grad = (x.detach()[0] for x in given)
-    key = problem.tokens - problem.tokens // 16
-    wanted = torch.zeros(WIDTH, dtype=torch.float64, device=q.device)
-    for query in (chosen[0, key:] == key).any(-1).nonzero()[:, 0].add(key).tolist():
-        seen = chosen[0, query][chosen[0, query] >= 0].long()
-        keys, own, due = latents[seen].double().requires_grad_(), q[:, query].double(), grad[:, query].double()
-        out = (own @ keys.T * SCALE).softmax(-1) @ keys[:, :VALUE]
-        wanted += torch.autograd.grad(out, keys, due)[0][seen == key][0]
-    return error_of(found[0, key], wanted)

@@ -21,8 +21,7 @@ from gossamer.indexed import Selection, attend_latent
 
 from .figures import Figure, timed
 from .index import chosen, drawn
-from .latents import SCALE
-from .problem import DENSE_VALUE, DENSE_WIDTH, VALUE, WIDTH, Problem
+from .problem import DENSE_VALUE, DENSE_WIDTH, SCALE, VALUE, WIDTH, Problem
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -17,8 +17,7 @@ from gossamer.indexed import Selection, indexer_loss
 
 from .figures import Figure, error_of, judged, timed
 from .index import drawn
-from .latents import SCALE
-from .problem import WIDTH, Problem
+from .problem import SCALE, WIDTH, Problem
 
 LONGEST_OVER_ALL = 32_768
 """Tokens, all of whose pairs are measured: of four times as many there are sixteen times the pairs."""

@@ -25,12 +25,13 @@ JUDGED = (
 WORDS = {
     "latents": "`attend_latent`: 128 heads, latents 576 wide with values of 512, 2,048 keys chosen at random for each "
     "query. Operations are those of chosen pairs: 2 (576 + 512) a pair and head forward, 2 (3 · 576 + 2 · 512) "
-    "backward. Gradients are the same bits at every call. The error is that of outputs of some queries, or the larger "
-    "of those of their gradients and of the gradient of one late latent.",
+    "backward. Our gradients are the same bits at every call. TileLang's kernels are those of its examples, over the "
+    "same keys, in their own layouts, and judged as ours are. The error is that of outputs of some queries, or the "
+    "larger of those of their gradients and of the gradient of one late latent.",
     "index": "`top_keys`: 64 index heads × 128, 2,048 keys for each of all queries, causal, exact; fp8 rounds queries "
     "and keys within the time. `PyTorch, products` multiplies queries, a few at a time, with the keys that they see, "
     "and calls `topk` on as many scores in float32 that are there already; `PyTorch, weighted` sums products by heads "
-    "too.",
+    "too. `TileLang` is its examples' index, judged as ours is; numbers are rounded before its time.",
     "layer": "Forward is the index in fp8, the choice and attention over latents; backward that of the attention. "
     "Dense attention has keys 192 and values 128 wide for each of 128 heads. Projections are left out of all.",
     "loss": "`indexer_loss` and its gradients: 64 index heads × 128 learn where 128 heads look among latents 576 wide, "

@@ -10,6 +10,7 @@ from torch import Tensor
 WIDTH, VALUE = 576, 512
 DENSE_WIDTH, DENSE_VALUE = 192, 128
 """Of a head where latents are expanded to keys and values, as dense attention has them."""
+SCALE = DENSE_WIDTH**-0.5
 
 AT_ONCE = 512
 """Queries whose choice is drawn together."""

@@ -10,6 +10,7 @@ import torch
 
 from gossamer.config import IndexerConfig, LatentConfig
 from gossamer.nn import IndexedAttention, KVCache, LatentAttention
+from gossamer.nn.indexing import loss_of
 from tests.nn.indexed_layers import dense_indexed, dense_latent, mask_of
 
 pytestmark = pytest.mark.gpu
@@ -116,6 +117,22 @@ def test_the_same_tokens_give_the_same_bits(name: str) -> None:
             assert torch.equal(first[1].selection.indices, second[1].selection.indices)
         gradients = (torch.autograd.grad(out.float().square().sum(), x)[0] for out, _ in (first, second))
         assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_hundred_steps_give_the_same_bits(name: str) -> None:
+    """Outputs, and the gradients of the input and of all weights, the indexer's from its own loss."""
+    layer, x = layer_of(name).bfloat16(), text()[:, :300].bfloat16().requires_grad_()
+    for mode in modes(layer):
+        first: list[torch.Tensor] = []
+        for _ in range(100):
+            out, seen = layer(x, True, **mode)
+            loss = out.float().square().mean()
+            if layer.indexer is not None:
+                loss = loss + loss_of(layer.indexer, seen)
+            found = [out.detach(), *torch.autograd.grad(loss, [x, *layer.parameters()])]
+            first = first or found
+            assert all(map(torch.equal, first, found))
 
 
 @pytest.mark.parametrize("name", ["MLA of DeepSeek's widths", "narrow MLA"])

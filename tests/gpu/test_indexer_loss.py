@@ -42,6 +42,22 @@ def test_it_is_as_on_the_cpu(dtype: torch.dtype, chosen: bool, width: int) -> No
         assert off <= 2 * usual + width**0.5 * torch.finfo(there.dtype).eps  # a walk of so many sums
 
 
+@pytest.mark.parametrize("width", [64, 576])
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_hundred_calls_give_the_same_bits(chosen: bool, width: int) -> None:
+    q, k = (torch.randn(2, heads, 400, width, device="cuda", dtype=torch.bfloat16) for heads in (16, 1))
+    index = [torch.randn(2, *size, 128, device="cuda", dtype=torch.bfloat16) for size in ((64, 400), (400,))]
+    given = [*index, torch.randn(2, 400, 64, device="cuda") / 64]
+    selection = Selection(top_keys(given[0], given[1], given[2], 130)) if chosen else None
+    lse, first = torch.full((2, 16, 400), 6.0, device="cuda"), []
+    for _ in range(100):
+        leaves = [x.clone().requires_grad_() for x in given]
+        loss = indexer_loss((leaves[0], leaves[1], leaves[2]), q, k, lse, selection)
+        found = [loss.detach(), *torch.autograd.grad(loss, leaves)]
+        first = first or found
+        assert all(map(torch.equal, first, found))
+
+
 def test_memory_is_never_that_of_all_pairs() -> None:
     """Of 16,384 × 16,384 pairs, 1 GiB for each of 32 heads, no more than that is held."""
     q, k = (torch.randn(1, heads, 16_384, 64, device="cuda", dtype=torch.bfloat16) for heads in (32, 4))

@@ -148,7 +148,8 @@ OPTIONS = {
     "growing scores": {"magnitude": 4.0},
     "growing scores, float16 × 128": {"magnitude": 4.0, "dtype": torch.float16, "width": 128},
     "zeros": {"magnitude": 0.0},
-    **{f"width {width}": {"width": width} for width in (16, 40, 80, 128, 256)},
+    **{f"width {width}": {"width": width} for width in (16, 40, 80, 128, 256, 300, 512)},
+    "width 512, every option": {"width": 512, "dtype": torch.float16, "sinks": True, "softcap": 2.0, "key_heads": 1},
     "narrow values": {"width": 128, "value_width": 64},
     "wide values": {"value_width": 128},
 }

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
+from gossamer.attention import explain
+from gossamer.config import HCA
+from gossamer.nn import CompressedAttention
+from gossamer.patterns import Causal, Window
 from tests.relatives import MODULES, run
 
 pytestmark = pytest.mark.gpu
@@ -53,3 +58,15 @@ def test_nothing_waits_for_the_device(name: str) -> None:
         module(x).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_heads_as_wide_as_deepseek_v4s_have_kernels() -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "q_lora_rank": 32, "o_groups": 2, "o_lora_rank": 16}
+    layer = CompressedAttention(replace(HCA, **sizes, sliding_window=40, compress_rate=16)).cuda().bfloat16()
+    x = torch.randn(2, 300, 64, device="cuda", dtype=torch.bfloat16)
+    q, k = (torch.empty(2, heads, 300, layer.config.head_dim, device="cuda", dtype=x.dtype) for heads in (4, 1))
+    choice = explain(q, k, k, Causal() & Window(40))
+    assert layer.config.head_dim == 512 and choice.forward.backend.name == choice.backward.backend.name == "triton"
+    found = run(layer, x)[:2]  # the output, and the gradient of the input
+    for here, right in zip(found, run(layer.double(), x.double())[:2], strict=True):
+        assert (here.double() - right).norm() <= 8 * torch.finfo(torch.bfloat16).eps * right.norm()

@@ -65,6 +65,11 @@ def test_other_shapes(backend: str, changes: dict[str, object]) -> None:
     check_error(problem(backend, "any", **changes))
 
 
+@pytest.mark.parametrize("name", ["any", "chunks"])
+def test_heads_of_512_share_keys(name: str) -> None:
+    check_error(problem("triton", name, key_heads=1, width=512))
+
+
 @every_kernel
 def test_exactly_the_runs_are_seen(backend: str) -> None:
     """No tolerance: with scores of zero and slices of the identity as values, the output is the probabilities."""

@@ -156,19 +156,25 @@ TRITON = {
     "blocks, every option": Case(presets.bigbird(64), softcap=3.0, dropout=0.1, heads=2, sinks=True, lse_gradient=True),
     "within ends": Case(Dilated(64, 4) & Documents([500, 524]), sinks=True, within=True),
     "runs": Case(Causal() | ~Causal(), runs=True),
+    "runs × 512, heads that share keys": Case(Causal() | ~Causal(), runs=True, width=512, heads=4, lse_gradient=True),
 }  # fmt: skip
+HALF_AND_SINGLE = (*((BF16, width) for width in (64, 128, 256, 512)), *((FP32, width) for width in (64, 128, 256)))
 TRITON_SLOW = {
-    **{f"blocks of {size}, {name} × {width}": Case(RandomBlocks(size, 2, 0) & ~Window(5), dtype=dtype, width=width)
-       for name, dtype in (("bfloat16", BF16), ("float32", FP32)) for width in (64, 128, 256)
-       for size in (16, 32, 128)},
-    **{f"blocks, {name}, every option × {width}":
+    **{f"blocks of {size}, {dtype} × {width}": Case(RandomBlocks(size, 2, 0) & ~Window(5), dtype=dtype, width=width)
+       for dtype, width in HALF_AND_SINGLE for size in (16, 32, 128)},
+    **{f"blocks, {dtype}, every option × {width}":
        Case(presets.bigbird(64), dtype=dtype, width=width, softcap=3.0, dropout=0.1, sinks=True, lse_gradient=True)
-       for name, dtype in (("float16", FP16), ("float32", FP32)) for width in (64, 128, 256)},
-    **{f"{name} × {width}": Case(Causal() & (Window(256) | Sinks(4)), dtype=dtype, width=width, sinks=True)
-       for name, dtype in (("bfloat16", BF16), ("float32", FP32)) for width in (128, 256)},
-    **{f"float16 × {width}": Case(dtype=FP16, width=width, value_width=width // 2) for width in (40, 80, 128, 256)},
-    **{f"{name}, every option × {width}": Case(dtype=dtype, width=width, softcap=3.0, dropout=0.1, sinks=True)
-       for name, dtype in (("bfloat16", BF16), ("float32", FP32)) for width in (64, 128, 256)},
+       for dtype, width in HALF_AND_SINGLE},
+    **{f"{dtype} × {width}": Case(Causal() & (Window(256) | Sinks(4)), dtype=dtype, width=width, sinks=True)
+       for dtype, width in HALF_AND_SINGLE if width > 64},
+    **{f"float16 × {width}": Case(dtype=FP16, width=width, value_width=width // 2)
+       for width in (40, 80, 128, 256, 400, 512)},
+    **{f"{dtype}, every option × {width}": Case(dtype=dtype, width=width, softcap=3.0, dropout=0.1, sinks=True)
+       for dtype, width in HALF_AND_SINGLE},
+    "512 wide, every option, heads that share keys": Case(
+        Causal() & (Window(64) | Strided(16)), FP16, 512, heads=4, softcap=3.0, dropout=0.1, lse_gradient=True
+    ),
+    "512 wide within ends": Case(Dilated(64, 4) & Documents([500, 524]), width=512, sinks=True, within=True),
     "dilated and packed": Case(Dilated(64, 4) & Documents([500, 524])),
 }  # fmt: skip
 

@@ -44,12 +44,15 @@ def test_what_it_does_not_run_it_says() -> None:
     assert TRITON.refuses(problem(dtype=torch.float64)) == (
         "inputs are torch.float64; it computes float32, bfloat16 and float16"
     )
-    assert TRITON.refuses(problem(value_width=264)) == "heads are 64 and 264 wide; it computes 256 at most"
+    single, half = torch.float32, torch.bfloat16
+    for width, dtype, most in ((264, single, 256), (520, half, 512)):
+        reason = f"heads are 64 and {width} wide; it computes {most} at most in {dtype}"
+        assert TRITON.refuses(problem(value_width=width, dtype=dtype)) == reason
 
 
 def test_terms_that_are_no_run_of_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gossamer.kernels.triton.backend.without_gpu", lambda device: None)
-    assert TRITON.refuses(problem()) is None
+    assert TRITON.refuses(problem()) is TRITON.refuses(problem(width=512, value_width=512)) is None
     assert TRITON.refuses(problem(RandomBlocks(64, 1, 0))) is None
     assert "heads 0-7 have a term that is no run of keys (Columns:" in TRITON.refuses(problem(~Dilated(8, step=3)))
 

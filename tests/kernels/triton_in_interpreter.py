@@ -139,6 +139,9 @@ def _cases() -> dict[str, Callable[[], None]]:
         "weak softcap": partial(check_pattern, JOINT, replace(USUAL, softcap=1000.0)),
         "odd widths": partial(check_pattern, JOINT, replace(USUAL, width=13, value_width=40)),
         "wide": partial(check_pattern, JOINT, replace(USUAL, queries=40, width=192, value_width=8)),
+        "wider": partial(
+            check_pattern, JOINT, replace(USUAL, queries=40, heads=2, width=512, value_width=300, dtype=torch.float16)
+        ),
         "few keys of many queries": partial(check_pattern, Tokens([3, 50]), longer),
         "groups share a key head": partial(
             check_pattern, PATTERNS["uneven heads"], replace(USUAL, heads=6, key_heads=2, batch=2)

@@ -1,8 +1,7 @@
 """Scores of an index on Hopper: tiles of 64 keys pass by a few queries, all of whose heads stand side by side.
 
 A score is a weighted sum over the heads, and a thread of a matrix instruction holds a quarter of them: what is left to
-add between threads is little. Two consumer warpgroups take tiles in turns, one multiplying while the other sums up:
-each hands the tensor cores on when it has multiplied, or both would multiply at once and then both sum up.
+add between threads is little. Two consumer warpgroups take tiles in turns, one multiplying while the other sums up.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def _turns_of(work):
 
 @gluon.jit
 def _producer(q, k, work, room, config: gl.constexpr):
-    q_tiles, q_full, q_empty, k_tiles, full, empty, _ = room
+    q_tiles, q_full, q_empty, k_tiles, full, empty = room
     SLOTS: gl.constexpr = config.slots
     done = 0
     for turn in range(_turns_of(work)):
@@ -149,22 +148,19 @@ def _store(scores, key_scales, x, item, tile, work, config: gl.constexpr):
 
 
 @gluon.jit
-def _tile(given, room, done, tile, config: gl.constexpr, c: gl.constexpr):
-    """Scores of an item's queries with one tile of keys, by warpgroup `c`: the first has the first turn at once."""
+def _tile(given, room, done, tile, config: gl.constexpr):
+    """Scores of an item's queries with one tile of keys."""
     scores, key_scales, q, w, item, work = given
-    k_tiles, full, empty, turns = room[3], room[4], room[5], room[6]
+    k_tiles, full, empty = room[3], room[4], room[5]
     SLOTS: gl.constexpr = config.slots
     COLUMNS: gl.constexpr = config.columns
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
-    i = done + tile
-    here = slot(i, SLOTS)
-    mbarrier.wait(full.index(here), phase(i, SLOTS))
+    here = slot(done + tile, SLOTS)
+    mbarrier.wait(full.index(here), phase(done + tile, SLOTS))
     k = k_tiles.index(here).reshape((TILE, k_tiles.shape[4]))
     products = gl.zeros((TILE, COLUMNS), gl.float32, layout)
-    mbarrier.wait(turns.index(c), phase(i, 2) ^ (1 - c))
     products = warpgroup_mma(k, q, products, use_acc=False, is_async=True)
     products = warpgroup_mma_wait(0, deps=(products,))
-    mbarrier.arrive(turns.index(1 - c), count=1)
     mbarrier.arrive(empty.index(here), count=1)
     _store(scores, key_scales, _summed(products, w, config), item, tile, work, config)
 
@@ -186,9 +182,9 @@ def _consumer(weights, key_scales, scores, work, room, config: gl.constexpr, c: 
         q = q_tiles.index(0).reshape((COLUMNS, WIDTH)).permute((1, 0))
         skipped = (c + done) & 1
         given = (scores, key_scales, q, w, item, work)
-        _tile(given, room, done, skipped, config, c)
+        _tile(given, room, done, skipped, config)
         for n in range(1, (item.tiles - skipped + 1) // 2):
-            _tile(given, room, done, skipped + 2 * n, config, c)
+            _tile(given, room, done, skipped + 2 * n, config)
         mbarrier.arrive(q_empty.index(0), count=1)
         done += item.tiles
     settle()
@@ -199,8 +195,7 @@ def _kernel(
     q, k, weights, seen, key_scales, scores, queries, keys, apart, tiles, segments, items, config: gl.constexpr
 ):  # fmt: skip
     SLOTS: gl.constexpr = config.slots
-    full, empty, turns = barriers(SLOTS, 1), barriers(SLOTS, 1), barriers(2, 1)
-    room = (buffers(q, 1), barriers(1, 1), barriers(1, 2), buffers(k, SLOTS), full, empty, turns)
+    room = (buffers(q, 1), barriers(1, 1), barriers(1, 2), buffers(k, SLOTS), barriers(SLOTS, 1), barriers(SLOTS, 1))
     work = Work(seen, queries, keys, apart, tiles, segments, items)
     gl.warp_specialize(
         [

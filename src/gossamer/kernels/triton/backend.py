@@ -19,7 +19,7 @@ from ..layout import empty_beside
 from ..problem import Problem, Saved, Softmax
 from ..sinks import sink_gradient
 from ..spans import without_span
-from .configs import WIDEST
+from .configs import widest
 
 OLDEST = (8, 0)
 
@@ -35,8 +35,9 @@ class Triton:
             return f"inputs are {problem.dtype}; it computes float32, bfloat16 and float16"
         if find_spec("triton") is None:
             return "it needs Triton; pip install triton"
-        if max(problem.width, problem.value_width) > WIDEST:
-            return f"heads are {problem.width} and {problem.value_width} wide; it computes {WIDEST} at most"
+        if max(problem.width, problem.value_width) > (most := widest(problem.dtype)):
+            widths = f"{problem.width} and {problem.value_width}"
+            return f"heads are {widths} wide; it computes {most} at most in {problem.dtype}"
         if problem.lengths:
             return "it reads no lengths from the device"
         return without_gpu(problem.device) or without_span(problem.plan, blocks=True)

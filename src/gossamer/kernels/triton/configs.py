@@ -10,6 +10,7 @@ import torch
 Kernel = Literal["forward", "backward_queries", "backward_keys"]
 
 WIDEST = 256
+"""Of an index's heads, and of heads whose keys come out of buckets."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,16 @@ class Config:
 # By the wider of the two head widths, up to and including. Everything fits the 99 KB of shared memory of a
 # consumer card. Float32 has no tensor cores in IEEE precision: its tiles are bounded by registers.
 HALF: dict[Kernel, dict[int, Config]] = {
-    "forward": {64: Config(64, 64, 4, 3), 128: Config(64, 32, 4, 3), 256: Config(64, 16, 4, 3)},
-    "backward_queries": {64: Config(64, 32, 4, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 16, 4, 2)},
-    "backward_keys": {64: Config(32, 64, 4, 2), 128: Config(32, 64, 4, 1), 256: Config(16, 32, 4, 2)},
-}
+    "forward": {
+        64: Config(64, 64, 4, 3), 128: Config(64, 32, 4, 3), 256: Config(64, 16, 4, 3), 512: Config(32, 32, 8, 1),
+    },
+    "backward_queries": {
+        64: Config(64, 32, 4, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 16, 4, 2), 512: Config(32, 16, 8, 1),
+    },
+    "backward_keys": {
+        64: Config(32, 64, 4, 2), 128: Config(32, 64, 4, 1), 256: Config(16, 32, 4, 2), 512: Config(16, 16, 8, 2),
+    },
+}  # fmt: skip
 SINGLE: dict[Kernel, dict[int, Config]] = {
     "forward": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 1), 256: Config(16, 16, 8, 1)},
     "backward_queries": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
@@ -53,6 +60,11 @@ CROWDED: dict[Kernel, dict[int, Config]] = HALF_BLOCKS | {
 SINGLE_BLOCKS: dict[Kernel, dict[int, Config]] = SINGLE | {
     "backward_queries": SINGLE["backward_queries"] | {128: Config(32, 16, 8, 2)},
 }
+
+
+def widest(dtype: torch.dtype) -> int:
+    """Up to which width of heads there are tiles. Float32 that is wider would not fit into registers."""
+    return max((SINGLE if dtype == torch.float32 else HALF)["forward"])
 
 
 def config(kernel: Kernel, dtype: torch.dtype, width: int, *, crowded: bool) -> Config:

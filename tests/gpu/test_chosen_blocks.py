@@ -8,6 +8,12 @@ from torch import Tensor
 
 from gossamer.indexed import Selection, attend_indexed
 
+pytest.importorskip("triton", reason="the kernels are written in it")
+
+from gossamer.kernels.block_choices.lists import Sharing
+from gossamer.kernels.hopper.block_choices import PARTS, HopperChosen
+from gossamer.kernels.triton.block_choices import TritonChosen
+
 pytestmark = pytest.mark.gpu
 
 TOKENS, WIDTH = 1024, 128
@@ -56,6 +62,15 @@ def ours(tensors: tuple[Tensor, ...], numbers: Tensor, size: int, sinks: Tensor 
     return [out.detach(), lse.detach(), *torch.autograd.grad(due, leaves)]
 
 
+@pytest.fixture(params=["as it is cheaper", "rare apart"])
+def sharing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles compute what few of their queries chose where that is cheaper, or never."""
+    if request.param == "rare apart":
+        monkeypatch.setattr(HopperChosen, "sharing", Sharing(3, PARTS, 2))
+        monkeypatch.setattr(TritonChosen, "sharing", Sharing(3))
+
+
+@pytest.mark.usefixtures("sharing")
 @pytest.mark.parametrize("near", [True, False], ids=["neighbours alike", "random"])
 @pytest.mark.parametrize("heads", GROUPS, ids=str)
 @pytest.mark.parametrize("size", SIZES)
@@ -78,6 +93,7 @@ def test_it_is_as_defined(size: int, heads: tuple[int, int], near: bool) -> None
         assert error <= 2 * torch.finfo(torch.bfloat16).eps, f"{name} is off by {error:.1e}"
 
 
+@pytest.mark.usefixtures("sharing")
 @pytest.mark.parametrize("size", SIZES)
 def test_exactly_the_chosen_keys_are_seen(size: int) -> None:
     numbers = chosen(2, size, near=False)
@@ -90,6 +106,7 @@ def test_exactly_the_chosen_keys_are_seen(size: int) -> None:
         assert torch.equal(out > 0, seen[..., first : first + WIDTH])
 
 
+@pytest.mark.usefixtures("sharing")
 @pytest.mark.parametrize("near", [True, False], ids=["neighbours alike", "random"])
 @pytest.mark.parametrize("size", SIZES)
 def test_what_nobody_sees_may_hold_anything(size: int, near: bool) -> None:

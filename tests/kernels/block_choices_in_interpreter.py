@@ -10,12 +10,14 @@ from functools import partial
 from unittest import mock
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from gossamer.indexed import Selection, attend_indexed
 from gossamer.kernels.block_choices import requirements
 from gossamer.kernels.block_choices.configs import chosen_config
-from gossamer.kernels.block_choices.lists import Choices, Sharing
+from gossamer.kernels.block_choices.items import list_items
+from gossamer.kernels.block_choices.lists import Choices, ChosenAxes, Sharing, grid
 from gossamer.kernels.block_choices.road import Blocks, runs_of
 from gossamer.kernels.indexed import Inputs, Returning
 from gossamer.kernels.problem import Softmax
@@ -42,6 +44,12 @@ class Case:
     dtype: torch.dtype = torch.float32
     alike: bool = False
     """Whether all queries choose the same, so that tiles share it."""
+
+
+class Apart(TritonChosen):
+    """No tile computes what few of its queries chose."""
+
+    sharing = Sharing(3)
 
 
 def visible(indices: Tensor, case: Case) -> Tensor:
@@ -91,15 +99,18 @@ def check_definition(case: Case) -> None:
     q = q.masked_fill(blind[..., None], torch.nan)  # whatever stands there changes nothing
     unseen = ~seen.view(1, case.key_heads, -1, *seen.shape[2:]).any(2).any(2)
     k, v = (x.masked_fill(unseen[..., None], torch.nan) for x in (k, v))
-    work = TritonChosen(q, k, v, indices, case.size, case.causal, case.width**-0.5)
+    given = q, k, v, indices, case.size, case.causal, case.width**-0.5
+    apart, apart_lse = Apart(*given).forward(sinks)
+    work = TritonChosen(*given)
     out, lse = work.forward(sinks)
     found = work.backward(out, lse, grad.to(case.dtype), grad_lse.float())
     eps = torch.finfo(case.dtype).eps
-    for name, a, b in zip(("out", "dq", "dk", "dv"), (out, *found), (want, *wanted), strict=True):
+    results = (apart, out, *found), (want, want, *wanted)
+    for name, a, b in zip(("out, rare apart", "out", "dq", "dk", "dv"), *results, strict=True):
         error = (a.double() - b).abs().max() / b.abs().max().clamp(min=1.0)
         assert error <= 32 * eps, f"{name} is off by {error:.2e}"
     assert torch.equal(lse == -torch.inf, want_lse == -torch.inf)
-    error = (lse.double() - want_lse).nan_to_num(0.0, 0.0, 0.0).abs().max()
+    error = torch.stack([lse, apart_lse]).double().sub(want_lse).nan_to_num(0.0, 0.0, 0.0).abs().max()
     assert error <= 32 * torch.finfo(torch.float32).eps * 8 if case.dtype == torch.float32 else error <= 32 * eps
     assert not out[blind].any() and not found[0][blind].any()
 
@@ -170,6 +181,32 @@ def check_complete() -> None:
     assert (0, True) in seen and (1000, False) in seen and len({complete for weight, complete in seen}) == 2
 
 
+def check_items() -> None:
+    """Parts of lists: each once, none too long, and those of the longer classes before the others."""
+    part, classes, most = 16, 16, 200
+    totals = torch.randint(0, 24, (2, 40), dtype=torch.int32)
+    totals[0, ::5], totals[0, 7], totals[1, 1::9] = 0, 130, torch.tensor([23, 24, 25, 39, 40], dtype=torch.int32)
+    axes = ChosenAxes(1000, 640, 0, 40, tl.constexpr(True))
+    starts, first_items = (torch.empty_like(totals) for _ in range(2))
+    items, parts = (torch.full((2, most), -5, dtype=torch.int32) for _ in range(2))
+    grid(list_items, 2)(totals, starts, first_items, items, parts, axes, most, PART=part, WIDTH=16, CLASSES=classes)
+    for lane in range(2):
+        lists = totals[lane].tolist()
+        sizes = {}
+        for block, left in enumerate(lists):
+            number = 0
+            while left:
+                sizes[block, number] = size = left if left < part + part // 2 else part
+                left, number = left - size, number + 1
+        assert starts[lane].tolist() == [sum(lists[:block]) for block in range(40)]
+        assert first_items[lane].tolist() == [sum(at < block for at, _ in sizes) for block in range(40)]
+        placed = list(zip(items[lane].tolist(), parts[lane].tolist(), strict=True))
+        assert sorted(placed[: len(sizes)]) == sorted(sizes)
+        assert items[lane, len(sizes) :].tolist() == [40] * (most - len(sizes))
+        of_class = [sizes[each] * classes // (part + part // 2) for each in placed[: len(sizes)]]
+        assert of_class == sorted(of_class, reverse=True)
+
+
 def check_name() -> None:
     """The road that is called by its name gives what the one gives that lets each query read its blocks."""
     requirements.FEWEST_QUERIES = 64
@@ -238,6 +275,7 @@ CHECKS = {
     "many heads": partial(check_definition, Case(heads=16, key_heads=1, runs=1, queries=9, keys=40)),
     "parts of tiles": check_parts,
     "complete tiles": check_complete,
+    "items of lists": check_items,
     "by name": check_name,
     "runs of queries": partial(check_runs, True),
     "runs of queries, bidirectional": partial(check_runs, False),

@@ -63,7 +63,8 @@ def join_queries(
             piece = piece_of(axes, here, start + step, query, repeat, CHOSEN, REPEATS)
             cells = piece_dq + piece[:, None] * WIDTH + column[None, :]
             mask = (start + step < count)[:, None] & (column < WIDTH)[None, :]
-            total += tl.load(cells, mask=mask, other=0.0).to(tl.float32)
+            # Read once: it need not push out of the cache what others read again.
+            total += tl.load(cells, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     if TURNED:
         total = tl.reshape(tl.permute(tl.reshape(total, (ROWS, WIDTH // 32, 4, 4, 2)), (0, 1, 3, 2, 4)), (ROWS, WIDTH))
     store_tile(dq, batch, head, query, exists, total * scale, WIDTH)

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tables
+from .items import list_items
 
 PART = 1024
 """Entries of a block's list that one program works through, and half as many more where these are the last."""
@@ -59,9 +60,12 @@ class Rare(NamedTuple):
     starts: Tensor
     totals: Tensor
     items: Tensor
-    """int32 [lanes, most]: the block of an item; the number of blocks where there is no item."""
+    """int32 [lanes, most]: for each program of a lane the block of its item, the longest items first; the number of
+    blocks where there is no item."""
+    parts: Tensor
+    """int32 [lanes, most]: which part of the block's list the item is."""
     first_items: Tensor
-    """int32 [lanes, blocks]: its first item."""
+    """int32 [lanes, blocks]: the number of a block's first item; those of its other parts follow."""
     counts: Tensor
     """int32 [lanes, Q]: entries of each query."""
     latest: Tensor
@@ -147,18 +151,19 @@ class Choices:
         """All others, block by block; there are none in tiles that are complete."""
         lanes, tiles, blocks = self.marks.shape
         _, queries, chosen = self.indices.shape
-        rows, columns = 64, 16
+        rows, columns = 128, 8
         before = torch.empty_like(self.marks)
         totals, latest = (self.marks.new_empty(lanes, blocks) for _ in range(2))
         programs = lanes * ceil_div(blocks, columns)
         given = self.marks, complete, before, totals, latest, self.axes, tiles
         grid(tables.count_rare, programs)(*given, ROWS=rows, COLUMNS=columns, **self._parted(sharing))
-        starts = (totals.cumsum(1) - totals).int()
-        parts = torch.maximum((totals + PART // 2) // PART, totals.clamp(max=1))
-        ends = parts.cumsum(1).int()
         most = queries * chosen // PART + blocks
-        numbers = torch.arange(most, dtype=torch.int32, device=totals.device).expand(lanes, -1).contiguous()
-        items = torch.searchsorted(ends, numbers, right=True, out_int32=True)
+        starts, first_items = (torch.empty_like(totals) for _ in range(2))
+        items, parts = (totals.new_empty(lanes, most) for _ in range(2))
+        width = max(16, min(512, up_to_power(blocks)))
+        grid(list_items, lanes)(
+            totals, starts, first_items, items, parts, self.axes, most, PART=PART, WIDTH=width, CLASSES=16
+        )
         entries = self.marks.new_empty(lanes, queries * chosen)
         counts = self.marks.new_empty(lanes, queries)
         together = max(1, 4096 // up_to_power(chosen) ** 2)
@@ -166,7 +171,7 @@ class Choices:
             self.indices, self.marks, complete, before, starts, entries, counts, self.axes, tiles,
             QUERIES=together, **self._parted(sharing), **self._constants,
         )  # fmt: skip
-        return Rare(entries, starts, totals, items, ends - parts, counts, latest, most)
+        return Rare(entries, starts, totals, items, parts, first_items, counts, latest, most)
 
     def _parted(self, sharing: Sharing) -> dict[str, int]:
         return {"LEAST": sharing.least, "PART": self.tile // sharing.parts, "PARTS": sharing.parts}

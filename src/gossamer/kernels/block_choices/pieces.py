@@ -27,11 +27,11 @@ def forward_pieces(
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     """For each entry of a block's list: the softmax over the block alone, and its log-sum-exp in units of log 2."""
-    here, item = tl.program_id(0) // rare.most, tl.program_id(0) % rare.most
+    here, place = tl.program_id(0) // rare.most, tl.program_id(0) % rare.most
     batch, key_head, lane = lane_in(heads, first_lane + here)
-    if tl.load(rare.items + lane * rare.most + item) >= axes.blocks:
+    if tl.load(rare.items + lane * rare.most + place) >= axes.blocks:
         return
-    block, first, count, _ = item_of(rare, axes, lane, item, PART)
+    block, first, count, _ = item_of(rare, axes, lane, place, PART)
     TOGETHER: tl.constexpr = triton.next_power_of_2(REPEATS)
     SLOTS: tl.constexpr = triton.next_power_of_2(CHOSEN)
     row = tl.arange(0, ROWS)
@@ -43,9 +43,9 @@ def forward_pieces(
     entries = rare.entries + lane.to(tl.int64) * axes.queries * CHOSEN + first
     column = tl.arange(0, padded(VALUE_WIDTH))
     for start in tl.range(0, count, ROWS // TOGETHER, num_stages=NUM_STAGES):
-        place = start + row // TOGETHER
-        there = (place < count) & (repeat < REPEATS)
-        entry = tl.load(entries + place, mask=place < count, other=0)
+        at = start + row // TOGETHER
+        there = (at < count) & (repeat < REPEATS)
+        entry = tl.load(entries + at, mask=at < count, other=0)
         query, rank = entry // SLOTS, entry % SLOTS
         q_tile = load_tile(q, batch, key_head * REPEATS + repeat, query, there, WIDTH)
         score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * unit

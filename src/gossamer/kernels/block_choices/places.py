@@ -21,14 +21,16 @@ def last_seen(axes, query):
 
 
 @triton.jit
-def item_of(rare, axes, lane, item, PART: tl.constexpr):
-    """(block, first entry, entries, whether they are all of the block's) of an item of work that there is."""
-    block = tl.load(rare.items + lane * rare.most + item)
+def item_of(rare, axes, lane, place, PART: tl.constexpr):
+    """(block, first entry, entries, the item's number, or -1 where these are all of the block's) of the item that the
+    `place`th program of a lane works on, if there is one."""
+    block = tl.load(rare.items + lane * rare.most + place)
+    part = tl.load(rare.parts + lane * rare.most + place)
     at = lane * axes.blocks + block
-    done = (item - tl.load(rare.first_items + at)) * PART
     total = tl.load(rare.totals + at)
-    left = total - done
-    return block, tl.load(rare.starts + at) + done, entries_of_item(left, PART), entries_of_item(total, PART) == total
+    count = entries_of_item(total - part * PART, PART)
+    number = tl.where(count == total, -1, tl.load(rare.first_items + at) + part)
+    return block, tl.load(rare.starts + at) + part * PART, count, number
 
 
 @triton.jit

@@ -85,8 +85,8 @@ def _query(entry, SLOTS: gl.constexpr):
 
 @gluon.jit
 def _product(x, y):
-    """x * y in 64 bits, of numbers that are not negative: one instruction."""
-    return (x.to(gl.uint32).to(gl.uint64) * y.to(gl.uint32).to(gl.uint64)).to(gl.int64)
+    """x * y in 64 bits, of numbers that are not negative: one instruction. A stride that is 1 is a constant."""
+    return (x.to(gl.uint32).to(gl.uint64) * gl.to_tensor(y).to(gl.uint32).to(gl.uint64)).to(gl.int64)
 
 
 @gluon.jit
@@ -183,7 +183,7 @@ def _store_queries(
     at = (_product(rank, queries) + _query(entry, SLOTS)) * (REPEATS * WIDTH) + repeat * WIDTH
     column = half * TILE + gl.arange(0, TILE, gl.SliceLayout(0, x.type.layout))
     cells = piece_dq + gl.expand_dims(at, 1) + gl.expand_dims(column, 0)
-    gl.store(cells, x, mask=gl.expand_dims(there, 1))
+    gl.store(cells, x, mask=gl.expand_dims(there, 1), cache_modifier=".cs")
 
 
 @gluon.jit
@@ -198,10 +198,10 @@ def _store_keys(x, tile, batch, head, row, rows):
 
 
 @gluon.jit
-def _store_part(parts, tile):
-    """A program's part of a gradient, in float32."""
+def _store_part(parts, tile, item):
+    """An item's part of a gradient, in float32."""
     WIDTH: gl.constexpr = tile.shape[1]
-    row = gl.program_id(0).to(gl.int64) * TILE + gl.arange(0, TILE, gl.SliceLayout(1, tile.type.layout))
+    row = item.to(gl.int64) * TILE + gl.arange(0, TILE, gl.SliceLayout(1, tile.type.layout))
     column = gl.arange(0, WIDTH, gl.SliceLayout(0, tile.type.layout))
     gl.store(parts + gl.expand_dims(row * WIDTH, 1) + gl.expand_dims(column, 0), tile)
 
@@ -234,7 +234,7 @@ def backward_pieces(
     here, batch, key_head, lane, block = _place(gl.program_id(0), rare, heads, first_lane)
     if block < axes.blocks:
         at = lane * axes.blocks + block
-        done = (gl.program_id(0) % rare.most - gl.load(rare.first_items + at)) * PART
+        done = gl.load(rare.parts + lane * rare.most + gl.program_id(0) % rare.most) * PART
         left = gl.load(rare.totals + at) - done
         count = gl.where(left < PART + PART // 2, left, PART)
         entries = rare.entries + lane.to(gl.int64) * axes.queries * CHOSEN + gl.load(rare.starts + at) + done
@@ -299,13 +299,16 @@ def backward_pieces(
         async_copy.wait_group(0)
         dk_tile *= scale
         # Worked out anew: it kept registers from the products else.
-        here, batch, key_head, lane, block = _place(opaque(gl.program_id(0)), rare, heads, first_lane)
+        program = opaque(gl.program_id(0))
+        here, batch, key_head, lane, block = _place(program, rare, heads, first_lane)
         if gl.load(rare.totals + lane * axes.blocks + block) < PART + PART // 2:
             _store_keys(dk, dk_tile, batch, key_head, block * SIZE, axes.keys)
             _store_keys(dv, dv_tile, batch, key_head, block * SIZE, axes.keys)
         else:
-            _store_part(part_dk, dk_tile)
-            _store_part(part_dv, dv_tile)
+            part = gl.load(rare.parts + lane * rare.most + program % rare.most)
+            item = here * rare.most + gl.load(rare.first_items + lane * axes.blocks + block) + part
+            _store_part(part_dk, dk_tile, item)
+            _store_part(part_dv, dv_tile, item)
 
 
 @gluon.jit

@@ -18,8 +18,9 @@ from .latent_lists import GroupLists
 WIDTH, HALF, ROTARY = 576, tl.constexpr(512), tl.constexpr(64)
 TOGETHER = 4
 """Rows that a program asks for before it waits for the first."""
-BLOCK = 64
-"""Entries of a block: lists that are shorter, as most are of a long text, hold none."""
+BLOCK = 256
+"""Entries of a block. Lists that are shorter, as most are of a long text, hold none: what is summed in two steps is
+written and read once more."""
 
 
 class Owed(NamedTuple):

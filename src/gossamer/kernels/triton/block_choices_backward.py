@@ -42,11 +42,11 @@ def backward_pieces(
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     """What the block of an item gives to each entry's query, and what the entries give to its keys and values."""
-    here, item = tl.program_id(0) // rare.most, tl.program_id(0) % rare.most
+    here, place = tl.program_id(0) // rare.most, tl.program_id(0) % rare.most
     batch, key_head, lane = lane_in(heads, first_lane + here)
-    if tl.load(rare.items + lane * rare.most + item) >= axes.blocks:
+    if tl.load(rare.items + lane * rare.most + place) >= axes.blocks:
         return
-    block, first, count, is_all = item_of(rare, axes, lane, item, PART)
+    block, first, count, number = item_of(rare, axes, lane, place, PART)
     TOGETHER: tl.constexpr = triton.next_power_of_2(REPEATS)
     SLOTS: tl.constexpr = triton.next_power_of_2(CHOSEN)
     row = tl.arange(0, ROWS)
@@ -62,15 +62,15 @@ def backward_pieces(
     entries = rare.entries + lane.to(tl.int64) * axes.queries * CHOSEN + first
     column = tl.arange(0, padded(WIDTH))
     for start in tl.range(0, count, ROWS // TOGETHER, num_stages=NUM_STAGES):
-        place = start + row // TOGETHER
-        there = (place < count) & (repeat < REPEATS)
-        entry = tl.load(entries + place, mask=place < count, other=0)
+        at = start + row // TOGETHER
+        there = (at < count) & (repeat < REPEATS)
+        entry = tl.load(entries + at, mask=at < count, other=0)
         query, rank = entry // SLOTS, entry % SLOTS
         q_tile = load_tile(q, batch, head, query, there, WIDTH)
         grad_tile = load_tile(grad_out, batch, head, query, there, VALUE_WIDTH)
-        number = (batch * heads.count + head).to(tl.int64) * axes.queries + query
-        peak = tl.load(peaks + number, mask=there, other=0.0)
-        delta = tl.load(deltas + number, mask=there, other=0.0)
+        at = (batch * heads.count + head).to(tl.int64) * axes.queries + query
+        peak = tl.load(peaks + at, mask=there, other=0.0)
+        delta = tl.load(deltas + at, mask=there, other=0.0)
         score = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * unit  # [keys, rows]
         weight = tl.exp2(score - peak[None, :])
         weight = tl.where(key[:, None] <= last_seen(axes, query)[None, :], weight, 0.0)
@@ -84,11 +84,11 @@ def backward_pieces(
         cells = piece_dq + at[:, None] * WIDTH + column[None, :]
         tl.store(cells, dq_tile.to(piece_dq.dtype.element_ty), mask=mask)
     dk_tile *= scale
-    if is_all:
+    if number < 0:
         store_tile(dk, batch, key_head, key, exists, dk_tile, WIDTH)
         store_tile(dv, batch, key_head, key, exists, dv_tile, VALUE_WIDTH)
     else:
-        number = (tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE))[:, None]
-        tl.store(part_dk + number * padded(WIDTH) + column[None, :], dk_tile)
+        inner = ((here.to(tl.int64) * rare.most + number) * SIZE + tl.arange(0, SIZE))[:, None]
+        tl.store(part_dk + inner * padded(WIDTH) + column[None, :], dk_tile)
         value_column = tl.arange(0, padded(VALUE_WIDTH))
-        tl.store(part_dv + number * padded(VALUE_WIDTH) + value_column[None, :], dv_tile)
+        tl.store(part_dv + inner * padded(VALUE_WIDTH) + value_column[None, :], dv_tile)

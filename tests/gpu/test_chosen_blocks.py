@@ -140,3 +140,13 @@ def test_the_same_call_gives_the_same_bits(size: int) -> None:
     first = ours(tensors, numbers, size)
     for _ in range(100):
         assert all(map(torch.equal, first, ours(tensors, numbers, size)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_runs_of_queries_give_what_all_give_at_once(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, numbers, sinks = drawn(8, 2), chosen(2, size, near=True), torch.randn(8, device="cuda")
+    whole = ours(tensors, numbers, size, sinks)
+    monkeypatch.setattr("gossamer.kernels.block_choices.road.queries_at_once", lambda given: 300)
+    for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), ours(tensors, numbers, size, sinks), whole, strict=True):
+        error = ((a.double() - b.double()).norm() / b.double().norm()).item()
+        assert error <= 2 * torch.finfo(torch.bfloat16).eps, f"{name} is off by {error:.1e}"

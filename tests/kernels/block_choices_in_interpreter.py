@@ -5,8 +5,9 @@ Float32 and float16 only: the interpreter multiplies bfloat16 tiles as if they w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from unittest import mock
 
 import torch
 import triton.language as tl
@@ -14,9 +15,14 @@ from torch import Tensor
 
 from gossamer.indexed import Selection, attend_indexed
 from gossamer.kernels.block_choices import requirements
+from gossamer.kernels.block_choices.configs import chosen_config
 from gossamer.kernels.block_choices.items import list_items
 from gossamer.kernels.block_choices.lists import Choices, ChosenAxes, Sharing, grid
+from gossamer.kernels.block_choices.road import Blocks, runs_of
+from gossamer.kernels.indexed import Inputs, Returning
+from gossamer.kernels.problem import Softmax
 from gossamer.kernels.triton.block_choices import TritonChosen
+from gossamer.kernels.triton.chosen_blocks import TRITON_BLOCKS
 from tests.kernels.interpreter import tell
 
 
@@ -216,6 +222,49 @@ def check_name() -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def check_runs(causal: bool) -> None:
+    """Queries whose pieces do not fit the scratch together are computed some at a time, to the same numbers."""
+    case = Case(queries=75, keys=90, chosen=4, causal=causal)
+    q, k, v, indices = drawn(case)
+    sinks, scale = torch.randn(case.heads), case.width**-0.5
+    selection = Selection(indices, case.size, causal=causal)
+    given = Inputs(q, k, v, case.value_width, sinks, selection, Softmax(scale, 0.0, 0.0, None))
+    road, found = Blocks(TRITON_BLOCKS), []
+    grad, grad_lse = torch.randn_like(q), torch.randn(q.shape[:3])
+    of_query = case.chosen * 2 * case.width * 4
+    for most in (75, 20):
+        config = replace(chosen_config(q.dtype, case.width), scratch=most * of_query + of_query // 2)
+        with mock.patch.object(requirements, "chosen_config", return_value=config):
+            assert requirements.queries_at_once(given) == most
+            out, lse = road.forward(given)
+            found.append([out, lse, *road.backward(given, Returning(out, lse, grad, grad_lse))])
+            lengths = [run.q.shape[2] for _, run in runs_of(given)]
+            assert lengths == ([75] if most == 75 else [19, 19, 19, 18])
+            few = replace(given, k=k[:, :, :40], v=v[:, :, :40])
+            fewest, requirements.FEWEST_QUERIES = requirements.FEWEST_QUERIES, 64
+            assert (requirements.unfit(few) is not None) == (causal and most == 20)
+            requirements.FEWEST_QUERIES = fewest
+    wide = [x.double().requires_grad_() for x in (q, k, v)]
+    want, want_lse = dense(*wide, visible(indices, case), sinks.double())
+    wanted = torch.autograd.grad((want * grad).sum() + (want_lse * grad_lse).sum(), wide)
+    for whole, runs, right in zip(*found, (want, want_lse, *wanted), strict=True):
+        assert runs.dtype == whole.dtype and runs.stride() == whole.stride()
+        for each in (whole, runs):
+            torch.testing.assert_close(each.double(), right, atol=1e-5, rtol=1e-5)
+
+
+def check_scratch() -> None:
+    """Parts of gradients that items write take no more scratch than pieces do."""
+    case = Case(queries=20, keys=330, key_heads=4, runs=4)
+    q, k, v, indices = drawn(case)
+    work = TritonChosen(q, k, v, indices, case.size, case.causal, 0.25)
+    assert work._together(16) == work._together(16, 21) == 4
+    of_lane = 4 * 21 * 16 * (16 + 16)
+    with mock.patch.object(TritonChosen, "config", replace(work.config, scratch=2 * of_lane)):
+        assert work._together(16) == 4 and work._together(16, 21) == 2
+    check_definition(case)
+
+
 CHECKS = {
     "causal": partial(check_definition, Case()),
     "shared by tiles": partial(check_definition, Case(alike=True, queries=53, sinks=True)),
@@ -228,6 +277,9 @@ CHECKS = {
     "complete tiles": check_complete,
     "items of lists": check_items,
     "by name": check_name,
+    "runs of queries": partial(check_runs, True),
+    "runs of queries, bidirectional": partial(check_runs, False),
+    "scratch": check_scratch,
 }
 
 

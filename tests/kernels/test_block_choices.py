@@ -9,6 +9,7 @@ from gossamer import Unsupported
 from gossamer.kernels.block_choices.requirements import unfit
 from gossamer.kernels.indexed import Inputs
 from gossamer.kernels.problem import Softmax
+from gossamer.kernels.triton.chosen_blocks import TRITON_BLOCKS
 from gossamer.kernels.triton.indexed import TRITON_INDEXED
 from gossamer.ops.indexed import road
 from gossamer.selectors.selection import Selection
@@ -68,6 +69,26 @@ def test_a_gpu_takes_it_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert road(given(), "triton") is TRITON_INDEXED
     for other in (given(queries=511), given(block_size=8), given(softmax=Softmax(0.5, 3.0, 0.0, None))):
         assert road(other) is TRITON_INDEXED
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "kib", "reason"),
+    [
+        (128, 32, 116, None),
+        (128, 32, 115, "it needs 116 KiB of shared memory for such blocks; the GPU has 115"),
+        (64, 32, 99, None),
+        (64, 32, 64, "it needs 99 KiB"),
+        (65, 64, 227, "keys and values take 64 KiB as tiles; it takes 32"),
+    ],
+)
+def test_portable_kernels_are_left_out_where_a_block_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, width: int, size: int, kib: int, reason: str | None
+) -> None:
+    monkeypatch.setattr("gossamer.kernels.triton.chosen_blocks.without_gpu", lambda device: None)
+    monkeypatch.setattr("gossamer.kernels.triton.chosen_blocks.shared_memory", lambda device: kib << 10)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    said = TRITON_BLOCKS.refuses(given(block_size=size, width=width))
+    assert said is None if reason is None else reason in said
 
 
 def test_it_says_what_each_way_misses() -> None:

@@ -128,7 +128,7 @@ class ChosenBlocks(ABC):
         rare = self.choices.rare(NONE_SHARED)
         prepared = self._prepare(out, lse, grad_out, grad_lse)
         dq, dk, dv = (empty_beside(x, x.shape[3]) for x in (q, k, v))
-        together = self._together(q.shape[3])
+        together = self._together(q.shape[3], rare.most)
         pieces = self._room(together, q.shape[3])
         parts = [self._parts(together * rare.most, x.shape[3]) for x in (k, v)]
         join, keys = self._join_config, min(16, self.size)
@@ -197,15 +197,21 @@ class ChosenBlocks(ABC):
     def _room(self, lanes: int, width: int) -> Tensor:
         return self.q.new_empty(lanes, self.q.shape[2] * self.indices.shape[3], self.repeats, width)
 
-    def _together(self, width: int) -> int:
-        """Key heads of a batch row whose pieces are in memory at a time."""
-        bytes_of_one = self.q.shape[2] * self.indices.shape[3] * self.repeats * width * self.q.element_size()
-        return max(1, min(self.lanes, self.config.scratch // max(1, bytes_of_one)))
+    def _together(self, width: int, items: int = 0) -> int:
+        """Key heads of a batch row whose pieces, and parts of the gradients of so many items' keys and values, are in
+        memory at a time."""
+        of_pieces = self.q.shape[2] * self.indices.shape[3] * self.repeats * width * self.q.element_size()
+        of_parts = 4 * items * self.size * sum(map(_padded, self.widths.values()))
+        return max(1, min(self.lanes, self.config.scratch // max(1, of_pieces, of_parts)))
 
     def _programs(self, rows: int) -> int:
         """Programs of so many rows for all queries of a key head."""
         return ceil_div(self.q.shape[2], rows // up_to_power(self.repeats))
 
     def _parts(self, items: int, width: int) -> Tensor:
-        padded = max(16, up_to_power(width))
-        return torch.empty(items, self.size, padded, dtype=torch.float32, device=self.q.device)
+        return torch.empty(items, self.size, _padded(width), dtype=torch.float32, device=self.q.device)
+
+
+def _padded(width: int) -> int:
+    """Columns of a part of a gradient, as a tile has them."""
+    return max(16, up_to_power(width))

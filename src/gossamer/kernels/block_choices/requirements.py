@@ -51,7 +51,16 @@ def unfit(given: Inputs) -> str | None:
         return f"{chosen} blocks a query are chosen; it takes {MOST_CHOSEN} at most"
     if queries * chosen * repeats * 2 > MOST_ENTRIES:
         return f"{queries} queries choose {chosen} blocks each for {repeats} heads; more than it can number"
+    if selection.causal and keys < queries and queries > queries_at_once(given):
+        return f"there are {queries} queries and {keys} keys; of so many queries it takes no more than there are keys"
     tiles = -(-queries // max(1, min(32, config.rows // repeats)))
     if batch * selection.indices.shape[1] * tiles * -(-keys // size) > MOST_WORDS:
         return f"{queries} queries by {keys} keys; a table of tiles by blocks takes more than a gigabyte"
     return None
+
+
+def queries_at_once(given: Inputs) -> int:
+    """Queries whose pieces the scratch holds, of one key head."""
+    width = max(given.q.shape[3], given.value_width)
+    repeats, chosen = given.q.shape[1] // given.k.shape[1], given.selection.indices.shape[3]
+    return max(1, chosen_config(given.q.dtype, width).scratch // (chosen * repeats * width * given.q.element_size()))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..devices import shared_memory
 from ..indexed import Inputs, Returning
 from .backend import on, without_gpu
 
@@ -14,16 +15,30 @@ if TYPE_CHECKING:
     from .block_choices import TritonChosen
 
 
+NEEDED = {16 << 10: 99 << 10, 32 << 10: 116 << 10}
+"""Bytes of shared memory that programs need, by the bytes of a block's keys and values, up to and including. What is
+larger does not fit into registers."""
+
+
 class TritonBlocks:
-    """Runs on any GPU that Triton compiles for, in float32, bfloat16 and float16."""
+    """Runs on any GPU that Triton compiles for and that has the shared memory, in float32, bfloat16 and float16."""
 
     name = "triton"
 
     def refuses(self, given: Inputs) -> str | None:
-        """What is missing on the machine."""
+        """What is missing on the machine, or how a block is too large."""
         if find_spec("triton") is None:
             return "it needs Triton; pip install triton"
-        return without_gpu(given.q.device)
+        widths = sum(max(16, 1 << (width - 1).bit_length()) for width in (given.q.shape[3], given.value_width))
+        taken = given.selection.block_size * widths * given.q.element_size()
+        needed = next((needed for most, needed in NEEDED.items() if taken <= most), None)
+        if needed is None:
+            return f"a block's keys and values take {taken >> 10} KiB as tiles; it takes {max(NEEDED) >> 10} at most"
+        missing = without_gpu(given.q.device)
+        if missing is None and given.q.is_cuda and shared_memory(given.q.device) < needed:
+            held = shared_memory(given.q.device) >> 10
+            return f"it needs {needed >> 10} KiB of shared memory for such blocks; the GPU has {held}"
+        return missing
 
     def forward(self, given: Inputs) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp), as `Road` says."""

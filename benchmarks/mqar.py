@@ -163,7 +163,7 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
         f"vocabulary of {record['vocabulary']:,}, the rest of a text {'any token' if record['noise'] else 'zeros'}. A "
         f"short convolution and one layer of attention: width {sight['width']}, {sight['heads']} heads, no positions, "
         f"and about {sight['keys']} keys to a query where "
-        f"attention is sparse. AdamW at {learning['learning_rate']:g}, {record['seconds']:g} s each, or until "
+        f"attention is sparse (NSA's compressed keys come on top). AdamW at {learning['learning_rate']:g}, {record['seconds']:g} s each, or until "
         f"{100 * LEARNED:g} % of each shape that is trained are found."
     )
     yield from (machine_line, "")

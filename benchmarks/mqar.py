@@ -162,9 +162,9 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
         f"{', '.join(record['trained'])} in turn, {learning['tokens']:,} tokens a batch and no text twice; a "
         f"vocabulary of {record['vocabulary']:,}, the rest of a text {'any token' if record['noise'] else 'zeros'}. A "
         f"short convolution and one layer of attention: width {sight['width']}, {sight['heads']} heads, no positions, "
-        f"and about {sight['keys']} keys to a query where "
-        f"attention is sparse. AdamW at {learning['learning_rate']:g}, {record['seconds']:g} s each, or until "
-        f"{100 * LEARNED:g} % of each shape that is trained are found."
+        f"and about {sight['keys']} keys to a query where attention is sparse (NSA's compressed keys come on top). "
+        f"AdamW at {learning['learning_rate']:g}, {record['seconds']:g} s each, or until {100 * LEARNED:g} % of each "
+        f"shape that is trained are found."
     )
     yield from (machine_line, "")
     yield f"| attention | {' | '.join(tested)} | steps | seconds | to 95 % of {record['trained'][-1]} |"

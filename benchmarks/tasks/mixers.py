@@ -56,10 +56,11 @@ def _moba(sight: Sight, longest: int) -> nn.Module:
 
 
 def _nsa(sight: Sight, longest: int) -> nn.Module:
-    """A window of a quarter of the keys and selected blocks of the rest; blocks of compressed keys come on top."""
+    """A window of a quarter of the keys and selected blocks of the rest; compressed keys come on top. In the paper's
+    proportions: what is compressed overlaps, or of two keys that are always compressed together one is lost."""
     window = max(1, sight.keys // 4)
-    count = max(1, (sight.keys - window) // BLOCK)
-    nsa = NSA(BLOCK, BLOCK, BLOCK, count=count, first=0, local=min(1, count - 1), window=window)
+    count = max(2, (sight.keys - window) // (2 * BLOCK))
+    nsa = NSA(BLOCK, BLOCK // 2, 2 * BLOCK, count=count, first=0, local=1, window=window)
     return NSAAttention(sight.width, sight.heads, sight.heads, nsa, rotary=None)
 
 
@@ -70,7 +71,7 @@ def _dsa(sight: Sight, longest: int) -> nn.Module:
 
 
 BLOCK = 4
-"""Keys of a block that NSA compresses and selects."""
+"""Keys that NSA compresses into one."""
 PAIR = 2
 """Keys of a block of MoBA, whose choice is by their mean and is not learned: with more than a pair, the key that is
 sought is often not seen in it."""

@@ -222,6 +222,34 @@ def check_name() -> None:
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def check_batch() -> None:
+    """Batch rows, key heads that choose alike and heads inside positions give what each gives alone, to the bit,
+    however many key heads of them are in memory together."""
+    case = Case(runs=1, queries=20, keys=50, width=24)
+    rows = [drawn(case) for _ in range(2)]
+    grads = [(torch.randn(1, 4, 20, 16), torch.randn(1, 4, 20)) for _ in rows]
+    scale = case.width**-0.5
+
+    def results(q: Tensor, k: Tensor, v: Tensor, numbers: Tensor, grad: Tensor, grad_lse: Tensor) -> list[Tensor]:
+        work = TritonChosen(q, k, v, numbers, case.size, True, scale)
+        out, lse = work.forward()
+        return [out, lse, *work.backward(out, lse, grad, grad_lse)]
+
+    alone = [
+        torch.cat(x) for x in zip(*(results(*row, *due) for row, due in zip(rows, grads, strict=True)), strict=True)
+    ]
+    q, k, v, numbers, grad, grad_lse = (
+        torch.cat(x) for x in zip(*((*row, *due) for row, due in zip(rows, grads, strict=True)), strict=True)
+    )
+    inside = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, grad)]
+    config = TritonChosen(q, k, v, numbers, case.size, True, scale).config
+    for scratch in (2 << 30, 3 * 20 * 3 * 2 * 24 * 4, 1):
+        with mock.patch.object(TritonChosen, "config", replace(config, scratch=scratch)):
+            for given in ((q, k, v, grad), inside):
+                found = results(*given[:3], numbers.long(), given[3], grad_lse)
+                assert all(map(torch.equal, found, alone))
+
+
 def check_runs(causal: bool) -> None:
     """Queries whose pieces do not fit the scratch together are computed some at a time, to the same numbers."""
     case = Case(queries=75, keys=90, chosen=4, causal=causal)
@@ -277,6 +305,7 @@ CHECKS = {
     "complete tiles": check_complete,
     "items of lists": check_items,
     "by name": check_name,
+    "batch rows": check_batch,
     "runs of queries": partial(check_runs, True),
     "runs of queries, bidirectional": partial(check_runs, False),
     "scratch": check_scratch,

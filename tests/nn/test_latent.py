@@ -92,6 +92,32 @@ def test_all_latents_are_seen_by_a_few_queries_at_a_time_as_on_a_gpu(
         torch.testing.assert_close(each, right, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("within", [None, [[0, 40], [5, 33]]])
+def test_numbers_of_all_latents_are_not_kept_for_each_query(
+    monkeypatch: pytest.MonkeyPatch, within: list[list[int]] | None
+) -> None:
+    monkeypatch.setattr(latent_module, "QUERIES_AT_ONCE", 7)
+    layer, places = layer_of(replace(LATENT, indexer=None)), within and torch.tensor(within, dtype=torch.int32)
+    q, latents = (x.double().requires_grad_() for x in (torch.randn(2, 4, 40, 32), torch.randn(2, 40, 32)))
+    kept: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out, lse = layer._all_latents(q, latents, places)
+    numbers = [x.untyped_storage().nbytes() // 4 for x in kept if x.dtype == torch.int32]
+    assert numbers and max(numbers) <= 2 * 40
+    grads = torch.randn_like(out), torch.randn_like(lse)
+    due = [torch.autograd.grad((out, lse), (q, latents), grads)]
+    k, scale = latents[:, None], layer.config.softmax_scale
+    wanted = attend(q, k, k[..., :24], Causal(), scale=scale, within=places, return_lse=True)
+    due.append(torch.autograd.grad(wanted, (q, latents), grads))
+    for each, right in zip(*due, strict=True):
+        torch.testing.assert_close(each, right, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("mode", [*MODES, None])
 @pytest.mark.parametrize("pieces", [[1] * 50, [50], [30] + [1] * 20, [7, 1, 20, 3, 19], [11, 1, 1, 37]])
 @pytest.mark.parametrize("name", LATENT_SHAPES)

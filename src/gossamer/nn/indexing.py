@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor, nn
 
 from ..indexed import Selection, indexer_loss
@@ -39,16 +39,18 @@ def chosen(indexer: LightningIndexer, index: Projected, within: Int32[Tensor, "B
     return Selection(torch.where(found < 0, found, found + first[..., None].to(found.dtype)))
 
 
-def all_keys(
-    batch: int, queries: int, keys: int, within: Int32[Tensor, "B 2"] | None, device: torch.device
-) -> Selection:
-    """Every key up to each query as a choice, for kernels that read chosen keys: [B, Q, K] numbers."""
+def all_places(
+    keys: int, queries: int, within: Int32[Tensor, "B 2"] | None, device: torch.device
+) -> tuple[Int32[Tensor, "*B K"], Bool[Tensor, "B 1 Q"] | None]:
+    """(numbers of all keys, -1 for those outside of a row's sequence; which of the last queries stand outside).
+
+    Numbers are one row, or one for each sequence, whatever the queries: expanded, they take no memory for each.
+    """
     places = torch.arange(keys, dtype=torch.int32, device=device)
     if within is None:
-        return Selection(places.expand(batch, queries, -1), causal=True)
+        return places[None], None
     inside = (places >= within[:, :1]) & (places < within[:, 1:])  # [B, K]
-    seen = inside[:, keys - queries :, None] & inside[:, None]
-    return Selection(torch.where(seen, places, -1), causal=True)
+    return torch.where(inside, places, -1), ~inside[:, None, keys - queries :]
 
 
 @dataclass(frozen=True, eq=False)

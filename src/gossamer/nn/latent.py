@@ -16,7 +16,7 @@ from ..patterns import Causal
 from .cache import KVCache
 from .heads import merged, split
 from .indexer import LightningIndexer
-from .indexing import Indexing, Stage, all_keys, attends_to_chosen, chosen, located
+from .indexing import Indexing, Stage, all_places, attends_to_chosen, chosen, located
 from .norms import normalised
 from .positions import positions, rotated
 
@@ -177,11 +177,17 @@ class LatentAttention(nn.Module):
 
     def _all_latents(self, q: Tensor, latents: Tensor, within: Tensor | None) -> tuple[Tensor, Tensor]:
         """(out, lse) over all latents up to each query, which some queries at a time choose by their numbers."""
-        rank, scale, queries, parts = self.config.kv_lora_rank, self.config.softmax_scale, q.shape[2], []
+        rank, scale, parts = self.config.kv_lora_rank, self.config.softmax_scale, []
+        queries, before = q.shape[2], latents.shape[1] - q.shape[2]
+        places, outside = all_places(latents.shape[1], queries, within, q.device)
+        if outside is not None:
+            q = q.masked_fill(outside[..., None], 0.0)  # they choose too, and what comes of it is left out
         for first in range(0, max(queries, 1), QUERIES_AT_ONCE):
             part = q[:, :, first : first + QUERIES_AT_ONCE]
-            seen = latents[:, : latents.shape[1] - queries + first + part.shape[2]]
-            every = all_keys(len(q), part.shape[2], seen.shape[1], within, q.device)
-            parts.append(attend_latent(part, seen, every, value_width=rank, scale=scale, return_lse=True))
+            seen = before + first + part.shape[2]
+            every = Selection(places[:, None, :seen].expand(len(q), part.shape[2], -1), causal=True)
+            parts.append(attend_latent(part, latents[:, :seen], every, value_width=rank, scale=scale, return_lse=True))
         out, lse = (torch.cat(each, 2) for each in zip(*parts, strict=True))
+        if outside is not None:
+            out, lse = out.masked_fill(outside[..., None], 0.0), lse.masked_fill(outside, -torch.inf)
         return out, lse

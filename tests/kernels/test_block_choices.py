@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gossamer import Unsupported
-from gossamer.kernels.block_choices.requirements import unfit
+from gossamer.kernels.block_choices.requirements import queries_at_once, unfit
+from gossamer.kernels.block_choices.road import runs_of
 from gossamer.kernels.indexed import Inputs
 from gossamer.kernels.problem import Softmax
 from gossamer.kernels.triton.chosen_blocks import TRITON_BLOCKS
@@ -60,6 +61,17 @@ def test_it_says_what_it_does_not_take(inputs: Inputs, reason: str) -> None:
 
 def test_it_takes_what_fits() -> None:
     assert unfit(given()) is None
+
+
+@pytest.mark.parametrize(
+    ("queries", "lengths"), [(512, [512]), (2**20, [2**19] * 2), (2**20 + 64, [349568] * 2 + [349504])]
+)
+def test_runs_are_alike_and_fit_the_scratch(queries: int, lengths: list[int]) -> None:
+    inputs = given(queries=queries, keys=queries, heads=16, width=64, chosen=1)
+    runs = list(runs_of(inputs))
+    assert [run.q.shape[2] for _, run in runs] == lengths and max(lengths) <= queries_at_once(inputs) == 2**19
+    assert [run.k.shape[2] for _, run in runs] == [queries] * len(runs)  # it is not causal
+    assert [run.selection.indices.shape[2] for _, run in runs] == lengths
 
 
 def test_a_gpu_takes_it_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from gossamer.kernels.block_choices.requirements import queries_at_once, unfit
 from gossamer.kernels.block_choices.road import runs_of
 from gossamer.kernels.indexed import Inputs
 from gossamer.kernels.problem import Softmax
+from gossamer.kernels.triton.backend import shared_memory
 from gossamer.kernels.triton.chosen_blocks import TRITON_BLOCKS
 from gossamer.kernels.triton.indexed import TRITON_INDEXED
 from gossamer.ops.indexed import road
@@ -101,6 +104,14 @@ def test_portable_kernels_are_left_out_where_a_block_does_not_fit(
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     said = TRITON_BLOCKS.refuses(given(block_size=size, width=width))
     assert said is None if reason is None else reason in said
+
+
+def test_shared_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.driver import driver
+
+    utils = SimpleNamespace(get_device_properties=lambda index: {"max_shared_mem": 1000 + index})
+    monkeypatch.setattr(driver, "_active", SimpleNamespace(utils=utils))
+    assert shared_memory.__wrapped__(torch.device("cuda", 7)) == 1007
 
 
 def test_it_says_what_each_way_misses() -> None:

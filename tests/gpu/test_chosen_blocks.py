@@ -151,3 +151,17 @@ def test_runs_of_queries_give_what_all_give_at_once(size: int, monkeypatch: pyte
     for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), ours(tensors, numbers, size, sinks), whole, strict=True):
         error = ((a.double() - b.double()).norm() / b.double().norm()).item()
         assert error <= 2 * torch.finfo(torch.bfloat16).eps, f"{name} is off by {error:.1e}"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_batch_rows_are_the_bits_that_each_is_alone(size: int) -> None:
+    rows = [(*drawn(8, 2), chosen(1, size, near)) for near in (True, False, True)]
+
+    def found(q: Tensor, k: Tensor, v: Tensor, numbers: Tensor) -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out = attend_indexed(*leaves, Selection(numbers, size, causal=True), backend="blocks")
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+    alone = [torch.cat(x) for x in zip(*(found(*row) for row in rows), strict=True)]
+    together = found(*(torch.cat(x) for x in zip(*rows, strict=True)))
+    assert all(map(torch.equal, together, alone))

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.gpu
 
 HERE, AWAY = "cuda:0", "cuda:1"
 TOKENS, CHOSEN = 200, 40
+MANY = 600
+"""Tokens that are enough for the road of blocks."""
 
 Draw = Callable[..., Tensor]
 
@@ -41,15 +43,15 @@ def with_gradients(function: Callable[..., object], *leaves: Tensor) -> list[Ten
     return [*(x.detach() for x in results), *torch.autograd.grad(loss, leaves)]
 
 
-def a_choice(device: str, size: int = CHOSEN, block: int = 1) -> Selection:
+def a_choice(device: str, size: int = CHOSEN, block: int = 1, tokens: int = TOKENS) -> Selection:
     """In no order, with numbers twice and numbers of nothing."""
-    drawn = torch.randint(-2, TOKENS // block, (2, TOKENS, size), generator=torch.Generator().manual_seed(1))
+    drawn = torch.randint(-2, tokens // block, (2, tokens, size), generator=torch.Generator().manual_seed(1))
     return Selection(drawn.to(device), block, causal=True)
 
 
-def of_keys(device: str, draw: Draw, backend: str | None, block: int) -> list[Tensor]:
-    tensors = draw(2, 8, TOKENS, 64), draw(2, 2, TOKENS, 64), draw(2, 2, TOKENS, 64), draw(8)
-    selection = a_choice(device, CHOSEN if block == 1 else 2, block)
+def of_keys(device: str, draw: Draw, backend: str | None, block: int, tokens: int = TOKENS) -> list[Tensor]:
+    tensors = draw(2, 8, tokens, 64), draw(2, 2, tokens, 64), draw(2, 2, tokens, 64), draw(8)
+    selection = a_choice(device, CHOSEN if block == 1 else 2, block, tokens)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> object:
         return attend_indexed(q, k, v, selection, sinks=sinks, return_lse=True, backend=backend)
@@ -94,6 +96,8 @@ def of_parts(device: str, draw: Draw) -> list[Tensor]:
 WORKS: dict[str, Callable[[str, Draw], list[Tensor]]] = {
     **{f"attend_indexed, {backend}, blocks of {block}": partial(of_keys, backend=backend, block=block)
        for backend in ("triton", "tiled") for block in (1, 32)},
+    **{f"attend_indexed, blocks of {block} by their road": partial(of_keys, backend="blocks", block=block, tokens=MANY)
+       for block in (64, 32)},
     **{f"attend_latent, {backend}, {heads} heads": partial(of_latents, backend=backend, heads=heads)
        for backend in ("hopper", "triton", "tiled") for heads in (128, 16)},
     **{f"top_keys, {backend}, {precision}": partial(of_best, backend=backend, precision=precision)

@@ -260,14 +260,14 @@ def check_runs(causal: bool) -> None:
     road, found = Blocks(TRITON_BLOCKS), []
     grad, grad_lse = torch.randn_like(q), torch.randn(q.shape[:3])
     of_query = case.chosen * 2 * case.width * 4
-    for most in (75, 20):
+    for most in (128, 20):
         config = replace(chosen_config(q.dtype, case.width), scratch=most * of_query + of_query // 2)
         with mock.patch.object(requirements, "chosen_config", return_value=config):
             assert requirements.queries_at_once(given) == most
             out, lse = road.forward(given)
             found.append([out, lse, *road.backward(given, Returning(out, lse, grad, grad_lse))])
             lengths = [run.q.shape[2] for _, run in runs_of(given)]
-            assert lengths == ([75] if most == 75 else [19, 19, 19, 18])
+            assert lengths == ([75] if most == 128 else [19, 19, 19, 18])
             few = replace(given, k=k[:, :, :40], v=v[:, :, :40])
             fewest, requirements.FEWEST_QUERIES = requirements.FEWEST_QUERIES, 64
             assert (requirements.unfit(few) is not None) == (causal and most == 20)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from gossamer import Unsupported
-from gossamer.kernels.block_choices.requirements import unfit
+from gossamer.kernels.block_choices.requirements import queries_at_once, unfit
+from gossamer.kernels.block_choices.road import runs_of
 from gossamer.kernels.indexed import Inputs
 from gossamer.kernels.problem import Softmax
+from gossamer.kernels.triton.backend import shared_memory
 from gossamer.kernels.triton.chosen_blocks import TRITON_BLOCKS
 from gossamer.kernels.triton.indexed import TRITON_INDEXED
 from gossamer.ops.indexed import road
@@ -62,6 +66,17 @@ def test_it_takes_what_fits() -> None:
     assert unfit(given()) is None
 
 
+@pytest.mark.parametrize(
+    ("queries", "lengths"), [(512, [512]), (2**20, [2**19] * 2), (2**20 + 64, [349568] * 2 + [349504])]
+)
+def test_runs_are_alike_and_fit_the_scratch(queries: int, lengths: list[int]) -> None:
+    inputs = given(queries=queries, keys=queries, heads=16, width=64, chosen=1)
+    runs = list(runs_of(inputs))
+    assert [run.q.shape[2] for _, run in runs] == lengths and max(lengths) <= queries_at_once(inputs) == 2**19
+    assert [run.k.shape[2] for _, run in runs] == [queries] * len(runs)  # it is not causal
+    assert [run.selection.indices.shape[2] for _, run in runs] == lengths
+
+
 def test_a_gpu_takes_it_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("indexed", "chosen_blocks"):
         monkeypatch.setattr(f"gossamer.kernels.triton.{module}.without_gpu", lambda device: None)
@@ -89,6 +104,14 @@ def test_portable_kernels_are_left_out_where_a_block_does_not_fit(
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     said = TRITON_BLOCKS.refuses(given(block_size=size, width=width))
     assert said is None if reason is None else reason in said
+
+
+def test_shared_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.driver import driver
+
+    utils = SimpleNamespace(get_device_properties=lambda index: {"max_shared_mem": 1000 + index})
+    monkeypatch.setattr(driver, "_active", SimpleNamespace(utils=utils))
+    assert shared_memory.__wrapped__(torch.device("cuda", 7)) == 1007
 
 
 def test_it_says_what_each_way_misses() -> None:

@@ -36,13 +36,6 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@lru_cache(maxsize=64)
-def shared_memory(device: torch.device) -> int:
-    """Bytes of it that a program may have on a GPU."""
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)  # ROCm has one
-
-
 def int32_on(device: torch.device, numbers: np.ndarray) -> Tensor:
     """The numbers as int32, dense, and there when this returns: whatever stream reads them, it need not wait.
 

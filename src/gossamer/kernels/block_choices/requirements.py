@@ -16,6 +16,8 @@ MOST_ENTRIES = 2**31 - 1
 """Pieces of a key head, and what queries and blocks meet in, are numbered with 32 bits."""
 MOST_WORDS = 2**28
 """Words of four bytes, in each of which a tile of queries meets a block: a gigabyte."""
+ALIGNED = 64
+"""Queries that runs of them are multiples of, or else kernels would be compiled anew for lengths that are none."""
 MOST_CHOSEN = 64
 """Blocks of a query: each is compared with each."""
 
@@ -63,4 +65,5 @@ def queries_at_once(given: Inputs) -> int:
     """Queries whose pieces the scratch holds, of one key head."""
     width = max(given.q.shape[3], given.value_width)
     repeats, chosen = given.q.shape[1] // given.k.shape[1], given.selection.indices.shape[3]
-    return max(1, chosen_config(given.q.dtype, width).scratch // (chosen * repeats * width * given.q.element_size()))
+    most = chosen_config(given.q.dtype, width).scratch // (chosen * repeats * width * given.q.element_size())
+    return most // ALIGNED * ALIGNED or max(1, most)

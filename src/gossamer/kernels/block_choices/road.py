@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..indexed import Inputs, Returning
 from ..layout import empty_beside
-from .requirements import queries_at_once, unfit
+from .requirements import ALIGNED, queries_at_once, unfit
 
 
 class Way(Protocol):
@@ -84,6 +84,7 @@ def runs_of(given: Inputs) -> Iterator[tuple[slice, Inputs]]:
     queries, keys = given.q.shape[2], given.k.shape[2]
     step = queries_at_once(given)
     step = -(-queries // -(-queries // step))  # runs of about one length
+    step += -step % ALIGNED if step > ALIGNED else 0
     for first in range(0, queries, step):
         rows = slice(first, min(first + step, queries))
         seen = slice(keys - queries + rows.stop if given.selection.causal else keys)

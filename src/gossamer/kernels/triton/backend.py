@@ -7,6 +7,7 @@ Spans that take queries in another order are launches of their own. Each continu
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -109,6 +110,14 @@ def without_gpu(device: torch.device) -> str | None:
     if device.type == "cpu" and _interpreting():
         return None
     return f"tensors are on {device}; it needs a CUDA or ROCm GPU (or Triton's interpreter)"
+
+
+@lru_cache(maxsize=64)
+def shared_memory(device: torch.device) -> int:
+    """Bytes of it that a program may have on a GPU."""
+    from triton.runtime.driver import driver
+
+    return driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
 
 
 def _interpreting() -> bool:

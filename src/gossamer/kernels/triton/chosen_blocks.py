@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..devices import shared_memory
 from ..indexed import Inputs, Returning
-from .backend import on, without_gpu
+from .backend import on, shared_memory, without_gpu
 
 if TYPE_CHECKING:
     from .block_choices import TritonChosen

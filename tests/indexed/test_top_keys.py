@@ -70,13 +70,10 @@ def test_short_sequences_are_scored_together(monkeypatch: pytest.MonkeyPatch) ->
     score = TILED_SCORES.score
     monkeypatch.setattr(TILED_SCORES, "score", lambda index: (parts.append(index.q.shape), score(index))[1])
     q, k, weights, _ = draw(Case(queries=300, keys=300, batch=32, heads=1), torch.float32)
-    found = top_keys(q, k, weights, 10)
-    assert [(shape[0], shape[2]) for shape in parts] == 4 * [(7, 128), (7, 128), (7, 44)] + [
-        (4, 128),
-        (4, 128),
-        (4, 44),
-    ]
-    assert torch.equal(found[:1], top_keys(q[:1], k[:1], weights[:1], 10))
+    found = top_keys(q, k, weights, 28)
+    wanted = [(rows, queries) for rows in (7, 7, 7, 7, 4) for queries in (128, 128, 44)]
+    assert [(shape[0], shape[2]) for shape in parts] == wanted
+    assert torch.equal(found[:1], top_keys(q[:1], k[:1], weights[:1], 28))
 
 
 @pytest.mark.parametrize(("keys", "wanted"), [(150, 120), (500, 80), (900, 40), (1100, 36), (4001, 9), (50_000, 1)])

@@ -64,6 +64,18 @@ def test_no_part_is_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> No
     assert parts[0][2] < 20, "keys behind every query of a part are not scored"
 
 
+def test_short_sequences_are_scored_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many scores at a time as numbers are returned, and still without what no query of a part may see."""
+    parts: list[tuple[int, ...]] = []
+    score = TILED_SCORES.score
+    monkeypatch.setattr(TILED_SCORES, "score", lambda index: (parts.append(index.q.shape), score(index))[1])
+    q, k, weights, _ = draw(Case(queries=300, keys=300, batch=32, heads=1), torch.float32)
+    found = top_keys(q, k, weights, 28)
+    wanted = [(rows, queries) for rows in (7, 7, 7, 7, 4) for queries in (128, 128, 44)]
+    assert [(shape[0], shape[2]) for shape in parts] == wanted
+    assert torch.equal(found[:1], top_keys(q[:1], k[:1], weights[:1], 28))
+
+
 @pytest.mark.parametrize(("keys", "wanted"), [(150, 120), (500, 80), (900, 40), (1100, 36), (4001, 9), (50_000, 1)])
 def test_parts_are_by_the_measure_wherever_it_fits(keys: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any length, within what may be held: 40,000 scores, and multiples of 40 queries if these have not more."""

@@ -14,6 +14,7 @@ from gossamer.selectors.selection import Selection
 
 triton = pytest.importorskip("triton", reason="the kernels need Triton to compile")
 
+from gossamer.kernels.hopper.index_scores import segments_of  # noqa: E402
 from tests.kernels import sm90  # noqa: E402
 
 if triton.knobs.runtime.interpret:
@@ -91,3 +92,10 @@ def test_the_kernel_of_an_index_fits_hopper(name: str) -> None:
         HOPPER_SCORES.score(Indexed(q, k, torch.zeros(1, 40, heads), visible, relu, scales))
     assert [fault for kernel in kernels for fault in kernel.faults] == []
     assert len(kernels) == 1
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3, 255, 256, 257, 512, 1000, 2048, 2049, 16384])
+def test_segments_hold_all_tiles_and_are_of_one_length(tiles: int) -> None:
+    segments, length = segments_of(tiles)
+    assert 2 <= length <= 256 and segments * length >= tiles
+    assert tiles <= 256 or segments * length - tiles < segments, "only the last tiles of a segment may be missing"

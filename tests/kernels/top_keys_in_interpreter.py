@@ -6,6 +6,8 @@ in float16 there, as on GPUs without instructions for them.
 
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import replace
 from functools import partial
 
@@ -25,6 +27,14 @@ BY_TRITON = partial(check_definition, backend="triton")
 SMALL = {name: replace(case, queries=min(case.queries, 12), batch=1) for name, case in CASES.items()}
 
 
+def score_of(key: int) -> float:
+    """The score whose key this is, given as a signed number."""
+    key &= 0xFFFFFFFF
+    if key <= 0x007FFFFF:
+        return -math.inf
+    return struct.unpack("f", struct.pack("I", key ^ (0x80000000 if key >= 0x80000000 else 0xFFFFFFFF)))[0]
+
+
 def check_ways() -> None:
     """Rows whose bound is good, equals what is last chosen, lets too few through, or too many: all come about."""
     count, keys, ways = 8, 600, set()
@@ -32,8 +42,8 @@ def check_ways() -> None:
         scores, visible = scores_of(kind, 4, keys), torch.full((4,), keys, dtype=torch.int32)
         found = SHORT.narrowed(scores, visible, count)
         room = found.held.shape[1]
-        for held, above in zip(found.not_below.tolist(), found.above.tolist(), strict=True):
-            bound_is_last = held >= count > above
+        for row, bound, held in zip(scores, found.bounds.tolist(), found.not_below.tolist(), strict=True):
+            bound_is_last = held >= count > (row > score_of(bound)).sum()
             good = "put aside" if held <= room else "ties" if bound_is_last else "too many"
             ways.add("too few" if held < count else good)
         check_selection(SHORT.select, kind, keys=keys, count=count)

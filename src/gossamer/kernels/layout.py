@@ -15,6 +15,12 @@ def empty_results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return empty_beside(q, v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
+def empty_by_token(q: Tensor, width: int) -> Tensor:
+    """An empty [B, H, Q, width] whose heads lie inside its queries, as they pass into the next projection."""
+    batch, heads, queries, _ = q.shape
+    return q.new_empty(batch, queries, heads, width).transpose(1, 2)
+
+
 def empty_beside(x: Tensor, width: int) -> Tensor:
     """An empty [B, H, N, width] without gaps, its heads inside its positions where `x` [B, H, N, D] has them so."""
     batch, heads, length, _ = x.shape

@@ -15,7 +15,7 @@ from ..kernels.block_choices.road import Blocks
 from ..kernels.hopper.chosen_blocks import HOPPER_BLOCKS
 from ..kernels.hopper.indexed import HOPPER_INDEXED
 from ..kernels.indexed import Inputs, Returning, Road
-from ..kernels.layout import beside, empty_beside
+from ..kernels.layout import beside, empty_beside, empty_by_token
 from ..kernels.problem import Saved, Softmax, Unsupported
 from ..kernels.sinks import sink_gradient
 from ..kernels.tiled.indexed import TILED_INDEXED
@@ -100,7 +100,7 @@ def _by_token(out: Tensor) -> Tensor:
 def _shapes(q: Tensor, k: Tensor, v: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
     batch, heads, queries, _ = q.shape
     lse = q.new_empty(batch, heads, queries, dtype=torch.promote_types(q.dtype, torch.float32))
-    return q.new_empty(batch, queries, heads, others[6]).transpose(1, 2), lse
+    return empty_by_token(q, others[6]), lse
 
 
 @torch.library.register_fake("gossamer::attend_indexed_backward")

@@ -102,8 +102,10 @@ def _top_keys(
     with own_dtypes(q.device):
         index = indexed(q, k, weights, visible, relu=relu, causal=causal, precision=precision)
         _, scorer, selector = road(ready(index.part(slice(0), slice(0), keys), precision), backend)
-        most = max(1, min(max(count, FEWEST_QUERIES), scorer.most_scores // keys))
-        for rows, some in _parts(batch, queries, most, scorer.together(index)):
+        held = scorer.most_scores // keys
+        step = max(1, min(max(count, FEWEST_QUERIES), held))
+        step = step // scorer.together(index) * scorer.together(index) or step
+        for rows, some in _parts(batch, queries, step, min(held, batch * queries * count // keys)):
             seen = min(keys, max(keys - queries + some.stop, 0)) if causal else keys
             if seen:
                 part = ready(index.part(rows, some, seen), precision)
@@ -112,13 +114,12 @@ def _top_keys(
     return found
 
 
-def _parts(batch: int, queries: int, most: int, together: int) -> Iterator[tuple[slice, slice]]:
-    """Sequences and queries that are scored at a time: at most so many queries, multiples of `together` if one fits."""
-    most = most // together * together or most
-    rows = max(1, most // queries)
+def _parts(batch: int, queries: int, step: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Sequences and queries that are scored at a time: so many queries, of as many sequences as make `most` of them."""
+    rows = max(1, most // min(step, queries))
     for row in range(0, batch, rows):
-        for first in range(0, queries, most):
-            yield slice(row, min(row + rows, batch)), slice(first, min(first + most, queries))
+        for first in range(0, queries, step):
+            yield slice(row, min(row + rows, batch)), slice(first, min(first + step, queries))
 
 
 @torch.library.register_fake("gossamer::top_keys")

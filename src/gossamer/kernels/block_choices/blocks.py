@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..layout import empty_beside, empty_results
+from ..layout import empty_beside, empty_by_token
 from ..rows import Matrix
 from .configs import ChosenConfig, chosen_config
 from .joins import join_keys, join_pieces, join_queries
@@ -82,7 +82,8 @@ class ChosenBlocks(ABC):
 
     def forward(self, sinks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp)."""
-        out, lse = empty_results(self.q, self.v)
+        out = empty_by_token(self.q, self.v.shape[3])
+        lse = self.q.new_empty(self.q.shape[:3], dtype=torch.float32)
         shared, own = self.choices.shared(self.sharing)
         rare = self.choices.rare(self.sharing, shared.complete)
         self._forward_tiles(self._seen_values(rare), out, lse, sinks, (shared, own))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..indexed import Inputs, Returning
-from ..layout import empty_beside
+from ..layout import empty_beside, empty_by_token
 from .requirements import ALIGNED, queries_at_once, unfit
 
 
@@ -55,7 +55,7 @@ class Blocks:
         way, q = self.way(given), given.q
         if q.shape[2] <= queries_at_once(given):
             return way.forward(given)
-        out, lse = empty_beside(q, given.value_width), q.new_empty(q.shape[:3], dtype=given.wide)
+        out, lse = empty_by_token(q, given.value_width), q.new_empty(q.shape[:3], dtype=given.wide)
         for rows, run in runs_of(given):
             out[:, :, rows], lse[:, :, rows] = way.forward(run)
         return out, lse

@@ -28,7 +28,7 @@ MOST_COLUMNS, MOST_QUERIES = 256, 16
 """Heads of queries, and queries, that meet a tile of keys at once: the widest matrix instruction, and what registers
 take."""
 
-SEGMENT = gl.constexpr(128)
+SEGMENT = 256
 """Tiles of keys that an item takes at most."""
 
 NAN = gl.constexpr(tl.PropagateNan.ALL)
@@ -40,6 +40,9 @@ way to registers that go to others."""
 
 SLOTS = {1: 8, 2: 4}
 """Tiles of keys on their way, by the bytes of an element."""
+
+Q_SLOTS = gl.constexpr(2)
+"""Tiles of queries: the next item's are there when it begins."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ def queries_together(heads: int) -> int:
     return min(MOST_QUERIES, MOST_COLUMNS // heads)
 
 
+def segments_of(tiles: int) -> tuple[int, int]:
+    """(segments of so many tiles of keys, tiles of each): as few as `SEGMENT` allows, and of one length."""
+    segments = -(-tiles // SEGMENT)
+    return segments, max(FEWEST.value, -(-tiles // segments))
+
+
 class Work(NamedTuple):
     """Every few queries, in each segment of keys, are an item."""
 
@@ -77,6 +86,8 @@ class Work(NamedTuple):
     """Scores from one query to the next."""
     tiles: gl.tensor
     segments: gl.tensor
+    length: gl.tensor
+    """Tiles of keys in each segment."""
     items: gl.tensor
 
 
@@ -93,11 +104,13 @@ class Item(NamedTuple):
 def _item(turn, work, config: gl.constexpr):
     QUERIES: gl.constexpr = config.queries
     number = gl.program_id(0) + turn * gl.num_programs(0)
-    segment, place = number % work.segments, number // work.segments
+    place = number // work.segments
+    # A program has another segment each turn: the last ones hold fewer keys that are seen.
+    segment = (number + place * work.segments // gl.num_programs(0)) % work.segments
     batch, query = place // work.tiles, place % work.tiles * QUERIES
     seen = gl.load(work.seen + place)
-    first = segment * SEGMENT
-    return Item(batch, query, first, gl.minimum(gl.maximum(gl.cdiv(seen, TILE) - first, FEWEST), SEGMENT))
+    first = segment * work.length
+    return Item(batch, query, first, gl.minimum(gl.maximum(gl.cdiv(seen, TILE) - first, FEWEST), work.length))
 
 
 @gluon.jit
@@ -111,10 +124,10 @@ def _producer(q, k, work, room, config: gl.constexpr):
     SLOTS: gl.constexpr = config.slots
     done = 0
     for turn in range(_turns_of(work)):
-        item = _item(turn, work, config)
-        mbarrier.wait(q_empty.index(0), (turn & 1) ^ 1)
-        mbarrier.expect(q_full.index(0), q.block_type.nbytes)
-        tma.async_copy_global_to_shared(q, [item.batch, item.query, 0, 0], q_full.index(0), q_tiles.index(0))
+        item, own = _item(turn, work, config), slot(turn, Q_SLOTS)
+        mbarrier.wait(q_empty.index(own), phase(turn, Q_SLOTS) ^ 1)
+        mbarrier.expect(q_full.index(own), q.block_type.nbytes)
+        tma.async_copy_global_to_shared(q, [item.batch, item.query, 0, 0], q_full.index(own), q_tiles.index(own))
         for tile in range(item.tiles):
             i = done + tile
             mbarrier.wait(empty.index(slot(i, SLOTS)), phase(i, SLOTS) ^ 1)
@@ -178,25 +191,28 @@ def _consumer(weights, key_scales, scores, work, room, config: gl.constexpr, c: 
         exists = column < (work.queries - item.query) * config.heads
         row = (item.batch.to(gl.int64) * work.queries + item.query) * config.heads
         w = gl.load(weights + row + column, mask=exists, other=0.0)
-        mbarrier.wait(q_full.index(0), turn & 1)
-        q = q_tiles.index(0).reshape((COLUMNS, WIDTH)).permute((1, 0))
+        own = slot(turn, Q_SLOTS)
+        mbarrier.wait(q_full.index(own), phase(turn, Q_SLOTS))
+        q = q_tiles.index(own).reshape((COLUMNS, WIDTH)).permute((1, 0))
         skipped = (c + done) & 1
         given = (scores, key_scales, q, w, item, work)
         _tile(given, room, done, skipped, config)
         for n in range(1, (item.tiles - skipped + 1) // 2):
             _tile(given, room, done, skipped + 2 * n, config)
-        mbarrier.arrive(q_empty.index(0), count=1)
+        mbarrier.arrive(q_empty.index(own), count=1)
         done += item.tiles
     settle()
 
 
-@gluon.jit(do_not_specialize=["queries", "keys", "apart", "tiles", "segments", "items"])
+@gluon.jit(do_not_specialize=["queries", "keys", "apart", "tiles", "segments", "length", "items"])
 def _kernel(
-    q, k, weights, seen, key_scales, scores, queries, keys, apart, tiles, segments, items, config: gl.constexpr
+    q, k, weights, seen, key_scales, scores, queries, keys, apart, tiles, segments, length, items,
+    config: gl.constexpr,
 ):  # fmt: skip
     SLOTS: gl.constexpr = config.slots
-    room = (buffers(q, 1), barriers(1, 1), barriers(1, 2), buffers(k, SLOTS), barriers(SLOTS, 1), barriers(SLOTS, 1))
-    work = Work(seen, queries, keys, apart, tiles, segments, items)
+    q_tiles, q_full, q_empty = buffers(q, Q_SLOTS), barriers(Q_SLOTS, 1), barriers(Q_SLOTS, 2)
+    room = (q_tiles, q_full, q_empty, buffers(k, SLOTS), barriers(SLOTS, 1), barriers(SLOTS, 1))
+    work = Work(seen, queries, keys, apart, tiles, segments, length, items)
     gl.warp_specialize(
         [
             (_consumer, (weights, key_scales, scores, work, room, config, 0)),
@@ -240,11 +256,11 @@ def _prepared(operands: Operands, relu: bool) -> Launch:
     config = IndexConfig(heads, SLOTS[size], relu, 32 // size)
     turned = q.transpose(1, 2)
     tiles = -(-queries // config.queries)
-    segments = -(-k.shape[2] // (TILE.value * SEGMENT.value))
+    segments, length = segments_of(-(-k.shape[2] // TILE.value))
     items = batch * tiles * segments
     arguments = (
         _tiles(q, turned.shape, turned.stride(), [1, config.queries, heads, width]),
         _tiles(k, k.shape, k.stride(), [1, 1, TILE.value, width]),
-        *(weights, seen, key_scales, scores, queries, k.shape[2], scores.stride(1), tiles, segments, items),
+        *(weights, seen, key_scales, scores, queries, k.shape[2], scores.stride(1), tiles, segments, length, items),
     )
     return Launch(_kernel, items, arguments, (config,))

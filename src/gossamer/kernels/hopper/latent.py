@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..devices import made_current, multiprocessors
 from ..indexed import Inputs, Returning
+from ..layout import empty_beside, empty_by_token
 from .descriptors import addressable
 from .latent_backward_keys import latent_backward_keys
 from .latent_backward_queries import latent_backward_queries
@@ -32,7 +33,7 @@ def forward(given: Inputs) -> tuple[Tensor, Tensor]:
     """(out, natural log-sum-exp), as `Road` says."""
     q, k = given.q, given.k
     batch, heads, queries, _ = q.shape
-    out = q.new_empty(batch, queries, heads, VALUE).transpose(1, 2)
+    out = empty_by_token(q, VALUE)
     lse = q.new_empty(batch, heads, queries, dtype=torch.float32)
     if not lse.numel():
         return out, lse
@@ -48,11 +49,10 @@ def forward(given: Inputs) -> tuple[Tensor, Tensor]:
 def backward(given: Inputs, come: Returning) -> tuple[Tensor, Tensor]:
     """Gradients of q and k."""
     q, k = given.q, given.k
-    batch, heads, queries, _ = q.shape
-    dq = q.new_empty(batch, queries, heads, WIDTH).transpose(1, 2)
+    dq = empty_beside(q, WIDTH)
     if not come.lse.numel():
         return dq, torch.zeros_like(k)
-    packing = Packing.of(heads)
+    packing = Packing.of(q.shape[1])
     with made_current(q.device):
         lists, blind = group_lists(given.selection, k.shape[2], packing.queries)
         latents, grad_out = _rows(k), _seeing(addressable(come.grad_out), blind)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..dropout import keep_pairs
 from ..indexed import Inputs, Returning
+from ..layout import empty_by_token
 from .indexed_layouts import Layout, Seen
 
 
@@ -27,7 +28,7 @@ class Tiled:
     def forward(self, given: Inputs) -> tuple[Tensor, Tensor]:
         """(out, log-sum-exp), as `Road` says."""
         batch, heads, queries, _ = given.q.shape
-        out = given.q.new_empty(batch, queries, heads, given.value_width).transpose(1, 2)
+        out = empty_by_token(given.q, given.value_width)
         lse = given.q.new_empty(batch, heads, queries, dtype=given.wide)
         layout = Layout.of(given)
         for first in range(0, queries, layout.step):

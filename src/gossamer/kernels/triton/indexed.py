@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..indexed import Inputs, Returning
 from ..inverse_lists import Rows, canonical, inverse_lists
-from ..layout import empty_beside
+from ..layout import empty_beside, empty_by_token
 from .backend import on, without_gpu
 from .indexed_configs import Kernel, config, widest
 from .row_sums import Lists, RowSums, launch, up_to_power
@@ -46,7 +46,7 @@ class Triton:
         from .indexed_forward import indexed_forward
 
         batch, heads, queries, _ = given.q.shape
-        out = given.q.new_empty(batch, queries, heads, given.value_width).transpose(1, 2)
+        out = empty_by_token(given.q, given.value_width)
         lse = given.q.new_empty(batch, heads, queries, dtype=torch.float32)
         work = Work.of(given)
         sinks = None if given.sinks is None else given.sinks.contiguous()

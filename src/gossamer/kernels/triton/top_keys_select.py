@@ -35,10 +35,9 @@ class Narrowed(NamedTuple):
     """int32 [R]: a key, whose bits are those of an unsigned number."""
     not_below: Tensor
     """int32 [R]: how many of a row's keys are not below its bound."""
-    above: Tensor
-    """int32 [R]: how many are above it."""
     held: Tensor
-    """int64 [R, room]: the keys that are not below, as far as there is room, with their positions in the low bits."""
+    """int64 [R, room]: the scores whose keys are not below, as far as there is room, with their positions in the low
+    bits."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,14 @@ class RowSelection:
     def narrowed(self, scores: Tensor, visible: Tensor, count: int) -> Narrowed:
         """What the first two launches leave, on the current device."""
         rows, sizes = len(scores), self._sizes(scores, count)
-        bounds, not_below, above = torch.empty(3, rows, dtype=torch.int32, device=scores.device)
+        bounds, not_below = torch.empty(2, rows, dtype=torch.int32, device=scores.device)
         held = torch.empty(rows, sizes["ROOM"], dtype=torch.int64, device=scores.device)
         given = scores, scores.stride(0) // sizes["UNIT"], visible
         if rows:
             warps = min(max(sizes["SAMPLE"] // 256, 1), 16)  # eight scores a thread
             _sample[(rows,)](*given, bounds, count, **sizes, num_warps=warps)
-            _narrow[(rows,)](*given, bounds, not_below, above, held, **sizes, TILE=self.tile, EACH=VECTOR, num_warps=4)
-        return Narrowed(bounds, not_below, above, held)
+            _narrow[(rows,)](*given, bounds, not_below, held, **sizes, TILE=self.tile, EACH=VECTOR, num_warps=4)
+        return Narrowed(bounds, not_below, held)
 
     def _sizes(self, scores: Tensor, count: int) -> dict[str, int]:
         """What is fixed when a kernel is compiled: there is room for what a bound may let through, and for more by
@@ -136,10 +135,10 @@ def _sample(scores, apart, visible, bounds, count, SAMPLE: tl.constexpr, ROOM: t
 
 @triton.jit
 def _narrow(
-    scores, apart, visible, bounds, not_below, above, held,
+    scores, apart, visible, bounds, not_below, held,
     SAMPLE: tl.constexpr, ROOM: tl.constexpr, UNIT: tl.constexpr, TILE: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """Puts aside the keys of a row that are not below its bound, as far as there is room, and counts them all.
+    """Puts aside the scores of a row that are not below its bound, as far as there is room, and counts them all.
 
     A thread has `EACH` scores that stand side by side, and adds them up before threads add theirs: few do per tile.
     """
@@ -148,25 +147,28 @@ def _narrow(
     if seen > tl.maximum(ROOM, SAMPLE):
         scores += row * apart * UNIT
         held += row * ROOM
-        bound = tl.load(bounds + row).to(tl.uint32, bitcast=True)
-        least = _score_of(bound)
-        from_the_lowest = bound <= BELOW_ALL
+        least = _score_of(tl.load(bounds + row).to(tl.uint32, bitcast=True))
         before = 0
-        larger = tl.zeros((TILE // EACH,), tl.int32)
         inside = EACH * tl.arange(0, TILE // EACH)[:, None] + tl.arange(0, EACH)[None, :]
-        for first in tl.range(0, seen, TILE, num_stages=4):
-            at = first + inside
-            score = tl.load(scores + at, mask=at < tl.cdiv(seen, UNIT) * UNIT, other=float("-inf"))
-            kept = (score >= least) & (at < seen)
-            counted = kept.to(tl.int32)
-            own = tl.sum(counted, 1)
-            place = before + (tl.cumsum(own, 0) - own)[:, None] + tl.cumsum(counted, 1) - 1
-            key = (_ordered_number(score).to(tl.int64) << 32) | at
-            tl.store(held + place, key, mask=kept & (place < ROOM))
-            larger += tl.sum((kept & ((score > least) | from_the_lowest)).to(tl.int32), 1)
-            before += tl.sum(own, 0)
+        whole = seen // TILE * TILE
+        for first in tl.range(0, whole, TILE, num_stages=4):
+            score = tl.load(scores + first + inside)
+            before = _put_aside(held, score, score >= least, first + inside, before, ROOM)
+        at = whole + inside
+        score = tl.load(scores + at, mask=at < tl.cdiv(seen, UNIT) * UNIT, other=float("-inf"))
+        before = _put_aside(held, score, (score >= least) & (at < seen), at, before, ROOM)
         tl.store(not_below + row, before)
-        tl.store(above + row, tl.sum(larger, 0))
+
+
+@triton.jit
+def _put_aside(held, score, kept, at, before, ROOM: tl.constexpr):
+    """Writes the kept ones of a tile behind those `before`, and says how many there are now."""
+    counted = kept.to(tl.int32)
+    own = tl.sum(counted, 1)
+    place = before + (tl.cumsum(own, 0) - own)[:, None] + tl.cumsum(counted, 1) - 1
+    item = (score.to(tl.int32, bitcast=True).to(tl.int64) << 32) | at
+    tl.store(held + place, item, mask=kept & (place < ROOM))
+    return before + tl.sum(own, 0)
 
 
 @triton.jit
@@ -178,7 +180,7 @@ def _score_of(key):
 
 @triton.jit
 def _select(
-    scores, apart, visible, bounds, not_below, above, held, found, count,
+    scores, apart, visible, bounds, not_below, held, found, count,
     SAMPLE: tl.constexpr, ROOM: tl.constexpr, UNIT: tl.constexpr, NARROWED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Writes where the best of a row stand."""
@@ -191,9 +193,11 @@ def _select(
     larger, held_keys, known = 0, 0, 0
     if NARROWED:  # noqa: SIM102  the one is known when it is compiled, the other is not
         if seen > tl.maximum(ROOM, SAMPLE):
-            held_keys, larger = tl.load(not_below + row), tl.load(above + row)
-            least = tl.load(bounds + row).to(tl.uint32, bitcast=True)
-            known = ((larger < count) & (held_keys >= count)).to(tl.int32)  # it is the last chosen
+            held_keys = tl.load(not_below + row)
+            if held_keys > ROOM:  # most of them may be alike
+                least = tl.load(bounds + row).to(tl.uint32, bitcast=True)
+                larger = _larger(scores, seen, least, UNIT, TILE)
+                known = (larger < count).to(tl.int32)  # the bound is the last chosen
     if (held_keys >= count) & (held_keys <= ROOM):
         least, larger = _ranked(held, held_keys, count, True, 1, TILE)
         written = _write(held, held_keys, least, count - larger, found, True, 1, TILE)
@@ -216,7 +220,7 @@ def _ranked(source, length, rank, HELD: tl.constexpr, UNIT: tl.constexpr, TILE: 
         for first in tl.range(0, length, TILE):
             at = first + tl.arange(0, TILE)
             if HELD:
-                key = (tl.load(source + at, mask=at < length, other=0) >> 32).to(tl.uint32)
+                key = _ordered_number(_score_in(tl.load(source + at, mask=at < length, other=0)))
             else:
                 key = _ordered_scores(source, at, length, UNIT)
             alike = at < length
@@ -226,6 +230,15 @@ def _ranked(source, length, rank, HELD: tl.constexpr, UNIT: tl.constexpr, TILE: 
         found, above = _digit(counts, rank, above)
         least |= found.to(tl.uint32) << (24 - 8 * digit)
     return least, above
+
+
+@triton.jit
+def _larger(scores, length, key, UNIT: tl.constexpr, TILE: tl.constexpr):
+    """How many of a row's keys are above one."""
+    found = tl.zeros((TILE,), tl.int32)
+    for first in tl.range(0, length, TILE):
+        found += (_ordered_scores(scores, first + tl.arange(0, TILE), length, UNIT) > key).to(tl.int32)
+    return tl.sum(found, 0)
 
 
 @triton.jit
@@ -246,7 +259,7 @@ def _write(source, length, least, equal, found, HELD: tl.constexpr, UNIT: tl.con
         position = at
         if HELD:
             given = tl.load(source + at, mask=at < length, other=0)
-            key, position = (given >> 32).to(tl.uint32), given.to(tl.int32)
+            key, position = tl.where(at < length, _ordered_number(_score_in(given)), 0), given.to(tl.int32)
         else:
             key = _ordered_scores(source, at, length, UNIT)
         is_larger, is_equal = key > least, (key == least) & (key > 0)
@@ -259,6 +272,12 @@ def _write(source, length, least, equal, found, HELD: tl.constexpr, UNIT: tl.con
         larger_before += both & 0xFFFF
         equal_before += both >> 16
     return larger_before + tl.minimum(equal_before, equal)
+
+
+@triton.jit
+def _score_in(held):
+    """The score of what was put aside."""
+    return (held >> 32).to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -25,12 +25,12 @@ def save_chart(record: dict[str, Any], path: Path) -> None:
     )
     rows = [row for row in record["sweep"] if not row.get("turned")]
     swept.semilogx([row["keys"] for row in rows], [row["loss"] for row in rows], "o-", label="not adapted", base=2)
-    for style, (name, loss) in zip(("--", "-.", "-", ":"), record["losses"].items(), strict=True):
-        swept.axhline(loss, linestyle=style, color="C7", linewidth=1)
-        swept.annotate(name, (rows[0]["keys"], loss), fontsize=7, va="bottom")
+    for number, (name, loss) in enumerate(record["losses"].items(), 1):
+        swept.axhline(loss, linestyle="--", color=f"C{number}", linewidth=1, label=name)
     swept.set(xlabel="keys to a query", ylabel="test loss, nats a byte", title="What fewer keys cost")
     for axes in (divergence, found, swept):
         axes.grid(alpha=0.3)
-    divergence.legend(fontsize=8)
+    for axes in (divergence, swept):
+        axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

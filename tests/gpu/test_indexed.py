@@ -196,6 +196,26 @@ def test_scores_and_mass_at_chosen_keys_are_the_definition(name: str, dtype: tor
     chosen_checks.check_mass(AT_CHOSEN[name], dtype, "cuda")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("heads", [1, 64, 72, 128])
+@pytest.mark.parametrize("chosen", [1, 64, 70, 200])
+def test_the_mass_at_chosen_latents_is_the_definition_on_hopper(heads: int, chosen: int, dtype: torch.dtype) -> None:
+    sizes = Sizes(heads=heads, queries=150, keys=300, width=576, chosen=chosen, causal=True)
+    chosen_checks.check_mass(sizes, dtype, "cuda", backend="hopper")
+
+
+def test_the_mass_on_hopper_repeats_and_leaves_out_what_sees_nothing_and_what_is_hidden() -> None:
+    problem = draw(Sizes(heads=128, queries=150, keys=300, width=576, chosen=70).case, torch.bfloat16, "cuda")
+    lse = torch.randn(problem.q.shape[:3], device="cuda") + 4.0
+    lse[0, :, 5], lse[1, 3:] = -torch.inf, -torch.inf
+    problem.k[:, :, 7] = torch.nan
+    indices = torch.where(problem.selection.indices == 7, -1, problem.selection.indices)
+    given = problem.q, problem.k, lse, replace(problem.selection, indices=indices)
+    once, again = (attention_mass(*given, backend="hopper") for _ in range(2))
+    assert torch.equal(once, again) and not once[0, 5].any()
+    torch.testing.assert_close(once, attention_mass(*given, backend="triton"), rtol=1e-4, atol=1e-7)
+
+
 def test_scores_at_chosen_keys_repeat_to_the_bit() -> None:
     once, again = (chosen_checks.run_scores(AT_CHOSEN["an indexer"], torch.bfloat16, "cuda", None)[0] for _ in range(2))
     assert all(map(torch.equal, once, again))

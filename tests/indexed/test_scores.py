@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gossamer.indexed import Selection, attend_indexed, attention_mass, index_scores, top_keys
+from gossamer.kernels.problem import Unsupported
 from gossamer.kernels.tiled.chosen import ELEMENTS
 from tests.chosen_checks import SIZES, Sizes, check_hidden_numbers, check_mass, check_scores, run_scores, standing
 from tests.indexed_checks import draw
@@ -154,6 +155,15 @@ def test_what_does_not_fit_is_named(said: str) -> None:
     with pytest.raises(ValueError) as raised:
         index_scores(**given | WRONG[said])
     assert str(raised.value).replace(" on cpu;", ";").startswith(said)
+
+
+def test_a_road_to_the_mass_is_named_or_raises() -> None:
+    q, k, lse = torch.zeros(1, 2, 3, 4), torch.zeros(1, 1, 3, 4), torch.zeros(1, 2, 3)
+    selection = Selection(torch.zeros(1, 3, 2).int())
+    with pytest.raises(Unsupported, match="hopper: it needs a GPU"):
+        attention_mass(q, k, lse, selection, backend="hopper")
+    with pytest.raises(ValueError, match="give one of: triton, hopper, tiled"):
+        attention_mass(q, k, lse, selection, backend="fast")
 
 
 def test_mass_names_what_does_not_fit() -> None:

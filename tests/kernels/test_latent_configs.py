@@ -82,6 +82,19 @@ def test_rows_of_any_length_are_read_in_vectors(keys: int) -> None:
             assert scores.shape == (2, 7, keys) and RowSelection()._sizes(scores.flatten(0, 1), 5)["UNIT"] == 4
 
 
+def test_the_kernel_of_the_mass_fits_hopper() -> None:
+    from gossamer.kernels.chosen import Heads
+    from gossamer.kernels.hopper.latent_mass import latent_mass
+
+    for dtype, heads in ((BF16, 128), (FP16, 72)):
+        q, latents = torch.zeros(1, heads, 70, 576, dtype=dtype), torch.zeros(1, 1, 70, 576, dtype=dtype)
+        places = torch.zeros(1, 70, 200, dtype=torch.int32)
+        with sm90.hopper() as kernels:
+            found = latent_mass(Heads(q, latents, torch.zeros(1, heads, 70), places, 0.1))
+        assert [fault for kernel in kernels for fault in kernel.faults] == []
+        assert len(kernels) == 1 and found.shape == places.shape
+
+
 @pytest.mark.parametrize("name", INDICES)
 def test_the_kernel_of_an_index_fits_hopper(name: str) -> None:
     heads, width, dtype, relu = INDICES[name]

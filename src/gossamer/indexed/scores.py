@@ -81,7 +81,7 @@ def attention_mass(
         lse: The natural log-sum-exp that attention returned.
         selection: Single keys, one choice for all heads.
         scale: Factor on the scores, as attention had it; 1/sqrt(D) by default.
-        backend: "triton" or "tiled"; by default the first that accepts the problem.
+        backend: "triton", "tiled", or of latents 576 wide "hopper"; by default the first that accepts the problem.
 
     Raises:
         ValueError: Shapes, dtypes or devices that do not fit; the message names the argument and the fix.

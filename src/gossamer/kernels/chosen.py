@@ -45,7 +45,7 @@ class Heads(NamedTuple):
 
 
 class Road(Protocol):
-    """One way to compute them."""
+    """One way to compute an index's scores."""
 
     name: str
 
@@ -59,6 +59,16 @@ class Road(Protocol):
 
     def scores_backward(self, index: Index, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of q, k and the weights from that of the scores, whatever that is where no key stands."""
+        ...
+
+
+class MassRoad(Protocol):
+    """One way to tell where heads look."""
+
+    name: str
+
+    def refuses_mass(self, heads: Heads) -> str | None:
+        """Why it cannot tell of such heads, or None where it can."""
         ...
 
     def mass(self, heads: Heads) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ..kernels.chosen import Heads, Index, Road
+from ..kernels.chosen import Heads, Index, MassRoad, Road
+from ..kernels.hopper.chosen import HOPPER_MASS
 from ..kernels.inverse_lists import standing
 from ..kernels.layout import beside, empty_beside
 from ..kernels.problem import Unsupported
@@ -18,7 +20,10 @@ from ..selectors.selection import Selection
 from .boundary import LIBRARY, own_dtypes
 
 ROADS: tuple[Road, ...] = (TRITON_CHOSEN, TILED_CHOSEN)
-"""In the order in which they are tried."""
+MASS_ROADS: tuple[MassRoad, ...] = (TRITON_CHOSEN, HOPPER_MASS, TILED_CHOSEN)
+"""In the order in which they are tried: Hopper's by name alone, because nobody has timed it beside the others."""
+
+Named = TypeVar("Named", Road, MassRoad)
 
 _CHOICE = "Tensor indices, Tensor? mask, bool causal"
 torch.library.define(
@@ -36,19 +41,29 @@ torch.library.define(
 
 
 def road(q: Tensor, name: str | None = None) -> Road:
-    """The first road that takes such queries, or the one called `name`.
+    """The first road to scores that takes such queries, or the one called `name`: as `_first` says."""
+    return _first(ROADS, lambda each: each.refuses(q), name)
+
+
+def mass_road(heads: Heads, name: str | None = None) -> MassRoad:
+    """The first road that tells where such heads look, or the one called `name`: as `_first` says."""
+    return _first(MASS_ROADS, lambda each: each.refuses_mass(heads), name)
+
+
+def _first(roads: Sequence[Named], refusal: Callable[[Named], str | None], name: str | None) -> Named:
+    """The first road that does not refuse.
 
     Raises:
         ValueError: There is no road called `name`.
         Unsupported: The named road, or every one, refuses; the message gives the reasons.
     """
-    candidates = [each for each in ROADS if name in (None, each.name)]
+    candidates = [each for each in roads if name in (None, each.name)]
     if not candidates:
-        known = ", ".join(each.name for each in ROADS)
+        known = ", ".join(each.name for each in roads)
         raise ValueError(f"backend is {name!r}; give one of: {known}, or None to let Gossamer choose")
     refusals = {}
     for each in candidates:
-        reason = each.refuses(q)
+        reason = refusal(each)
         if reason is None:
             return each
         refusals[each.name] = reason
@@ -88,7 +103,8 @@ def _attention_mass(
     backend: str | None,
 ) -> Tensor:  # fmt: skip
     with own_dtypes(q.device):
-        mass = road(q, backend).mass(Heads(q, k, lse, _places(k, indices, mask, causal), scale))
+        heads = Heads(q, k, lse, _places(k, indices, mask, causal), scale)
+        mass = mass_road(heads, backend).mass(heads)
         return mass.div_(mass.sum(-1, keepdim=True).clamp_(min=torch.finfo(mass.dtype).tiny))
 
 

@@ -46,8 +46,12 @@ class Tiled:
             _add(dk, index.places[:, part], of_products.mT @ index.q[:, :, part].transpose(1, 2).to(index.wide))
         return dq, dk.to(index.k.dtype), dweights
 
+    def refuses_mass(self, heads: Heads) -> str | None:
+        """Never, as of scores."""
+        return None
+
     def mass(self, heads: Heads) -> Tensor:
-        """[B, Q, n], as `Road` says."""
+        """[B, Q, n], as `MassRoad` says."""
         q, k, places = heads.q, heads.k, heads.places
         wide, groups = torch.promote_types(q.dtype, torch.float32), k.shape[1]
         found = q.new_zeros(places.shape, dtype=wide)

@@ -69,8 +69,12 @@ class Triton:
                     sums.add(lists, lane, lanes, adds=some.first > 0)
         return dq, dk[:, 0].to(index.k.dtype), dweights
 
+    def refuses_mass(self, heads: Heads) -> str | None:
+        """The first thing that its kernel does not do."""
+        return self.refuses(heads.q)
+
     def mass(self, heads: Heads) -> Tensor:
-        """[B, Q, n], as `Road` says."""
+        """[B, Q, n], as `MassRoad` says."""
         from ..rows import Matrix, Vector
         from .chosen_scores import attention_mass
 

@@ -1,27 +1,21 @@
-"""Choices within rows, all keys as a choice, and what an indexer learns from a layer."""
+"""Places of all keys, and where sequences lie among them."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from gossamer import Causal, attend
-from gossamer.indexed import attend_latent
 from gossamer.nn.cache import KVCache
-from gossamer.nn.indexing import all_keys, located
+from gossamer.nn.indexing import all_places, located
 
 
-@pytest.mark.parametrize("within", [None, [[0, 20], [3, 17], [20, 20]]])
-@pytest.mark.parametrize("queries", [1, 7, 20])
-def test_all_keys_as_a_choice_are_all_keys(queries: int, within: list[list[int]] | None) -> None:
-    q, latents = torch.randn(3, 4, queries, 12).double(), torch.randn(3, 20, 12).double()
-    places = None if within is None else torch.tensor(within, dtype=torch.int32)
-    found = attend_latent(
-        q, latents, all_keys(3, queries, 20, places, q.device), value_width=8, scale=0.3, return_lse=True
-    )
-    k = latents[:, None]
-    right = attend(q, k, k[..., :8], Causal(), scale=0.3, within=places, return_lse=True)
-    torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-13)
+def test_places_of_all_keys_are_one_row_for_each_sequence() -> None:
+    places, outside = all_places(6, 2, None, torch.device("cpu"))
+    assert places.tolist() == [[0, 1, 2, 3, 4, 5]] and outside is None
+    within = torch.tensor([[0, 6], [1, 5], [6, 6]], dtype=torch.int32)
+    places, outside = all_places(6, 2, within, within.device)
+    assert places.dtype == torch.int32
+    assert places.tolist() == [[0, 1, 2, 3, 4, 5], [-1, 1, 2, 3, 4, -1], [-1] * 6]
+    assert outside is not None and outside.tolist() == [[[False, False]], [[False, True]], [[True, True]]]
 
 
 def test_sequences_are_located_by_the_cache_or_by_the_caller() -> None:

@@ -80,7 +80,7 @@ def test_short_sequences_are_scored_together(monkeypatch: pytest.MonkeyPatch) ->
 def test_few_queries_of_many_long_sequences_are_scored_together(
     queries: int, wanted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many queries at a time as of one sequence, as at decode: however few keys they choose of those that they see."""
+    """As many queries at a time as of one sequence, however few keys they choose of those that they see."""
     parts: list[int] = []
     score = TILED_SCORES.score
     monkeypatch.setattr(TILED_SCORES, "score", lambda index: (parts.append(index.q.shape[0]), score(index))[1])

@@ -107,6 +107,16 @@ def test_the_two_roads_agree() -> None:
     assert torch.equal(found, right)
 
 
+@pytest.mark.parametrize("precision", ["as given", "fp8 ue8m0"])
+@pytest.mark.parametrize(("queries", "count"), [(1, 50), (5, 50), (2500, 512), (2500, 2200)])
+def test_segments_of_keys_are_scored_as_the_portable_road_does(queries: int, count: int, precision: str) -> None:
+    """A few queries fill the device by short segments; of many, a program takes several segments in turn."""
+    q, k, weights, _ = draw(Case(queries, keys=20_001, heads=16, width=128, batch=3), torch.bfloat16, "cuda")
+    choose = partial(top_keys, q, k, weights, count, precision=precision)
+    found, right = (choose(backend=backend) for backend in ("hopper", "triton"))
+    assert torch.equal(found, right)
+
+
 def test_the_quick_road_is_taken() -> None:
     q, k, weights, _ = draw(BIG, torch.bfloat16, "cuda")
     assert road(indexed(q, k, weights, None, relu=True, causal=True, precision="as given")).name != "tiled"

@@ -76,6 +76,20 @@ def test_short_sequences_are_scored_together(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(found[:1], top_keys(q[:1], k[:1], weights[:1], 28))
 
 
+@pytest.mark.parametrize(("queries", "wanted"), [(1, [16]), (3, [16]), (50, [2] * 8), (90, [1] * 16)])
+def test_few_queries_of_many_long_sequences_are_scored_together(
+    queries: int, wanted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many queries at a time as of one sequence, however few keys they choose of those that they see."""
+    parts: list[int] = []
+    score = TILED_SCORES.score
+    monkeypatch.setattr(TILED_SCORES, "score", lambda index: (parts.append(index.q.shape[0]), score(index))[1])
+    q, k, weights, _ = draw(Case(queries=queries, keys=300, batch=16, heads=1), torch.float32)
+    found = top_keys(q, k, weights, 8)
+    assert parts == wanted
+    assert torch.equal(found[5:6], top_keys(q[5:6], k[5:6], weights[5:6], 8))
+
+
 @pytest.mark.parametrize(("keys", "wanted"), [(150, 120), (500, 80), (900, 40), (1100, 36), (4001, 9), (50_000, 1)])
 def test_parts_are_by_the_measure_wherever_it_fits(keys: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any length, within what may be held: 40,000 scores, and multiples of 40 queries if these have not more."""

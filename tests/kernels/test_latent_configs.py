@@ -107,8 +107,12 @@ def test_the_kernel_of_an_index_fits_hopper(name: str) -> None:
     assert len(kernels) == 1
 
 
+@pytest.mark.parametrize("places", [1, 16, 131, 132, 5000])
 @pytest.mark.parametrize("tiles", [1, 2, 3, 255, 256, 257, 512, 1000, 2048, 2049, 16384])
-def test_segments_hold_all_tiles_and_are_of_one_length(tiles: int) -> None:
-    segments, length = segments_of(tiles)
-    assert 2 <= length <= 256 and segments * length >= tiles
-    assert tiles <= 256 or segments * length - tiles < segments, "only the last tiles of a segment may be missing"
+def test_segments_hold_all_tiles_and_are_of_one_length(tiles: int, places: int) -> None:
+    segments, length = segments_of(tiles, places, 132)
+    assert 2 <= length <= 256 and (segments - 1) * length < tiles <= segments * length
+    if places >= 132:
+        assert segments == -(-tiles // 256) and (tiles <= 256 or segments * length - tiles < segments)
+    elif tiles >= 264:
+        assert segments * places * 2 > 132, "a few queries of many keys are work for most multiprocessors"

@@ -105,7 +105,7 @@ def _top_keys(
         held = scorer.most_scores // keys
         step = max(1, min(max(count, FEWEST_QUERIES), held))
         step = step // scorer.together(index) * scorer.together(index) or step
-        for rows, some in _parts(batch, queries, step, min(held, batch * queries * count // keys)):
+        for rows, some in _parts(batch, queries, step, max(step, min(held, batch * queries * count // keys))):
             seen = min(keys, max(keys - queries + some.stop, 0)) if causal else keys
             if seen:
                 part = ready(index.part(rows, some, seen), precision)
@@ -115,7 +115,7 @@ def _top_keys(
 
 
 def _parts(batch: int, queries: int, step: int, most: int) -> Iterator[tuple[slice, slice]]:
-    """Sequences and queries that are scored at a time: so many queries, of as many sequences as make `most` of them."""
+    """Sequences and queries that are scored at a time: `step` queries, of as many sequences as make `most` of them."""
     rows = max(1, most // min(step, queries))
     for row in range(0, batch, rows):
         for first in range(0, queries, step):

@@ -16,7 +16,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from ..devices import made_current
+from ..devices import made_current, multiprocessors
 from ..top_keys import Indexed, room_for
 from .configs import PAIR_REGISTERS, PAIR_WARPS
 from .descriptors import ELEMENT, Tiles, addressable
@@ -69,10 +69,12 @@ def queries_together(heads: int) -> int:
     return min(MOST_QUERIES, MOST_COLUMNS // heads)
 
 
-def segments_of(tiles: int) -> tuple[int, int]:
-    """(segments of so many tiles of keys, tiles of each): as few as `SEGMENT` allows, and of one length."""
-    segments = -(-tiles // SEGMENT)
-    return segments, max(FEWEST.value, -(-tiles // segments))
+def segments_of(tiles: int, places: int, programs: int) -> tuple[int, int]:
+    """(segments of so many tiles of keys, tiles of each): of one length, as few as `SEGMENT` allows, and more where
+    queries stand at fewer places than there are programs."""
+    most = max(-(-tiles // SEGMENT), -(-programs // places))
+    length = max(FEWEST.value, -(-tiles // most))
+    return -(-tiles // length), length
 
 
 class Work(NamedTuple):
@@ -256,7 +258,7 @@ def _prepared(operands: Operands, relu: bool) -> Launch:
     config = IndexConfig(heads, SLOTS[size], relu, 32 // size)
     turned = q.transpose(1, 2)
     tiles = -(-queries // config.queries)
-    segments, length = segments_of(-(-k.shape[2] // TILE.value))
+    segments, length = segments_of(-(-k.shape[2] // TILE.value), batch * tiles, multiprocessors(q.device))
     items = batch * tiles * segments
     arguments = (
         _tiles(q, turned.shape, turned.stride(), [1, config.queries, heads, width]),

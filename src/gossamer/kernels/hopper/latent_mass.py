@@ -99,7 +99,7 @@ def _producer(q, latents, places, work, room):
         item = _item(turn, work)
         mbarrier.wait(q_empty.index(0), (turn & 1) ^ 1)
         head = item.head + gl.arange(0, TILE, rows)
-        own = Latents(q.pointer + q.query.to(gl.int64) * item.query * VECTOR, q.head, q.batch)
+        own = Latents(q.pointer + item.query.to(gl.int64) * q.query * VECTOR, q.head, q.batch)
         gather(own, item.batch, head, head < work.heads, q_halves, q_rotary, 0)
         async_copy.mbarrier_arrive(q_full.index(0), increment_count=False)
         entries, _ = _placed(places, item, 0, work, rows)

@@ -86,11 +86,11 @@ def test_the_kernel_of_the_mass_fits_hopper() -> None:
     from gossamer.kernels.chosen import Heads
     from gossamer.kernels.hopper.latent_mass import latent_mass
 
-    for dtype, heads in ((BF16, 128), (FP16, 72)):
-        q, latents = torch.zeros(1, heads, 70, 576, dtype=dtype), torch.zeros(1, 1, 70, 576, dtype=dtype)
-        places = torch.zeros(1, 70, 200, dtype=torch.int32)
+    one = torch.zeros(3 * 576, dtype=BF16).as_strided((1, 3, 1, 576), (1728, 576, 8, 1))  # of one, strides mean nothing
+    for q in (torch.zeros(1, 128, 70, 576, dtype=BF16), torch.zeros(1, 72, 70, 576, dtype=FP16), one):
+        places = torch.zeros(1, q.shape[2], 200, dtype=torch.int32)
         with sm90.hopper() as kernels:
-            found = latent_mass(Heads(q, latents, torch.zeros(1, heads, 70), places, 0.1))
+            found = latent_mass(Heads(q, torch.zeros(1, 1, 70, 576, dtype=q.dtype), q[..., 0].float(), places, 0.1))
         assert [fault for kernel in kernels for fault in kernel.faults] == []
         assert len(kernels) == 1 and found.shape == places.shape
 

@@ -40,6 +40,17 @@ class Inputs:
         return torch.promote_types(self.q.dtype, torch.float32)
 
     @property
+    def extra(self) -> str | None:
+        """What there is that kernels for a mere softmax of scaled products do not do."""
+        if self.selection.mask is not None:
+            return "it takes no mask"
+        if self.softmax.softcap or self.softmax.dropout:
+            return "it has no softcap and no dropout"
+        if self.softmax.scale <= 0:
+            return f"the scale is {self.softmax.scale}; it takes a positive one"
+        return None
+
+    @property
     def position(self) -> int:
         """Where query 0 stands among the keys."""
         return self.k.shape[2] - self.q.shape[2]

@@ -102,9 +102,9 @@ def _top_keys(
     with own_dtypes(q.device):
         index = indexed(q, k, weights, visible, relu=relu, causal=causal, precision=precision)
         _, scorer, selector = road(ready(index.part(slice(0), slice(0), keys), precision), backend)
-        held = scorer.most_scores // keys
+        held, together = scorer.most_scores // keys, scorer.together(index)
         step = max(1, min(max(count, FEWEST_QUERIES), held))
-        step = step // scorer.together(index) * scorer.together(index) or step
+        step = step // together * together or step
         for rows, some in _parts(batch, queries, step, max(step, min(held, batch * queries * count // keys))):
             seen = min(keys, max(keys - queries + some.stop, 0)) if causal else keys
             if seen:

@@ -177,8 +177,8 @@ class ChosenBlocks(ABC):
 
     @property
     def tile(self) -> int:
-        """Queries of a tile: their rows fill the matrix instructions, and their bits fit a word."""
-        return max(1, min(32, self.config.rows // up_to_power(self.repeats)))
+        """Queries of a tile."""
+        return self.config.together(up_to_power(self.repeats))
 
     @property
     def group(self) -> dict[str, int]:

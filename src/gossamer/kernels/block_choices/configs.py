@@ -22,6 +22,10 @@ class ChosenConfig:
     scratch: int = 2 << 30
     """Bytes of pieces that are in memory at a time."""
 
+    def together(self, repeats: int) -> int:
+        """Queries of a tile, of so many heads, a power of two: their rows fill it, and their bits fit a word."""
+        return max(1, min(32, self.rows // repeats))
+
 
 HALF: dict[int, ChosenConfig] = {
     128: ChosenConfig(

@@ -12,6 +12,15 @@ def lane_in(heads, number):
 
 
 @triton.jit
+def queries_here(heads, queries, ROWS: tl.constexpr):
+    """(head of all batch rows, batch, head, query, whether it exists) of a program that has rows of one head."""
+    parts = tl.cdiv(queries, ROWS)
+    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    query = part * ROWS + tl.arange(0, ROWS)
+    return number, number // heads.count, number % heads.count, query, query < queries
+
+
+@triton.jit
 def last_seen(axes, query):
     """The last key that each query may see."""
     if axes.causal:

@@ -25,7 +25,7 @@ MOST_CHOSEN = 64
 def unfit(given: Inputs) -> str | None:
     """The first thing that these kernels do not do."""
     (batch, heads, queries, width), (_, key_heads, keys, _) = given.q.shape, given.k.shape
-    selection, softmax, chosen = given.selection, given.softmax, given.selection.indices.shape[3]
+    selection, chosen = given.selection, given.selection.indices.shape[3]
     size, repeats = selection.block_size, 1 << (heads // max(1, key_heads) - 1).bit_length()
     if size not in SIZES:
         return f"blocks of {size} keys are chosen; it takes blocks of {', '.join(map(str, SIZES))}"
@@ -35,12 +35,8 @@ def unfit(given: Inputs) -> str | None:
         return f"there are {queries} queries; it takes {FEWEST_QUERIES} or more"
     if given.v is None:
         return "it takes keys and values apart"
-    if selection.mask is not None:
-        return "it takes no mask"
-    if softmax.softcap or softmax.dropout:
-        return "it has no softcap and no dropout"
-    if softmax.scale <= 0:
-        return f"the scale is {softmax.scale}; it takes a positive one"
+    if given.extra is not None:
+        return given.extra
     if given.q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"inputs are {given.q.dtype}; it computes float32, bfloat16 and float16"
     if max(width, given.value_width) > WIDEST:
@@ -55,7 +51,7 @@ def unfit(given: Inputs) -> str | None:
         return f"{queries} queries choose {chosen} blocks each for {repeats} heads; more than it can number"
     if selection.causal and keys < queries and queries > queries_at_once(given):
         return f"there are {queries} queries and {keys} keys; of so many queries it takes no more than there are keys"
-    tiles = -(-queries // max(1, min(32, config.rows // repeats)))
+    tiles = -(-queries // config.together(repeats))
     if batch * selection.indices.shape[1] * tiles * -(-keys // size) > MOST_WORDS:
         return f"{queries} queries by {keys} keys; a table of tiles by blocks takes more than a gigabyte"
     return None

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from ..rows import load_tile, load_vector
+from ..block_choices.places import queries_here
+from ..rows import delta_at, load_vector
 
 ABSENT = tl.constexpr(2.0**100)
 """Stands for the log-sum-exp of a query that sees nothing: its probabilities become 0, and nothing becomes NaN."""
@@ -14,16 +15,8 @@ def prepare_auxiliary(
     out, grad_out, lse, grad_lse, aux, queries, heads, scale, ROWS: tl.constexpr, VALUE_WIDTH: tl.constexpr
 ):  # fmt: skip
     """Rows of 16: three parts of the log-sum-exp over the scale, and three of what `prepare` calls `deltas`."""
-    parts = tl.cdiv(queries, ROWS)
-    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    batch, head = number // heads.count, number % heads.count
-    query = part * ROWS + tl.arange(0, ROWS)
-    exists = query < queries
-    grad_tile = load_tile(grad_out, batch, head, query, exists, VALUE_WIDTH).to(tl.float32)
-    out_tile = load_tile(out, batch, head, query, exists, VALUE_WIDTH).to(tl.float32)
-    delta = tl.sum(grad_tile * out_tile, 1)
-    if grad_lse is not None:
-        delta -= load_vector(grad_lse, batch, head, query, exists)
+    number, batch, head, query, exists = queries_here(heads, queries, ROWS)
+    delta = delta_at(out, grad_out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
     peak = load_vector(lse, batch, head, query, exists)
     absent = peak == float("-inf")
     peak, delta = tl.where(absent, ABSENT, peak / scale)[:, None], tl.where(absent, 0.0, delta)[:, None]

@@ -21,7 +21,7 @@ from ..top_keys import Indexed, room_for
 from .configs import PAIR_REGISTERS, PAIR_WARPS
 from .descriptors import ELEMENT, Tiles, addressable
 from .launch import Launch, Operands, launch
-from .ring import TILE, barriers, phase, settle, slot
+from .ring import TILE, barriers, phase, settle, slot, turns_of
 from .sweep import buffers
 
 MOST_COLUMNS, MOST_QUERIES = 256, 16
@@ -116,16 +116,11 @@ def _item(turn, work, config: gl.constexpr):
 
 
 @gluon.jit
-def _turns_of(work):
-    return gl.cdiv(work.items - gl.program_id(0), gl.num_programs(0))
-
-
-@gluon.jit
 def _producer(q, k, work, room, config: gl.constexpr):
     q_tiles, q_full, q_empty, k_tiles, full, empty = room
     SLOTS: gl.constexpr = config.slots
     done = 0
-    for turn in range(_turns_of(work)):
+    for turn in range(turns_of(work)):
         item, own = _item(turn, work, config), slot(turn, Q_SLOTS)
         mbarrier.wait(q_empty.index(own), phase(turn, Q_SLOTS) ^ 1)
         mbarrier.expect(q_full.index(own), q.block_type.nbytes)
@@ -188,7 +183,7 @@ def _consumer(weights, key_scales, scores, work, room, config: gl.constexpr, c: 
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, config.depth])
     column = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     done = 0
-    for turn in range(_turns_of(work)):
+    for turn in range(turns_of(work)):
         item = _item(turn, work, config)
         exists = column < (work.queries - item.query) * config.heads
         row = (item.batch.to(gl.int64) * work.queries + item.query) * config.heads

@@ -22,7 +22,7 @@ class HopperIndexed:
 
     def refuses(self, given: Inputs, *, backward: bool) -> str | None:
         """The first thing that these kernels do not do."""
-        q, selection, softmax = given.q, given.selection, given.softmax
+        q, selection = given.q, given.selection
         missing = without_hopper(q.device)
         if missing is not None:
             return missing
@@ -34,13 +34,7 @@ class HopperIndexed:
             return f"latents are {q.shape[3]} wide, values {given.value_width}; it takes {WIDTH} and {VALUE}"
         if selection.block_size != 1:
             return f"blocks of {selection.block_size} keys are chosen; it takes single keys"
-        if selection.mask is not None:
-            return "it takes no mask"
-        if softmax.softcap or softmax.dropout:
-            return "it has no softcap and no dropout"
-        if softmax.scale <= 0:
-            return f"the scale is {softmax.scale}; it takes a positive one"
-        return None
+        return given.extra
 
     def forward(self, given: Inputs) -> tuple[Tensor, Tensor]:
         """(out, natural log-sum-exp), as `Road` says."""

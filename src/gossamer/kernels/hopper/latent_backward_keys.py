@@ -47,10 +47,9 @@ from .latent_ring import (
     place_of,
     products,
     rows_tiles,
-    turns_of,
 )
 from .launch import Launch, Operands, launch
-from .ring import LOG2E, TILE, barriers, opaque, settle
+from .ring import LOG2E, TILE, barriers, opaque, settle, turns_of
 from .sweep import buffers
 
 

@@ -41,10 +41,9 @@ from .latent_ring import (
     listed,
     place_of,
     rows_tiles,
-    turns_of,
 )
 from .launch import Launch, Operands, launch
-from .ring import TILE, settle
+from .ring import TILE, settle, turns_of
 from .sweep import buffers
 
 SLOTS = gl.constexpr(2)

@@ -44,10 +44,9 @@ from .latent_ring import (
     own_rows,
     place_of,
     products,
-    turns_of,
 )
 from .launch import Launch, Operands, launch
-from .ring import LN2, LOG2E, LOWEST, TILE, barriers, opaque, row_max, settle, thread_sum
+from .ring import LN2, LOG2E, LOWEST, TILE, barriers, opaque, row_max, settle, thread_sum, turns_of
 from .sweep import buffers
 
 

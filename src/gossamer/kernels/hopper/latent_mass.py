@@ -33,7 +33,7 @@ from .latent_ring import (
     products,
 )
 from .launch import Launch, Operands, launch
-from .ring import LOG2E, TILE, barriers, opaque, settle
+from .ring import LOG2E, TILE, barriers, opaque, settle, turns_of
 
 
 class Queries(NamedTuple):
@@ -72,11 +72,6 @@ def _item(turn, work):
 
 
 @gluon.jit
-def _turns_of(work):
-    return gl.cdiv(work.items - gl.program_id(0), gl.num_programs(0))
-
-
-@gluon.jit
 def _tiles_of(work):
     """Tiles of a query's places, as many for both consumers."""
     return gl.cdiv(work.places, 2 * TILE) * 2
@@ -95,7 +90,7 @@ def _producer(q, latents, places, work, room):
     q_halves, q_rotary, q_full, q_empty, halves, rotary, full, empty = room
     rows: gl.constexpr = gl.SliceLayout(1, COPIED)
     pairs = 0
-    for turn in range(_turns_of(work)):
+    for turn in range(turns_of(work)):
         item = _item(turn, work)
         mbarrier.wait(q_empty.index(0), (turn & 1) ^ 1)
         head = item.head + gl.arange(0, TILE, rows)
@@ -117,7 +112,7 @@ def _producer(q, latents, places, work, room):
 def _consumer(lse, places, mass, work, unit, room, c: gl.constexpr):
     q_halves, q_rotary, q_full, q_empty, halves, rotary, full, empty = room
     pairs = 0
-    for turn in range(_turns_of(work)):
+    for turn in range(turns_of(work)):
         item = _item(turn, work)
         head = item.head + gl.arange(0, TILE, gl.SliceLayout(1, SCORES))
         exists = head < work.heads

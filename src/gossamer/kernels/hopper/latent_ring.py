@@ -118,12 +118,6 @@ def rows_tiles(x: Tensor) -> Tiles:
 
 
 @gluon.jit
-def turns_of(chunk):
-    """How many items this program takes."""
-    return gl.cdiv(chunk.items - gl.program_id(0), gl.num_programs(0))
-
-
-@gluon.jit
 def place_of(item, lists, chunk, config: gl.constexpr):
     """The place of an item: all parts of a group's heads come one after the other, for they read the same latents."""
     HEADS: gl.constexpr = config.heads

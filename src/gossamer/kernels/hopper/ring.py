@@ -37,6 +37,12 @@ class Place(NamedTuple):
 
 
 @gluon.jit
+def turns_of(work):
+    """How many items this program takes."""
+    return gl.cdiv(work.items - gl.program_id(0), gl.num_programs(0))
+
+
+@gluon.jit
 def slot(i, slots: gl.constexpr):
     """Where the ring holds its i-th tile."""
     if slots & (slots - 1) == 0:

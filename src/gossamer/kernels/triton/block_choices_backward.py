@@ -7,8 +7,8 @@ order of the query's choices. Nothing is added up in memory by several: the same
 import triton
 import triton.language as tl
 
-from ..block_choices.places import end_of_keys, item_of, lane_in, last_seen, piece_of
-from ..rows import load_tile, load_vector, padded, store_tile
+from ..block_choices.places import end_of_keys, item_of, lane_in, last_seen, piece_of, queries_here
+from ..rows import delta_at, load_tile, load_vector, padded, store_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -18,16 +18,8 @@ def prepare(
     out, grad_out, lse, grad_lse, peaks, deltas, queries, heads, ROWS: tl.constexpr, VALUE_WIDTH: tl.constexpr
 ):  # fmt: skip
     """`peaks`, the log-sum-exp in units of log 2, and `deltas`, the sums of grad_out · out less its gradient."""
-    parts = tl.cdiv(queries, ROWS)
-    number, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    batch, head = number // heads.count, number % heads.count
-    query = part * ROWS + tl.arange(0, ROWS)
-    exists = query < queries
-    grad_tile = load_tile(grad_out, batch, head, query, exists, VALUE_WIDTH).to(tl.float32)
-    out_tile = load_tile(out, batch, head, query, exists, VALUE_WIDTH).to(tl.float32)
-    delta = tl.sum(grad_tile * out_tile, 1)
-    if grad_lse is not None:
-        delta -= load_vector(grad_lse, batch, head, query, exists)
+    number, batch, head, query, exists = queries_here(heads, queries, ROWS)
+    delta = delta_at(out, grad_out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
     peak = load_vector(lse, batch, head, query, exists)
     peak = tl.where(peak == float("-inf"), float("inf"), peak) * LOG2E  # then no key has a weight
     at = number.to(tl.int64) * queries + query

@@ -197,6 +197,11 @@ def test_scores_and_mass_at_chosen_keys_are_the_definition(name: str, dtype: tor
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_portable_mass_at_chosen_latents_is_the_definition(dtype: torch.dtype) -> None:
+    chosen_checks.check_mass(AT_CHOSEN["latents"], dtype, "cuda", backend="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("heads", [1, 64, 72, 128])
 @pytest.mark.parametrize("chosen", [1, 64, 70, 200])
 def test_the_mass_at_chosen_latents_is_the_definition_on_hopper(heads: int, chosen: int, dtype: torch.dtype) -> None:
@@ -225,9 +230,10 @@ def test_whatever_is_hidden_changes_no_score() -> None:
     chosen_checks.check_hidden_numbers(Sizes(keys=300, width=128), torch.bfloat16, "cuda")
 
 
-def test_nobody_waits_for_scores_at_chosen_keys(no_waiting: None) -> None:
+@pytest.mark.parametrize("name", ["an indexer", "latents"])
+def test_nobody_waits_for_scores_and_mass_at_chosen_keys(name: str, no_waiting: None) -> None:
     torch.cuda.set_sync_debug_mode("default")
-    problem = draw(AT_CHOSEN["an indexer"].case, torch.bfloat16, "cuda")
+    problem = draw(AT_CHOSEN[name].case, torch.bfloat16, "cuda")
     q, k, weights = problem.q, problem.k[:, 0], problem.grad_lse.transpose(1, 2).float()
     lse = problem.grad_lse.float()
     torch.cuda.set_sync_debug_mode("error")

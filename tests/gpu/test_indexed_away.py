@@ -77,8 +77,8 @@ def of_scores(device: str, draw: Draw, backend: str) -> list[Tensor]:
     return with_gradients(partial(index_scores, selection=a_choice(device), backend=backend), *an_index(draw))
 
 
-def of_mass(device: str, draw: Draw, backend: str) -> list[Tensor]:
-    given = draw(2, 8, TOKENS, 64), draw(2, 2, TOKENS, 64), draw(2, 8, TOKENS, dtype=torch.float32) + 5.0
+def of_mass(device: str, draw: Draw, backend: str, width: int = 64) -> list[Tensor]:
+    given = draw(2, 8, TOKENS, width), draw(2, 1, TOKENS, width), draw(2, 8, TOKENS, dtype=torch.float32) + 5.0
     return [attention_mass(*given, a_choice(device), backend=backend)]
 
 
@@ -104,6 +104,7 @@ WORKS: dict[str, Callable[[str, Draw], list[Tensor]]] = {
        for backend in ("hopper", "triton", "tiled") for precision in ("as given", "fp8")},
     **{f"index_scores, {backend}": partial(of_scores, backend=backend) for backend in ("triton", "tiled")},
     **{f"attention_mass, {backend}": partial(of_mass, backend=backend) for backend in ("triton", "tiled")},
+    "attention_mass, hopper": partial(of_mass, backend="hopper", width=576),
     "indexer_loss of chosen keys": partial(of_loss, chosen=True),
     "indexer_loss of all keys": partial(of_loss, chosen=False),
     "merge_attention": of_parts,

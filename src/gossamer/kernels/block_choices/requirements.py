@@ -10,7 +10,7 @@ from .configs import chosen_config
 SIZES = 16, 32, 64
 """Keys of a block."""
 WIDEST = 256
-FEWEST_QUERIES = 512
+FEWEST_QUERIES = 256
 """Fewer are done sooner by one kernel that reads each query's blocks than by the many that make and use lists."""
 MOST_ENTRIES = 2**31 - 1
 """Pieces of a key head, and what queries and blocks meet in, are numbered with 32 bits."""

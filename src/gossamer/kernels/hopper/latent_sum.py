@@ -16,7 +16,7 @@ from torch import Tensor
 from .latent_lists import GroupLists
 
 WIDTH, HALF, ROTARY = 576, tl.constexpr(512), tl.constexpr(64)
-TOGETHER = 4
+TOGETHER = 2
 """Rows that a program asks for before it waits for the first."""
 BLOCK = 256
 """Entries of a block. Lists that are shorter, as most are of a long text, hold none: what is summed in two steps is
@@ -110,7 +110,7 @@ def add_owed(scratch: Tensor, owed: Owed, totals: Tensor, *, parts: int, places:
     """Adds to totals [B, K, 576] in float32 rows of the scratch [groups · parts, places, 576], by `owed_to`."""
     keys, blocks = totals.shape[0] * totals.shape[1], owed.entries.numel() // BLOCK
     sums = totals.new_empty(blocks, WIDTH)
-    constants = {"WIDTH": WIDTH, "TOGETHER": TOGETHER, "BLOCK": BLOCK, "num_warps": 2}
+    constants = {"WIDTH": WIDTH, "TOGETHER": TOGETHER, "BLOCK": BLOCK, "num_warps": 1}
     if blocks:
         _sum_blocks[(blocks,)](scratch, owed.entries, owed.named, sums, keys, parts, places, **constants)
     _sum[(keys,)](scratch, owed.starts, owed.entries, sums, totals, parts, places, **constants)

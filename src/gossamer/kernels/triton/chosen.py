@@ -12,7 +12,7 @@ from ..chosen import Heads, Index
 from ..inverse_lists import Rows, inverse_lists
 from ..layout import empty_beside
 from .backend import on, without_gpu
-from .indexed_configs import Kernel, config, widest
+from .indexed_configs import FEWEST_ROWS, Kernel, config, widest
 from .row_sums import RowSums, launch, up_to_power
 
 LOG2E = 1.4426950408889634
@@ -58,7 +58,7 @@ class Triton:
             grid = (_rows(index) * constants["PARTS"],)
             launch(index_scores_queries, grid, (*tensors, *written, *_sizes(index)), constants)
             constants = _constants("scores_rows", index.q, index.q.shape[1]) | {"RELU": index.relu}
-            sums, rows = RowSums.of((dk,), queries, size, 1), Rows.standing(index.places)
+            sums, rows = RowSums.of((dk,), queries, size, 1, index.q.dtype), Rows.standing(index.places)
             for some in sums.passes():
                 lists = inverse_lists(rows, index.k.shape[1], some.first, some.last)
                 for lane, lanes in some.lanes():
@@ -111,8 +111,8 @@ def _rows(index: Index) -> int:
 
 def _constants(kernel: Kernel, q: Tensor, heads: int) -> dict[str, Any]:
     """What is fixed when a kernel is compiled, for so many heads that share a query's keys."""
-    tile = config(kernel, q.dtype, q.shape[3])
-    rows = min(tile.queries, up_to_power(heads, 16))
+    tile = config(kernel, q.dtype, q.shape[3], heads)
+    rows = min(tile.queries, up_to_power(heads, FEWEST_ROWS))
     return {
         "PARTS": -(-heads // rows), "WIDTH": q.shape[3], "ROWS": rows, "KEYS": tile.keys, "num_warps": tile.warps,
         "num_stages": tile.stages,

@@ -13,7 +13,7 @@ from ..indexed import Inputs, Returning
 from ..inverse_lists import Rows, canonical, inverse_lists
 from ..layout import empty_beside, empty_by_token
 from .backend import on, without_gpu
-from .indexed_configs import Kernel, config, widest
+from .indexed_configs import FEWEST_ROWS, Kernel, config, widest
 from .row_sums import Lists, RowSums, launch, up_to_power
 
 MOST_SPLITS = 16
@@ -146,7 +146,7 @@ class Work:
 
     def constants(self, kernel: Kernel) -> dict[str, Any]:
         """What is fixed when a kernel is compiled, whichever it is."""
-        tile = config(kernel, self.given.q.dtype, max(self.widths))
+        tile = config(kernel, self.given.q.dtype, max(self.widths), self.repeats)
         return {
             "SHARED": self.shares, "BLOCK": self.rows.block, "CAUSAL": self.rows.causal, "WIDTH": self.widths[0],
             "VALUE_WIDTH": self.widths[1], "ROWS": tile.queries, "KEYS": tile.keys, "num_warps": tile.warps,
@@ -156,7 +156,7 @@ class Work:
     def by_query(self, kernel: Kernel) -> tuple[dict[str, Any], int]:
         """The same where a tile's rows are a query's heads, and how many tiles these take."""
         constants = self.constants(kernel)
-        constants["ROWS"] = min(constants["ROWS"], up_to_power(self.repeats, 16))
+        constants["ROWS"] = min(constants["ROWS"], up_to_power(self.repeats, FEWEST_ROWS))
         parts = -(-self.repeats // constants["ROWS"])
         return constants | {"PARTS": parts}, parts
 
@@ -199,7 +199,8 @@ class Work:
 
         keys, constants = self.given.k.shape[2], self.by_query("backward_rows")[0]
         dk, dv = self._sums()
-        sums = RowSums.of((dk, dv), self.given.q.shape[2], self.rows.size, self.rows.indices.shape[1])
+        queries, runs = self.given.q.shape[2], self.rows.indices.shape[1]
+        sums = RowSums.of((dk, dv), queries, self.rows.size, runs, self.given.q.dtype)
         for some in sums.passes():
             lists = inverse_lists(self.rows, keys, some.first, some.last)
             for lane, lanes in some.lanes():

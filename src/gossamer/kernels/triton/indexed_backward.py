@@ -180,7 +180,8 @@ def indexed_sum_rows(
         at = first + tl.arange(0, STEP)
         entry = tl.load(lists.entries + run * lists.room + at, mask=at < end, other=0).to(tl.int64)
         cells = parts.pointer + (own.to(tl.int64) * parts.head + entry * parts.row)[:, None] * parts.unit
-        found += tl.load(cells + column[None, :], mask=(at < end)[:, None] & within[None, :], other=0.0)
+        row = tl.load(cells + column[None, :], mask=(at < end)[:, None] & within[None, :], other=0.0)
+        found += row.to(tl.float32)
     cells = total.pointer + row_of(total, lane // groups, lane % groups, key) * total.unit
     cells += column * total.column
     found = tl.sum(found, 0)

@@ -8,6 +8,9 @@ import torch
 
 from .configs import Config
 
+FEWEST_ROWS = 16
+"""Of a product."""
+
 Kernel = Literal[
     "forward", "backward_queries", "backward_rows", "backward_blocks", "scores", "scores_queries", "scores_rows", "mass"
 ]  # fmt: skip
@@ -35,12 +38,18 @@ HALF: dict[Kernel, dict[int, Config]] = {
         64: Config(64, 64, 4, 2), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 8, 2), 576: Config(16, 32, 8, 1),
     },
     "scores_rows": {
-        64: Config(64, 64, 4, 2), 128: Config(32, 64, 4, 2), 256: Config(32, 32, 8, 2), 576: Config(16, 32, 8, 1),
+        64: Config(64, 64, 4, 2), 128: Config(64, 64, 4, 2), 256: Config(32, 32, 8, 2), 576: Config(16, 32, 8, 1),
     },
     "mass": {
         64: Config(64, 64, 4, 2), 128: Config(64, 64, 4, 2), 256: Config(32, 64, 4, 1), 576: Config(32, 32, 8, 1),
     },
 }  # fmt: skip
+FEW: dict[Kernel, dict[int, Config]] = {
+    "forward": {64: Config(16, 32, 1, 3), 128: Config(16, 32, 1, 3)},
+    "backward_queries": {64: Config(16, 32, 1, 3), 128: Config(16, 64, 2, 2)},
+    "backward_rows": {64: Config(16, 64, 4, 2), 128: Config(16, 64, 4, 2)},
+}
+"""In half precision, where the fewest rows hold all heads that share keys: fewer warps each do more."""
 SINGLE: dict[Kernel, dict[int, Config]] = {
     "forward": {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 1)},
     "backward_queries": {64: Config(32, 32, 4, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 2)},
@@ -58,7 +67,8 @@ def widest(dtype: torch.dtype) -> int:
     return max((SINGLE if dtype == torch.float32 else HALF)["forward"])
 
 
-def config(kernel: Kernel, dtype: torch.dtype, width: int) -> Config:
-    """The tile for a dtype and the wider of the two widths."""
-    table = (SINGLE if dtype == torch.float32 else HALF)[kernel]
+def config(kernel: Kernel, dtype: torch.dtype, width: int, heads: int) -> Config:
+    """The tile for a dtype, the wider of the two widths, and so many heads that share keys."""
+    few = FEW.get(kernel, {}) if heads <= FEWEST_ROWS and dtype != torch.float32 else {}
+    table = few if width <= max(few, default=0) else (SINGLE if dtype == torch.float32 else HALF)[kernel]
     return table[min(limit for limit in table if width <= limit)]

@@ -1,7 +1,8 @@
 """Gradients of keys as sums of rows: what comes to a key from single queries is written first, and then summed.
 
-The workspace is bounded, so there are passes over the queries, and over the key heads where not all fit at once. A
-key's owner adds the rows of its list in the order of the queries, one pass after the other.
+Rows are written in the dtype of the inputs and summed in float32. The workspace is bounded, so there are passes over
+the queries, and over the key heads where not all fit at once. A key's owner adds the rows of its list in the order of
+the queries, one pass after the other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..inverse_lists import InverseLists
@@ -60,8 +62,8 @@ class RowSums:
     runs: int
 
     @staticmethod
-    def of(totals: tuple[Tensor | None, ...], queries: int, size: int, runs: int) -> RowSums:
-        """Of rows with room for `size` keys a query, in `runs` runs of the key heads."""
+    def of(totals: tuple[Tensor | None, ...], queries: int, size: int, runs: int, dtype: torch.dtype) -> RowSums:
+        """Of rows of a dtype, with room for `size` keys a query, in `runs` runs of the key heads."""
         from ..rows import Matrix
 
         made = [total for total in totals if total is not None]
@@ -69,11 +71,12 @@ class RowSums:
             for total in made:
                 total.zero_()
         lanes = made[0].shape[0] * made[0].shape[1]
-        room = WORKSPACE // (4 * size * sum(total.shape[3] for total in made))  # queries of all key heads together
+        nbytes = dtype.itemsize * size * sum(total.shape[3] for total in made)
+        room = WORKSPACE // nbytes  # queries of all key heads together
         step = max(1, min(queries, room, max(LEAST, room // max(lanes, 1))))
         together = max(1, min(lanes, room // step))
         shape = 1, together, step * size
-        parts = (None if x is None else x.new_empty(*shape, x.shape[3]) for x in totals)
+        parts = (None if x is None else x.new_empty(*shape, x.shape[3], dtype=dtype) for x in totals)
         return RowSums(totals, tuple(x if x is None else Matrix.of(x) for x in parts), queries, step, together, runs)
 
     def passes(self) -> Iterator[Pass]:
@@ -90,7 +93,7 @@ class RowSums:
         for total, part in zip(self.totals, self.parts, strict=True):
             if total is not None:
                 (_, groups, keys, width), columns = total.shape, min(256, up_to_power(total.shape[3], 16))
-                constants = {"ADDS": adds, "WIDTH": width, "COLUMNS": columns, "STEP": 8}
+                constants = {"ADDS": adds, "WIDTH": width, "COLUMNS": columns, "STEP": 4, "num_warps": 1}
                 numbers = Lists.of(lists), groups // self.runs, groups, keys, lane
                 grid = lanes * keys, -(-width // columns)
                 launch(indexed_sum_rows, grid, (part, Matrix.of(total), *numbers), constants)

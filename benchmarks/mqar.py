@@ -162,7 +162,8 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
         f"{', '.join(record['trained'])} in turn, {learning['tokens']:,} tokens a batch and no text twice; a "
         f"vocabulary of {record['vocabulary']:,}, the rest of a text {'any token' if record['noise'] else 'zeros'}. A "
         f"short convolution and one layer of attention: width {sight['width']}, {sight['heads']} heads, no positions, "
-        f"and about {sight['keys']} keys to a query where attention is sparse (NSA's compressed keys come on top). "
+        f"and about {sight['keys']} keys to a query where attention is sparse (NSA's "
+        f"compressed ones included, in the longest text that is trained). "
         f"AdamW at {learning['learning_rate']:g}, {record['seconds']:g} s each, or until {100 * LEARNED:g} % of each "
         f"shape that is trained are found."
     )

@@ -56,11 +56,11 @@ def _moba(sight: Sight, longest: int) -> nn.Module:
 
 
 def _nsa(sight: Sight, longest: int) -> nn.Module:
-    """A window of a quarter of the keys and selected blocks of the rest; compressed keys come on top. In the paper's
-    proportions: what is compressed overlaps, or of two keys that are always compressed together one is lost."""
-    window = max(1, sight.keys // 4)
-    count = max(2, (sight.keys - window) // (2 * BLOCK))
-    nsa = NSA(BLOCK, BLOCK // 2, 2 * BLOCK, count=count, first=0, local=1, window=window)
+    """A window, compressed keys, as many as a query of the longest text sees on average, and selected blocks.
+    What is compressed overlaps as in the paper: of two keys that are always compressed together one is lost."""
+    window, compressed = sight.keys // BLOCK, longest // BLOCK
+    count = max(2, (sight.keys - window - compressed) // BLOCK)
+    nsa = NSA(BLOCK, BLOCK // 2, BLOCK, count=count, first=0, local=1, window=max(1, window))
     return NSAAttention(sight.width, sight.heads, sight.heads, nsa, rotary=None)
 
 
@@ -70,8 +70,8 @@ def _dsa(sight: Sight, longest: int) -> nn.Module:
     return IndexedAttention(sight.heads, sight.width, indexer)
 
 
-BLOCK = 4
-"""Keys that NSA compresses into one."""
+BLOCK = 8
+"""Keys that NSA compresses into one, and that it selects together."""
 PAIR = 2
 """Keys of a block of MoBA, whose choice is by their mean and is not learned: with more than a pair, the key that is
 sought is often not seen in it."""

@@ -54,7 +54,7 @@ def given(block_size: int = 64, chosen: int = 2, softmax: Softmax | None = None,
         (given(queries=2**20, keys=2**20, chosen=1), "gigabyte"),
         (given(queries=2**27, chosen=16), "number"),
         (given(queries=0), "nothing"),
-        (given(queries=511), "511 queries"),
+        (given(queries=255), "255 queries"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -82,7 +82,7 @@ def test_a_gpu_takes_it_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"gossamer.kernels.triton.{module}.without_gpu", lambda device: None)
     assert road(given()).name == "blocks"
     assert road(given(), "triton") is TRITON_INDEXED
-    for other in (given(queries=511), given(block_size=8), given(softmax=Softmax(0.5, 3.0, 0.0, None))):
+    for other in (given(queries=255), given(block_size=8), given(softmax=Softmax(0.5, 3.0, 0.0, None))):
         assert road(other) is TRITON_INDEXED
 
 

@@ -26,7 +26,7 @@ HALF: dict[Kernel, dict[int, Config]] = {
         64: Config(64, 32, 4, 3), 128: Config(64, 32, 4, 2), 256: Config(32, 32, 8, 2), 576: Config(16, 16, 8, 1),
     },
     "backward_rows": {
-        64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 2), 576: Config(16, 16, 8, 2),
+        64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 1), 576: Config(16, 16, 8, 2),
     },
     "backward_blocks": {
         64: Config(32, 64, 4, 2), 128: Config(32, 64, 8, 2), 256: Config(16, 32, 8, 2), 576: Config(16, 16, 8, 2),

@@ -26,7 +26,7 @@ def test_the_choice_is_the_definition(kind: str, keys: int, count: int) -> None:
     check_selection(TRITON_SELECTION.select, kind, keys=keys, count=count, device="cuda")
 
 
-@pytest.mark.parametrize("count", [1, 512, 2048])
+@pytest.mark.parametrize("count", [1, 512, 2048, 6000])
 @pytest.mark.parametrize("kind", ["normal", "many ties", "zeros of relu", "close", "special"])
 def test_the_choice_among_very_many_is_that_of_plain_torch(kind: str, count: int) -> None:
     scores = scores_of(kind, 40, 131_072).cuda()

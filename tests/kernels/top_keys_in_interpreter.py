@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from gossamer.kernels.triton.quantizing import quantize
-from gossamer.kernels.triton.top_keys_select import RowSelection, select_top
+from gossamer.kernels.triton.top_keys_select import IN_REGISTERS, RowSelection, select_top
 from gossamer.selectors.quantized import LARGEST, LEAST, quantized
 from tests.kernels.interpreter import tell
 from tests.top_keys_checks import CASES, KINDS, Case, check_definition, check_normal, check_selection, scores_of
 
 SHORT = RowSelection(sample=32, room=32, tile=64)
 """Reads short rows as long ones are read."""
+ROOMY = replace(SHORT, room=2 * IN_REGISTERS.value, tile=1024)
 
 BY_TRITON = partial(check_definition, backend="triton")
 SMALL = {name: replace(case, queries=min(case.queries, 12), batch=1) for name, case in CASES.items()}
@@ -79,6 +80,8 @@ CHECKS = {
     **{f"{kind} scores, a long row": partial(check_selection, SHORT.select, kind, keys=330, count=8) for kind in KINDS},
     "more chosen than there are": partial(check_selection, select_top, "many ties", keys=30, count=60),
     "every way through a long row": check_ways,
+    **{f"{kind} scores, more put aside than a program holds": partial(check_selection, ROOMY.select, kind, rows=4,
+       keys=17_000, count=40) for kind in ("normal", "many ties")},
     "torn rows": check_torn_rows,
     "quantizing": partial(check_quantizing, "fp8"),
     "quantizing by powers of two": partial(check_quantizing, "fp8 ue8m0"),

@@ -1,9 +1,10 @@
 """The best of each row of scores, exactly, in three launches; rows of a few thousand scores need the last alone.
 
 A long row is sampled, and gets a bound that somewhat more of its scores reach than are chosen. The second launch reads
-the row once and puts those aside with their positions. The third finds among them the last that is chosen, eight bits
-of it at a time, and writes in order where all above it stand, and the first of those that equal it. Where the sample
-misled, the third launch reads the whole row in place of what was put aside: slower, and the same choice.
+the row once and puts those aside with their positions. The third holds them all, halves what lies between the bound and
+the best until the last that is chosen is parted from the next, and writes in order where all above it stand, and the
+first of those that equal it. Where the sample misled, the third launch reads the whole row in place of what was put
+aside, once for eight bits of the last that is chosen: slower, and the same choice.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ BELOW_ALL = tl.constexpr(0x007FFFFF)
 """The key of minus infinity, were it one: those of all scores that may be taken are above."""
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)
+
+IN_REGISTERS = tl.constexpr(8192)
+"""Keys that a program holds at once: 32 a thread."""
 
 
 class Narrowed(NamedTuple):
@@ -59,7 +63,8 @@ class RowSelection:
         with on(scores.device):
             narrowed = self.narrowed(scores[: None if narrows else 0], visible, count)
             given = scores, scores.stride(0) // sizes["UNIT"], visible, *narrowed, found, count
-            _select[(len(scores),)](*given, **sizes, NARROWED=narrows, TILE=self.tile, num_warps=4)
+            warps = IN_REGISTERS.value // 1024 if narrows else 4
+            _select[(len(scores),)](*given, **sizes, NARROWED=narrows, TILE=self.tile, num_warps=warps)
         return found
 
     def narrowed(self, scores: Tensor, visible: Tensor, count: int) -> Narrowed:
@@ -199,7 +204,11 @@ def _select(
                 larger = _larger(scores, seen, least, UNIT, TILE)
                 known = (larger < count).to(tl.int32)  # the bound is the last chosen
     if (held_keys >= count) & (held_keys <= ROOM):
-        least, larger = _ranked(held, held_keys, count, True, 1, TILE)
+        if ROOM <= IN_REGISTERS:
+            bound = tl.load(bounds + row).to(tl.uint32, bitcast=True)
+            least, larger = _halved(held, held_keys, count, bound, ROOM)
+        else:
+            least, larger = _ranked(held, held_keys, count, True, 1, TILE)
         written = _write(held, held_keys, least, count - larger, found, True, 1, TILE)
     else:
         if (seen > count) & (known == 0):
@@ -208,6 +217,29 @@ def _select(
     for first in tl.range(written // TILE * TILE, count, TILE):
         place = first + tl.arange(0, TILE)
         tl.store(found + place, -1, mask=(place >= written) & (place < count))
+
+
+@triton.jit
+def _halved(held, length, rank, bound, ROOM: tl.constexpr):
+    """(a key, how many are above it): those and, if they are fewer than `rank`, keys that equal it are the largest.
+
+    What lies between `bound`, which no key is below, and the largest key is halved until one key parts them. Scores
+    that are no more alike than chance has it are parted soon.
+    """
+    at = tl.arange(0, ROOM)
+    key = _ordered_number(_score_in(tl.load(held + at, mask=at < length, other=0)))
+    key = tl.where(at < length, key, 0)
+    low, high = bound, tl.max(key, 0) + 1
+    not_below, above = length, 0  # as many keys are not below `low`, and not below `high`
+    while (not_below > rank) & (high - low > 1):
+        middle = low + (high - low) // 2
+        reach = tl.sum((key >= middle).to(tl.int32), 0)
+        if reach >= rank:
+            low, not_below = middle, reach
+        else:
+            high, above = middle, reach
+    parted = not_below == rank
+    return tl.where(parted, low - 1, low), tl.where(parted, rank, above)
 
 
 @triton.jit

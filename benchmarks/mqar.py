@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from tasks.budget import Budget, rate
-from tasks.mixers import MIXERS, Sight
+from tasks.mixers import BLOCK, MIXERS, PAIR, ROUNDS, Sight
 from tasks.recall import Recall
 from tasks.recall_chart import save_chart
 from tasks.recaller import Recaller, accuracy, losses
@@ -162,9 +162,10 @@ def page(record: dict, machine_line: str) -> Iterator[str]:
         f"{', '.join(record['trained'])} in turn, {learning['tokens']:,} tokens a batch and no text twice; a "
         f"vocabulary of {record['vocabulary']:,}, the rest of a text {'any token' if record['noise'] else 'zeros'}. A "
         f"short convolution and one layer of attention: width {sight['width']}, {sight['heads']} heads, no positions, "
-        f"and about {sight['keys']} keys to a query where attention is sparse (NSA's "
-        f"compressed ones included, in the longest text that is trained). "
-        f"AdamW at {learning['learning_rate']:g}, {record['seconds']:g} s each, or until {100 * LEARNED:g} % of each "
+        f"and about {sight['keys']} keys to a query where attention is sparse: LSH has {ROUNDS} rounds of two chunks "
+        f"of {sight['keys'] // (2 * ROUNDS)}, MoBA blocks of {PAIR}, and NSA blocks of {BLOCK}, its compressed keys "
+        f"counted as a query of the longest trained text sees them on average. AdamW at {learning['learning_rate']:g}, "
+        f"{record['seconds']:g} s each, or until {100 * LEARNED:g} % of each "
         f"shape that is trained are found."
     )
     yield from (machine_line, "")

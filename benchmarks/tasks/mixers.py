@@ -46,8 +46,8 @@ def _document(sight: Sight, longest: int) -> nn.Module:
 
 
 def _lsh(sight: Sight, longest: int) -> nn.Module:
-    """Two small chunks in each of eight rounds: at first no hash says where a key is, and many rounds meet it."""
-    return LSHAttention(sight.width, sight.heads, LSH.trax(8, max(1, sight.keys // 16)))
+    """Two small chunks in each of many rounds: at first no hash says where a key is, and many rounds meet it."""
+    return LSHAttention(sight.width, sight.heads, LSH.trax(ROUNDS, max(1, sight.keys // (2 * ROUNDS))))
 
 
 def _moba(sight: Sight, longest: int) -> nn.Module:
@@ -70,6 +70,8 @@ def _dsa(sight: Sight, longest: int) -> nn.Module:
     return IndexedAttention(sight.heads, sight.width, indexer)
 
 
+ROUNDS = 8
+"""Of hashing."""
 BLOCK = 8
 """Keys that NSA compresses into one, and that it selects together."""
 PAIR = 2

@@ -184,6 +184,26 @@ def test_as_many_entries_as_there_are_is_all_of_them() -> None:
     torch.testing.assert_close(chosen(x), every(x), rtol=1e-11, atol=1e-11)
 
 
+def dense(made: CompressedAttention, x: Tensor) -> Tensor:
+    """Causal attention of all tokens to all up to themselves, and to a sink: every pair is there."""
+    length, at = x.shape[1], torch.arange(x.shape[1])
+    q = normalised(made.q_b_proj(made.q_a_norm(made.q_a_proj(x))).unflatten(-1, (4, -1)).transpose(1, 2))
+    near = made._turned(made.kv_norm(made.kv_proj(x))[:, None], at)
+    scores = made._turned(q, at) @ near.mT * made.config.head_dim**-0.5
+    scores = scores.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf)
+    shares = torch.cat([scores, made.sinks.view(-1, 1, 1).expand(len(x), -1, length, 1)], -1).softmax(-1)
+    heads = made._turned(shares[..., :-1] @ near, -at).transpose(1, 2).flatten(2)
+    return made.o_b_proj(made.o_a_proj(heads.unflatten(-1, (made.config.o_groups, -1))).flatten(2))
+
+
+@every_kind
+def test_a_window_of_everything_is_dense_attention(kind: str) -> None:
+    """Of a text that is too short for an entry: there is nothing but the window then."""
+    changes = {"sliding_window": 30} | ({} if kind == "sliding_attention" else {"compress_rate": 64})
+    made, x = layer(kind, **changes), torch.randn(2, 30, 24, dtype=torch.float64)
+    torch.testing.assert_close(made(x), dense(made, x), rtol=1e-11, atol=1e-11)
+
+
 @every_kind
 @pytest.mark.parametrize("pieces", [[40], [1] * 40, [17, 1, 1, 5, 16], [3, 37], [39, 1]], ids=str)
 def test_pieces_through_a_cache_equal_the_whole(kind: str, pieces: list[int]) -> None:

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from ..config import CompressedConfig, IndexerConfig
 from ..indexed import top_keys
-from ..ops.boundary import own_dtypes
 from ..selectors.quantized import hadamard
 from .compressor import EntryCompressor
 from .heads import split
-from .indexer import Projected
+from .indexer import Projected, head_weights
 from .partial_rotary import turned_last
 
 
@@ -52,11 +51,7 @@ class EntryIndexer(EntryCompressor):
         """
         shape, at = self.shape, torch.arange(past, past + x.shape[1], device=x.device)
         q = split(self.q_b_proj(low.detach()), shape.index_n_heads)
-        project = self.scorer["weights_proj"]
-        with own_dtypes(x.device):
-            weights = project(x.detach().to(project.weight.dtype))  # type: ignore[bad-argument-type]
-        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
-        weights = weights * (shape.index_n_heads * shape.index_head_dim) ** -0.5
+        weights = head_weights(self.scorer["weights_proj"], x, shape)  # type: ignore[bad-argument-type]
         return Projected(self._rotated(turned_last(q, at, shape.rotary, shape.qk_rope_head_dim)), entries, weights)
 
     def choose(self, index: Projected, past: int = 0) -> Int32[Tensor, "B N n"]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int32, Int64, Shaped
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from ..config import IndexerConfig
 from ..indexed import top_keys
@@ -27,6 +28,18 @@ class Projected(NamedTuple):
     q: Float[Tensor, "B J N D"]
     k: Float[Tensor, "B N D"]
     weights: Float[Tensor, "B N J"]
+
+
+def head_weights(projection: nn.Linear, x: Float[Tensor, "B N E"], shape: IndexerConfig) -> Float[Tensor, "B N J"]:
+    """What each head's products count, divided by the roots of the width and of how many heads there are; of any sign.
+
+    Projected in float32, or float64 of float64, in whatever dtype the model is and under autocast too: rounded to
+    bfloat16, they would have one query in ten choose other keys. No gradient reaches `x`.
+    """
+    wide = torch.promote_types(projection.weight.dtype, torch.float32)
+    with own_dtypes(x.device):
+        made = linear(x.detach().to(wide), projection.weight.to(wide))
+    return made * (shape.index_n_heads * shape.index_head_dim) ** -0.5
 
 
 class LightningIndexer(nn.Module):
@@ -75,14 +88,8 @@ class LightningIndexer(nn.Module):
         return self._placed(self.k_norm(made).to(made.dtype)[:, None], at)[:, 0]
 
     def weights(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N J"]:
-        """What each head's products count, divided by the roots of the width and of how many heads there are.
-
-        In float32, or float64 of float64; of any sign. Autocast leaves the projection in the dtype of its weights.
-        """
-        with own_dtypes(x.device):
-            made = self.weights_proj(x.detach().to(self.weights_proj.weight.dtype))
-        made = made.to(torch.promote_types(made.dtype, torch.float32))
-        return made * (self.config.index_n_heads * self.config.index_head_dim) ** -0.5
+        """What each head's products count: as `head_weights`."""
+        return head_weights(self.weights_proj, x, self.config)
 
     def project(
         self, x: Float[Tensor, "B N E"], source: Float[Tensor, "B N R"] | None, at: Int64[Tensor, "*B N"]

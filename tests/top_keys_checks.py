@@ -34,6 +34,8 @@ def scores_of(kind: str, rows: int, keys: int, seed: int = 0) -> Tensor:
         "special": lambda: torch.tensor(SPECIAL)[torch.randint(len(SPECIAL), normal.shape, generator=generator)],
         "large": lambda: normal * 1e38,
         "close": lambda: 1000.0 + normal * 1e-3,
+        "whole numbers": lambda: normal.mul(16.0).round(),
+        "next to one another": lambda: (normal.argsort(-1).int() + 0x44000000).view(torch.float32),
         "negative": lambda: -normal.abs() - 1.0,
         "rising": lambda: torch.arange(keys).float().expand(rows, keys),
         "falling": lambda: -torch.arange(keys).float().expand(rows, keys),

@@ -57,7 +57,9 @@ def _moba(sight: Sight, longest: int) -> nn.Module:
 
 def _nsa(sight: Sight, longest: int) -> nn.Module:
     """A window, compressed keys, as many as a query of the longest text sees on average, and selected blocks.
-    What is compressed overlaps as in the paper: of two keys that are always compressed together one is lost."""
+
+    What is compressed overlaps as in the paper: of two keys that are always compressed together one is lost.
+    """
     window, compressed = sight.keys // BLOCK, longest // BLOCK
     count = max(2, (sight.keys - window - compressed) // BLOCK)
     nsa = NSA(BLOCK, BLOCK // 2, BLOCK, count=count, first=0, local=1, window=max(1, window))

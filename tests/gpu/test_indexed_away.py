@@ -78,7 +78,11 @@ def of_scores(device: str, draw: Draw, backend: str) -> list[Tensor]:
 
 
 def of_mass(device: str, draw: Draw, backend: str, width: int = 64) -> list[Tensor]:
-    given = draw(2, 8, TOKENS, width), draw(2, 1, TOKENS, width), draw(2, 8, TOKENS, dtype=torch.float32) + 5.0
+    given = (
+        draw(2, 8, TOKENS, width),
+        draw(2, 1 if width == 576 else 2, TOKENS, width),
+        draw(2, 8, TOKENS, dtype=torch.float32) + 5.0,
+    )
     return [attention_mass(*given, a_choice(device), backend=backend)]
 
 

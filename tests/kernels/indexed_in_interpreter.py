@@ -89,6 +89,15 @@ def check_no_queries() -> None:
         assert not k.grad.any()
 
 
+def check_small_gradients() -> None:
+    """What each of many queries owes to a value is smaller than any number of float16, and all of it is none."""
+    q, k = torch.zeros(1, 1, 64, 16, dtype=torch.float16), torch.randn(1, 1, 64, 16).half()
+    selection = Selection(torch.arange(64, dtype=torch.int32).expand(1, 64, -1))
+    v = torch.zeros_like(k).requires_grad_()
+    attend_indexed(q, k, v, selection, backend="triton").backward(torch.full_like(q, 1e-6))
+    torch.testing.assert_close(v.grad, torch.full_like(v, 1e-6), rtol=0.05, atol=0.0)
+
+
 AT_CHOSEN = {
     f"{name} of {sizes}": partial(check, replace(SIZES[sizes], batch=1, **SMALLER), dtype, backend="triton")
     for name, check in {"scores": chosen_checks.check_scores, "mass": chosen_checks.check_mass}.items()
@@ -123,6 +132,7 @@ CHECKS = (
         "what nobody sees in blocks may hold anything": by_triton(checks.check_hidden_numbers, "blocks"),
         "results repeat": by_triton(checks.check_repeatable, "a choice a key head"),
         "no queries": partial(check_no_queries),
+        "small gradients of float16": check_small_gradients,
         "several passes": partial(check_passes, "a choice a key head", 4 * 7 * 28 * 3),
         "several parts of lists": partial(check_passes, "blocks", 2**20),
     }

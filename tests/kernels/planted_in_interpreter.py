@@ -92,6 +92,12 @@ CHECKS: dict[str, Callable[[], None]] = {
     "hash by many columns": partial(check_hash, (150, 1), torch.float16),
     **{f"best of {kind}": partial(check_selection, TRITON_SELECTION.select, kind, keys=203) for kind in BEST},
     "best of a long row": partial(check_selection, TRITON_SELECTION.select, "normal", rows=4, keys=5003),
+    **{
+        f"best of a long row, {kind}": partial(
+            check_selection, TRITON_SELECTION.select, kind, rows=4, keys=5003, count=200
+        )
+        for kind in ("whole numbers", "next to one another")
+    },
     "best by an index": partial(check_definition, replace(INDEX_CASES["square"], queries=9, batch=1), backend="triton"),
     "lesson": warm_up_in_interpreter.CHECKS["within"],
     "gathered": columns_in_interpreter.CHECKS["gathered: sorted"],
@@ -113,21 +119,33 @@ FAULTS: dict[str, Fault] = {
     ),
     "a zero is less than another": Fault(
         "triton.top_keys_select",
-        "tl.where(size == 0, 0x80000000, key)",
+        "tl.where((bits & 0x7FFFFFFF) == 0, 0x80000000, key)",
         "key",
         "best of zeros of both signs",
     ),
     "what is no number is above all": Fault(
         "triton.top_keys_select",
-        "(size > 0x7F800000) | (bits == 0xFF800000)",
+        "((bits & 0x7FFFFFFF) > 0x7F800000) | (bits == 0xFF800000)",
         "bits == 0xFF800000",
         "best of not numbers",
     ),
     "a long row loses what a later tile puts aside": Fault(
         "triton.top_keys_select",
-        "place = equal_or_above + tl.cumsum(kept, 0) - 1",
-        "place = tl.cumsum(kept, 0) - 1",
+        "place = before + (tl.cumsum(own, 0) - own)[:, None]",
+        "place = (tl.cumsum(own, 0) - own)[:, None]",
         "best of a long row",
+    ),
+    "what parts the chosen from the others is not chosen itself": Fault(
+        "triton.top_keys_select",
+        "tl.where(parted, low - 1, low)",
+        "low",
+        "best of a long row, next to one another",
+    ),
+    "one more is above the last chosen": Fault(
+        "triton.top_keys_select",
+        "high, above = middle, reach",
+        "high, above = middle, reach + 1",
+        "best of a long row, whole numbers",
     ),
     "heads and queries are mistaken for one another": Fault(
         "triton.top_keys_scores",
@@ -550,15 +568,16 @@ def run(check: str, fault: Fault | None = None) -> None:
     """The check, with the fault.
 
     Raises:
-        AssertionError: The check fails. Whatever else it raises ends the process: that a fault does is not a finding.
+        AssertionError: The check fails. Whatever else is raised ends the process: that a fault raises, or has no place
+            in what the kernel is now, is no finding.
     """
-    with planted(fault):
-        try:
+    try:
+        with planted(fault):
             CHECKS[check]()
-        except AssertionError:
-            raise
-        except Exception as error:
-            raise SystemExit(traceback.format_exc()) from error
+    except AssertionError:
+        raise
+    except Exception as error:
+        raise SystemExit(traceback.format_exc()) from error
 
 
 RUNS = {

@@ -64,6 +64,7 @@ def test_it_says_what_it_does_not_take(inputs: Inputs, reason: str) -> None:
 
 def test_it_takes_what_fits() -> None:
     assert unfit(given()) is None
+    assert unfit(given(queries=256)) is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import pytest
 import torch
@@ -45,9 +46,10 @@ class Case:
 def cases() -> dict[str, Case]:
     made = {"one head": Case(repeats=1), "latents": Case(576, 512, repeats=64, latent=True)}
     made["latents in blocks"] = replace(made["latents"], block=64)
-    for width in (64, 128):
-        made[f"{width} wide, four heads"] = Case(width, width, repeats=4)
-        made[f"{width} wide, four heads, crowded"] = Case(width, width, repeats=4, crowded=True)
+    for width, repeats, block in product((64, 128), (1, 4, 16), (1, 64)):
+        name = f"{width} wide, {repeats} heads, {'blocks' if block > 1 else 'keys'}"
+        made[name] = Case(width, width, repeats=repeats, block=block)
+        made[f"{name}, crowded"] = replace(made[name], crowded=True)
     for dtype in (BF16, FP32):
         for width in (64, 128, 256, 576):
             for block in (1, 64):
@@ -58,7 +60,12 @@ def cases() -> dict[str, Case]:
 
 
 CASES = cases()
-QUICK = "64 wide, keys, torch.bfloat16", "128 wide, four heads", "128 wide, blocks, torch.bfloat16, crowded", "latents"
+QUICK = (
+    "64 wide, keys, torch.bfloat16",
+    "128 wide, 4 heads, keys",
+    "128 wide, blocks, torch.bfloat16, crowded",
+    "latents",
+)
 
 
 def compiled_at_chosen(width: int, dtype: torch.dtype, heads: int) -> list[sm90.Compiled]:

@@ -80,7 +80,7 @@ CHECKS = {
     **{f"{kind} scores, a long row": partial(check_selection, SHORT.select, kind, keys=330, count=8) for kind in KINDS},
     "more chosen than there are": partial(check_selection, select_top, "many ties", keys=30, count=60),
     "every way through a long row": check_ways,
-    **{f"{kind} scores, more put aside than a program holds": partial(check_selection, ROOMY.select, kind, rows=4,
+    **{f"{kind} scores, room for more than a program holds": partial(check_selection, ROOMY.select, kind, rows=4,
        keys=17_000, count=40) for kind in ("normal", "many ties")},
     "torn rows": check_torn_rows,
     "quantizing": partial(check_quantizing, "fp8"),

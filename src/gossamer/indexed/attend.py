@@ -57,7 +57,7 @@ def attend_indexed(
         return_lse: Also return the natural log-sum-exp of the scores (sinks included), float32, or float64 for
             float64.
         backend: "hopper", "blocks", "triton" or "tiled"; by default the first that accepts the problem. On a GPU,
-            "blocks" takes 512 queries or more that choose blocks of 16, 32 or 64 keys, and a few GiB of scratch.
+            "blocks" takes 256 queries or more that choose blocks of 16, 32 or 64 keys, and a few GiB of scratch.
 
     Raises:
         ValueError: Shapes, dtypes, devices or settings that do not fit; the message names the argument and the fix.

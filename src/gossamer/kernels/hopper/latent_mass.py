@@ -170,7 +170,7 @@ def latent_mass(heads: Heads) -> Tensor:
     if parts.numel():
         with made_current(q.device):
             launch(_prepared, (q, latents, heads.lse.contiguous(), places, parts), heads.scale)
-    return parts.sum(0)
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 def _prepared(operands: Operands, scale: float) -> Launch:

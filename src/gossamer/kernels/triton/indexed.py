@@ -146,7 +146,7 @@ class Work:
 
     def constants(self, kernel: Kernel) -> dict[str, Any]:
         """What is fixed when a kernel is compiled, whichever it is."""
-        tile = config(kernel, self.given.q.dtype, max(self.widths), self.repeats)
+        tile = config(kernel, self.given.q.dtype, max(self.widths), self.repeats, self.rows.block)
         return {
             "SHARED": self.shares, "BLOCK": self.rows.block, "CAUSAL": self.rows.causal, "WIDTH": self.widths[0],
             "VALUE_WIDTH": self.widths[1], "ROWS": tile.queries, "KEYS": tile.keys, "num_warps": tile.warps,
@@ -187,7 +187,7 @@ class Work:
         return max(1, min(MOST_SPLITS, -(-queries // longest)))
 
     def _sums(self, splits: int = 1) -> tuple[Tensor, Tensor | None]:
-        """What gradients of keys and values are summed in: float32, and rounded once, at the end."""
+        """What gradients of keys and values are summed in: float32, and rounded at the end."""
         batch, groups, keys, _ = self.given.k.shape
         shape, like = (splits * batch, groups, keys), self.given.k
         dk = like.new_empty(*shape, self.widths[0], dtype=torch.float32)

@@ -9,7 +9,7 @@ import torch
 from .configs import Config
 
 FEWEST_ROWS = 16
-"""Of a product."""
+"""Of the smallest tile that `tl.dot` takes."""
 
 Kernel = Literal[
     "forward", "backward_queries", "backward_rows", "backward_blocks", "scores", "scores_queries", "scores_rows", "mass"
@@ -49,7 +49,8 @@ FEW: dict[Kernel, dict[int, Config]] = {
     "backward_queries": {64: Config(16, 32, 1, 3), 128: Config(16, 64, 2, 2)},
     "backward_rows": {64: Config(16, 64, 4, 2), 128: Config(16, 64, 4, 2)},
 }
-"""In half precision, where the fewest rows hold all heads that share keys: fewer warps each do more."""
+"""In half precision, where single keys are chosen and `FEWEST_ROWS` hold all heads that share them: fewer warps each do
+more. With blocks of keys the same tiles would not fit into registers."""
 SINGLE: dict[Kernel, dict[int, Config]] = {
     "forward": {64: Config(32, 32, 8, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 1)},
     "backward_queries": {64: Config(32, 32, 4, 2), 128: Config(16, 32, 8, 2), 256: Config(16, 16, 8, 2)},
@@ -67,8 +68,8 @@ def widest(dtype: torch.dtype) -> int:
     return max((SINGLE if dtype == torch.float32 else HALF)["forward"])
 
 
-def config(kernel: Kernel, dtype: torch.dtype, width: int, heads: int) -> Config:
-    """The tile for a dtype, the wider of the two widths, and so many heads that share keys."""
-    few = FEW.get(kernel, {}) if heads <= FEWEST_ROWS and dtype != torch.float32 else {}
+def config(kernel: Kernel, dtype: torch.dtype, width: int, heads: int, block: int = 1) -> Config:
+    """The tile for a dtype, the wider of the two widths, so many heads that share keys, and blocks of so many keys."""
+    few = FEW.get(kernel, {}) if heads <= FEWEST_ROWS and block == 1 and dtype != torch.float32 else {}
     table = few if width <= max(few, default=0) else (SINGLE if dtype == torch.float32 else HALF)[kernel]
     return table[min(limit for limit in table if width <= limit)]

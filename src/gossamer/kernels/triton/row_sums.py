@@ -1,8 +1,8 @@
 """Gradients of keys as sums of rows: what comes to a key from single queries is written first, and then summed.
 
-Rows are written in the dtype of the inputs and summed in float32. The workspace is bounded, so there are passes over
-the queries, and over the key heads where not all fit at once. A key's owner adds the rows of its list in the order of
-the queries, one pass after the other.
+Rows are summed in float32. Of bfloat16 they are written in bfloat16, which has float32's range; of float16 in float32,
+or small ones would vanish. The workspace is bounded, so there are passes over the queries, and over the key heads where
+not all fit at once. A key's owner adds the rows of its list in the order of the queries, one pass after the other.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RowSums:
 
     @staticmethod
     def of(totals: tuple[Tensor | None, ...], queries: int, size: int, runs: int, dtype: torch.dtype) -> RowSums:
-        """Of rows of a dtype, with room for `size` keys a query, in `runs` runs of the key heads."""
+        """Of inputs of a dtype, and rows with room for `size` keys a query, in `runs` runs of the key heads."""
         from ..rows import Matrix
 
         made = [total for total in totals if total is not None]
@@ -71,6 +71,7 @@ class RowSums:
             for total in made:
                 total.zero_()
         lanes = made[0].shape[0] * made[0].shape[1]
+        dtype = dtype if dtype == torch.bfloat16 else torch.float32
         nbytes = dtype.itemsize * size * sum(total.shape[3] for total in made)
         room = WORKSPACE // nbytes  # queries of all key heads together
         step = max(1, min(queries, room, max(LEAST, room // max(lanes, 1))))

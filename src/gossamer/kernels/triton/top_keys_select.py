@@ -1,10 +1,10 @@
 """The best of each row of scores, exactly, in three launches; rows of a few thousand scores need the last alone.
 
 A long row is sampled, and gets a bound that somewhat more of its scores reach than are chosen. The second launch reads
-the row once and puts those aside with their positions. The third holds them all, halves what lies between the bound and
-the best until the last that is chosen is parted from the next, and writes in order where all above it stand, and the
-first of those that equal it. Where the sample misled, the third launch reads the whole row in place of what was put
-aside, once for eight bits of the last that is chosen: slower, and the same choice.
+the row once and puts those aside with their positions. The third holds them all, and halves the range between the bound
+and the best until the last that is chosen is found; of more than it can hold, it finds that eight bits at a time. It
+writes in order where all above the last stand, and the first of those that equal it. Where the sample misled, it reads
+the whole row in place of what was put aside: slower, and the same choice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ BELOW_ALL = tl.constexpr(0x007FFFFF)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 IN_REGISTERS = tl.constexpr(8192)
-"""Keys that a program holds at once: 32 a thread."""
+"""Keys that a program of `HOLDERS` warps holds at once: 32 a thread at most."""
+HOLDERS = 8
 
 
 class Narrowed(NamedTuple):
@@ -63,7 +64,7 @@ class RowSelection:
         with on(scores.device):
             narrowed = self.narrowed(scores[: None if narrows else 0], visible, count)
             given = scores, scores.stride(0) // sizes["UNIT"], visible, *narrowed, found, count
-            warps = IN_REGISTERS.value // 1024 if narrows else 4
+            warps = HOLDERS if narrows else 4
             _select[(len(scores),)](*given, **sizes, NARROWED=narrows, TILE=self.tile, num_warps=warps)
         return found
 
@@ -204,7 +205,7 @@ def _select(
                 larger = _larger(scores, seen, least, UNIT, TILE)
                 known = (larger < count).to(tl.int32)  # the bound is the last chosen
     if (held_keys >= count) & (held_keys <= ROOM):
-        if ROOM <= IN_REGISTERS:
+        if NARROWED and ROOM <= IN_REGISTERS:
             bound = tl.load(bounds + row).to(tl.uint32, bitcast=True)
             least, larger = _halved(held, held_keys, count, bound, ROOM)
         else:

@@ -71,8 +71,8 @@ def attention_mass(
     The probabilities are `exp(scale · q · k - lse)`, summed over heads and divided by their sum over the chosen keys:
     so the log-sum-exp may be of those keys alone or of all, with or without sinks, and decides how much each head
     counts. Zero where no key counts, told as `index_scores` does, and for a query that sees nothing. Float32, or
-    float64 of float64. No gradient passes. Memory is that of a block of queries and of
-    the shares themselves; of chosen latents on Hopper, of the shares that each 64 heads make too.
+    float64 of float64. No gradient passes. Memory is that of a block of queries and of the shares themselves; of
+    chosen latents on Hopper, of the shares that each 64 heads make too.
 
     >>> q, k = torch.zeros(1, 2, 1, 4), torch.zeros(1, 1, 3, 4)
     >>> attention_mass(q, k, torch.zeros(1, 2, 1), Selection(torch.tensor([[[2, 0, 2, -1]]])))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from .choice import Choice, first_of
 from .dense import DENSE
 from .hopper.backend import HOPPER
 from .problem import Again, Backend, Layout, Problem, Repeating, Saved, Softmax, Unsupported
@@ -19,46 +18,13 @@ BACKENDS: tuple[Backend, ...] = (DENSE, HOPPER, DECODE, TRITON, TILED)
 """Dense attention stands first because it takes only what a sparse kernel could not do with less."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The backend that runs a problem, or None, and the reason of each one before it."""
-
-    backend: Backend | None
-    refusals: dict[str, str]
-
-    def taken(self) -> Backend:
-        """The backend.
-
-        Raises:
-            Unsupported: Every one refuses; the message gives the reasons.
-        """
-        if self.backend is None:
-            reasons = (f"\n  {name}: {reason}" for name, reason in self.refusals.items())
-            raise Unsupported("no backend accepts this problem" + "".join(reasons))
-        return self.backend
-
-    def __str__(self) -> str:
-        chosen = "none" if self.backend is None else self.backend.name
-        return "".join([chosen, *(f"\n  not {name}: {reason}" for name, reason in self.refusals.items())])
-
-
-def choose(problem: Problem, name: str | None = None) -> Choice:
+def choose(problem: Problem, name: str | None = None) -> Choice[Backend]:
     """The first backend that accepts the problem, or the one called `name`; nothing falls back silently.
 
     Raises:
         ValueError: There is no backend called `name`.
     """
-    candidates = [backend for backend in BACKENDS if name in (None, backend.name)]
-    if not candidates:
-        known = ", ".join(backend.name for backend in BACKENDS)
-        raise ValueError(f"backend is {name!r}; give one of: {known}, or None to let Gossamer choose")
-    refusals = {}
-    for backend in candidates:
-        reason = backend.refuses(problem)
-        if reason is None:
-            return Choice(backend, refusals)
-        refusals[backend.name] = reason
-    return Choice(None, refusals)
+    return first_of(BACKENDS, lambda backend: backend.refuses(problem), name)
 
 
 def pick(problem: Problem, name: str | None = None) -> Backend:

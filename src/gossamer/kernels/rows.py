@@ -89,11 +89,10 @@ def load_vector(x, batch, head, index, exists):
 
 
 @triton.jit
-def delta_at(out, grad_out, grad_lse, batch, head, index, exists, WIDTH: tl.constexpr):
+def delta_of(grad_tile, out, grad_lse, batch, head, index, exists, WIDTH: tl.constexpr):
     """What gradients of a row's scores are measured from: its output times its gradient, less the log-sum-exp's."""
-    grad_tile = load_tile(grad_out, batch, head, index, exists, WIDTH).to(tl.float32)
-    out_tile = load_tile(out, batch, head, index, exists, WIDTH).to(tl.float32)
-    delta = tl.sum(grad_tile * out_tile, 1)
+    out_tile = load_tile(out, batch, head, index, exists, WIDTH)
+    delta = tl.sum(grad_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
     if grad_lse is not None:
         delta -= load_vector(grad_lse, batch, head, index, exists)
     return delta

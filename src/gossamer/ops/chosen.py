@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..kernels.choice import first_of
 from ..kernels.chosen import Heads, Index, MassRoad, Road
 from ..kernels.hopper.chosen import HOPPER_MASS
 from ..kernels.inverse_lists import standing
 from ..kernels.layout import beside, empty_beside
-from ..kernels.problem import Unsupported
 from ..kernels.tiled.chosen import TILED_CHOSEN
 from ..kernels.triton.chosen import TRITON_CHOSEN
 from ..selectors.selection import Selection
@@ -22,8 +21,6 @@ from .boundary import LIBRARY, own_dtypes
 ROADS: tuple[Road, ...] = (TRITON_CHOSEN, TILED_CHOSEN)
 MASS_ROADS: tuple[MassRoad, ...] = (HOPPER_MASS, TRITON_CHOSEN, TILED_CHOSEN)
 """In the order in which they are tried."""
-
-Named = TypeVar("Named", Road, MassRoad)
 
 _CHOICE = "Tensor indices, Tensor? mask, bool causal"
 torch.library.define(
@@ -41,34 +38,18 @@ torch.library.define(
 
 
 def road(q: Tensor, name: str | None = None) -> Road:
-    """The first road to scores that takes such queries, or the one called `name`: as `_first` says."""
-    return _first(ROADS, lambda each: each.refuses(q), name)
-
-
-def mass_road(heads: Heads, name: str | None = None) -> MassRoad:
-    """The first road that tells where such heads look, or the one called `name`: as `_first` says."""
-    return _first(MASS_ROADS, lambda each: each.refuses_mass(heads), name)
-
-
-def _first(roads: Sequence[Named], refusal: Callable[[Named], str | None], name: str | None) -> Named:
-    """The first road that does not refuse.
+    """The first road to scores that takes such queries, or the one called `name`.
 
     Raises:
         ValueError: There is no road called `name`.
         Unsupported: The named road, or every one, refuses; the message gives the reasons.
     """
-    candidates = [each for each in roads if name in (None, each.name)]
-    if not candidates:
-        known = ", ".join(each.name for each in roads)
-        raise ValueError(f"backend is {name!r}; give one of: {known}, or None to let Gossamer choose")
-    refusals = {}
-    for each in candidates:
-        reason = refusal(each)
-        if reason is None:
-            return each
-        refusals[each.name] = reason
-    reasons = (f"\n  {name}: {reason}" for name, reason in refusals.items())
-    raise Unsupported("no backend accepts this problem" + "".join(reasons))
+    return first_of(ROADS, lambda each: each.refuses(q), name).taken()
+
+
+def mass_road(heads: Heads, name: str | None = None) -> MassRoad:
+    """The first road that tells where such heads look, or the one called `name`; raises as `road` does."""
+    return first_of(MASS_ROADS, lambda each: each.refuses_mass(heads), name).taken()
 
 
 def _places(k: Tensor, indices: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

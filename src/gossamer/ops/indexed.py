@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..kernels.block_choices.road import Blocks
+from ..kernels.choice import first_of
 from ..kernels.hopper.chosen_blocks import HOPPER_BLOCKS
 from ..kernels.hopper.indexed import HOPPER_INDEXED
 from ..kernels.indexed import Inputs, Returning, Road
 from ..kernels.layout import beside, empty_beside, empty_by_token
-from ..kernels.problem import Saved, Softmax, Unsupported
+from ..kernels.problem import Saved, Softmax
 from ..kernels.sinks import sink_gradient
 from ..kernels.tiled.indexed import TILED_INDEXED
 from ..kernels.triton.chosen_blocks import TRITON_BLOCKS
@@ -44,18 +45,7 @@ def road(given: Inputs, name: str | None = None, *, backward: bool = False) -> R
         ValueError: There is no road called `name`.
         Unsupported: The named road, or every one, refuses; the message gives the reasons.
     """
-    candidates = [each for each in ROADS if name in (None, each.name)]
-    if not candidates:
-        known = ", ".join(each.name for each in ROADS)
-        raise ValueError(f"backend is {name!r}; give one of: {known}, or None to let Gossamer choose")
-    refusals = {}
-    for each in candidates:
-        reason = each.refuses(given, backward=backward)
-        if reason is None:
-            return each
-        refusals[each.name] = reason
-    reasons = (f"\n  {name}: {reason}" for name, reason in refusals.items())
-    raise Unsupported("no backend accepts this problem" + "".join(reasons))
+    return first_of(ROADS, lambda each: each.refuses(given, backward=backward), name).taken()
 
 
 @torch.library.impl(LIBRARY, "attend_indexed", "CompositeExplicitAutograd")

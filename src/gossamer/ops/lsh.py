@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..kernels.choice import first_of
 from ..kernels.hashed import Forwarded, Road, Scores
 from ..kernels.layout import beside, empty_beside
-from ..kernels.problem import Unsupported
 from ..kernels.tiled.hashed import TILED_HASHED
 from ..kernels.triton.hashed import TRITON_HASHED
 from ..selectors.lsh import hash_vectors
@@ -42,16 +42,7 @@ def road(x: Tensor, v: Tensor, name: str | None = None) -> Road:
         ValueError: There is no road called `name`.
         Unsupported: The named road, or every one, refuses; the message gives the reasons.
     """
-    candidates = [each for each in ROADS if name in (None, each.name)]
-    if not candidates:
-        known = ", ".join(each.name for each in ROADS)
-        raise ValueError(f"backend is {name!r}; give one of: {known}, or None to let Gossamer choose")
-    refusals = {each: each.refuses(x, v) for each in candidates}
-    for each, reason in refusals.items():
-        if reason is None:
-            return each
-    reasons = (f"\n  {each.name}: {reason}" for each, reason in refusals.items())
-    raise Unsupported("no backend accepts this problem" + "".join(reasons))
+    return first_of(ROADS, lambda each: each.refuses(x, v), name).taken()
 
 
 @torch.library.impl(LIBRARY, "lsh_hash", "CompositeExplicitAutograd")

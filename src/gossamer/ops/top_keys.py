@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..kernels.choice import first_of
 from ..kernels.hopper.top_keys import HOPPER_SCORES
-from ..kernels.problem import Unsupported
 from ..kernels.tiled.top_keys import TILED_SCORES, TILED_SELECTION
 from ..kernels.top_keys import Indexed, Road
 from ..kernels.triton.top_keys import TRITON_QUANTIZATION, TRITON_SCORES, TRITON_SELECTION
@@ -46,16 +46,7 @@ def road(index: Indexed, name: str | None = None) -> Road:
         ValueError: There is no road called `name`.
         Unsupported: The named road, or every one, refuses; the message gives the reasons.
     """
-    candidates = [each for each in ROADS if name in (None, each.name)]
-    if not candidates:
-        known = ", ".join(each.name for each in ROADS)
-        raise ValueError(f"backend is {name!r}; give one of: {known}, or None to let Gossamer choose")
-    refusals = {each.name: each.scorer.refuses(index) for each in candidates}
-    for each in candidates:
-        if refusals[each.name] is None:
-            return each
-    reasons = (f"\n  {each}: {reason}" for each, reason in refusals.items())
-    raise Unsupported("no backend accepts this problem" + "".join(reasons))
+    return first_of(ROADS, lambda each: each.scorer.refuses(index), name).taken()
 
 
 def indexed(

@@ -16,7 +16,7 @@ from ..problem import Again, Problem, Saved, Softmax
 from ..sinks import sink_gradient
 from ..spans import without_span
 from .operands import Inputs, Results
-from .requirements import without_hopper
+from .requirements import without_halves
 
 FEWEST_QUERIES = 64
 """A warpgroup's tile. Fewer queries leave it empty, and the GPU with too few tiles."""
@@ -35,11 +35,9 @@ class Hopper:
     def refuses(self, problem: Problem) -> str | None:
         """The first thing that these kernels do not do; the portable backends do all of them."""
         widths = problem.width, problem.value_width
-        missing = without_hopper(problem.device)
+        missing = without_halves(problem.device, problem.dtype)
         if missing is not None:
             return missing
-        if problem.dtype not in (torch.bfloat16, torch.float16):
-            return f"inputs are {problem.dtype}; it computes bfloat16 and float16"
         if max(widths) > WIDEST or any(width % 8 or not width for width in widths):
             return f"widths are {widths[0]} and {widths[1]}; it takes multiples of 8 up to {WIDEST}"
         if problem.scale < SMALLEST_SCALE:

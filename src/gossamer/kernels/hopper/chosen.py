@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..chosen import Heads
 from .indexed import WIDTH
-from .requirements import without_hopper
+from .requirements import without_halves
 
 
 class HopperMass:
@@ -18,11 +17,9 @@ class HopperMass:
     def refuses_mass(self, heads: Heads) -> str | None:
         """The first thing that this kernel does not do."""
         q, k = heads.q, heads.k
-        missing = without_hopper(q.device)
+        missing = without_halves(q.device, q.dtype)
         if missing is not None:
             return missing
-        if q.dtype not in (torch.bfloat16, torch.float16):
-            return f"queries are {q.dtype}; it computes bfloat16 and float16"
         if (k.shape[1], q.shape[3]) != (1, WIDTH):
             return f"there are {k.shape[1]} key heads, {q.shape[3]} wide; it takes one of {WIDTH}"
         return None

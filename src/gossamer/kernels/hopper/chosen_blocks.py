@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..devices import made_current
 from ..indexed import Inputs, Returning
-from .requirements import without_hopper
+from .requirements import without_halves
 
 if TYPE_CHECKING:
     from .block_choices import HopperChosen
@@ -29,11 +28,9 @@ class HopperBlocks:
         """The first thing that these kernels do not do of blocks, while portable ones may."""
         q, size = given.q, given.selection.block_size
         widths, repeats = (q.shape[3], given.value_width), q.shape[1] // given.k.shape[1]
-        missing = without_hopper(q.device)
+        missing = without_halves(q.device, q.dtype)
         if missing is not None:
             return missing
-        if q.dtype not in (torch.bfloat16, torch.float16):
-            return f"inputs are {q.dtype}; it computes bfloat16 and float16"
         if size != BLOCK:
             return f"blocks of {size} keys are chosen; it takes blocks of {BLOCK}"
         if any(width not in WIDTHS for width in widths):

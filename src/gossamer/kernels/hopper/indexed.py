@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from ..indexed import Inputs, Returning
-from .requirements import without_hopper
+from .requirements import without_halves
 
 WIDTH, VALUE = 576, 512
 """Of a latent, and of the columns of it that are its value."""
@@ -23,11 +22,9 @@ class HopperIndexed:
     def refuses(self, given: Inputs, *, backward: bool) -> str | None:
         """The first thing that these kernels do not do."""
         q, selection = given.q, given.selection
-        missing = without_hopper(q.device)
+        missing = without_halves(q.device, q.dtype)
         if missing is not None:
             return missing
-        if q.dtype not in (torch.bfloat16, torch.float16):
-            return f"inputs are {q.dtype}; it computes bfloat16 and float16"
         if given.v is not None or given.k.shape[1] != 1:
             return "it takes one key head whose leading columns are the values, as attend_latent has it"
         if (q.shape[3], given.value_width) != (WIDTH, VALUE):

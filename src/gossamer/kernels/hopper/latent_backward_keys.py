@@ -264,7 +264,7 @@ def _kernel(
     groups, places, heads, queries, parts, items, first, scale, config: gl.constexpr,
 ):  # fmt: skip
     own = (buffers(q, 2), buffers(q_rotary, 1), buffers(grad, 2), barriers(1, 1), barriers(1, 2))
-    tiles = latents_in_memory(q.dtype, 1, 0)
+    tiles = latents_in_memory(q.dtype, 1, 0, 2)
     weights = gl.allocate_shared_memory(q.dtype, [TILE, TILE], SWIZZLED)
     due = gl.allocate_shared_memory(q.dtype, [TILE, TILE], SWIZZLED)
     room = (own, tiles, (weights, due, barriers(2, 1), barriers(1, 1)))

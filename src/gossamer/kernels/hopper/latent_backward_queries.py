@@ -133,7 +133,7 @@ def _kernel(
     scores, latents, latent_row, latent_batch, dq, pointer, batch_stride, head_stride, row_stride,
     entries, counts, members, groups, places, heads, queries, parts, items, first, config: gl.constexpr,
 ):  # fmt: skip
-    tiles = latents_in_memory(dq.dtype, SLOTS, 1)
+    tiles = latents_in_memory(dq.dtype, SLOTS, 1, 2)
     due = gl.allocate_shared_memory(dq.dtype, [SLOTS, TILE, TILE], SWIZZLED)
     lists, chunk = Lists(entries, counts, members, groups, places), Chunk(heads, queries, parts, items, first)
     strides = (batch_stride, head_stride, row_stride)

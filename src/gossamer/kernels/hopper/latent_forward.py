@@ -227,7 +227,7 @@ def _kernel(
     q_halves = buffers(q, 2)
     q_last = buffers(q_rotary, 1)
     own = (q_halves, q_last, barriers(1, 1), barriers(1, 2))
-    tiles = latents_in_memory(q.dtype, 2, 0)
+    tiles = latents_in_memory(q.dtype, 2, 0, 2)
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     weights = gl.allocate_shared_memory(q.dtype, [TILE, TILE], SWIZZLED)
     maxima = gl.allocate_shared_memory(gl.float32, [TILE], flat)

@@ -19,21 +19,18 @@ from ..devices import made_current
 from .descriptors import addressable
 from .latent_ring import (
     COPIED,
-    GATHERERS,
-    HALF,
     REGISTERS,
-    ROTARY,
     SCORES,
-    SWIZZLED,
     VECTOR,
     WARPS,
     Latents,
     gather,
     gathered,
+    latents_in_memory,
     products,
 )
 from .launch import Launch, Operands, launch
-from .ring import LOG2E, TILE, barriers, opaque, settle, turns_of
+from .ring import LOG2E, TILE, opaque, settle, turns_of
 
 
 class Queries(NamedTuple):
@@ -87,7 +84,8 @@ def _placed(places, item, tile, work, layout: gl.constexpr):
 
 @gluon.jit
 def _producer(q, latents, places, work, room):
-    q_halves, q_rotary, q_full, q_empty, halves, rotary, full, empty = room
+    q_halves, q_rotary, q_full, q_empty = room[0]
+    halves, rotary, full, empty = room[1]
     rows: gl.constexpr = gl.SliceLayout(1, COPIED)
     pairs = 0
     for turn in range(turns_of(work)):
@@ -110,7 +108,8 @@ def _producer(q, latents, places, work, room):
 
 @gluon.jit
 def _consumer(lse, places, mass, work, unit, room, c: gl.constexpr):
-    q_halves, q_rotary, q_full, q_empty, halves, rotary, full, empty = room
+    q_halves, q_rotary, q_full, q_empty = room[0]
+    halves, rotary, full, empty = room[1]
     pairs = 0
     for turn in range(turns_of(work)):
         item = _item(turn, work)
@@ -143,12 +142,7 @@ def _kernel(
     heads, queries, places, parts, items, unit,
 ):  # fmt: skip
     dtype: gl.constexpr = q.dtype.element_ty
-    q_halves = gl.allocate_shared_memory(dtype, [2, TILE, HALF], SWIZZLED)
-    q_rotary = gl.allocate_shared_memory(dtype, [1, TILE, ROTARY], SWIZZLED)
-    halves = gl.allocate_shared_memory(dtype, [4, TILE, HALF], SWIZZLED)
-    rotary = gl.allocate_shared_memory(dtype, [2, TILE, ROTARY], SWIZZLED)
-    own = (barriers(1, GATHERERS), barriers(1, 2))
-    room = (q_halves, q_rotary, own[0], own[1], halves, rotary, barriers(2, GATHERERS), barriers(2, 1))
+    room = (latents_in_memory(dtype, 1, 0, 2), latents_in_memory(dtype, 2, 0, 1))  # queries are as wide as latents
     work = Work(heads, queries, places, parts, items)
     latents = Latents(latents, latent_row, latent_batch)
     gl.warp_specialize(

@@ -127,14 +127,14 @@ def place_of(item, lists, chunk, config: gl.constexpr):
 
 
 @gluon.jit
-def latents_in_memory(dtype: gl.constexpr, tiles: gl.constexpr, besides: gl.constexpr):
+def latents_in_memory(dtype: gl.constexpr, tiles: gl.constexpr, besides: gl.constexpr, readers: gl.constexpr):
     """(halves of the values, two a tile; the rotary columns) in shared memory, and barriers (full, empty).
 
-    A tile is there when all that copy have said so, and `besides` so many others.
+    A tile is there when all that copy have said so, and `besides` so many others. It has so many `readers`.
     """
     halves = gl.allocate_shared_memory(dtype, [2 * tiles, TILE, HALF], SWIZZLED)
     rotary = gl.allocate_shared_memory(dtype, [tiles, TILE, ROTARY], SWIZZLED)
-    return halves, rotary, barriers(tiles, GATHERERS + besides), barriers(tiles, 2)
+    return halves, rotary, barriers(tiles, GATHERERS + besides), barriers(tiles, readers)
 
 
 @gluon.jit

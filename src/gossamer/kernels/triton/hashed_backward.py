@@ -7,7 +7,7 @@ place, so that each sum has one owner; rounds follow one another, so that the sa
 import triton
 import triton.language as tl
 
-from ..rows import load_tile, load_vector, padded, store_tile, store_vector
+from ..rows import delta_of, load_tile, load_vector, padded, store_tile, store_vector
 from .hashed_tiles import LOG2E, beside, existing, judged, located, tokens
 
 
@@ -29,10 +29,7 @@ def backward_queries(
     grad_tile = load_tile(grad_out, batch, head, query, exists, VALUE_WIDTH)
     peak = _finite(load_vector(lse, batch, head, query, exists))
     if FIRST:
-        out_tile = load_tile(out, batch, head, query, exists, VALUE_WIDTH)
-        delta = tl.sum(grad_tile.to(tl.float32) * out_tile.to(tl.float32), 1)
-        if grad_lse is not None:
-            delta -= load_vector(grad_lse, batch, head, query, exists)
+        delta = delta_of(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
         store_vector(deltas, batch, head, query, exists, delta)
     else:
         delta = load_vector(deltas, batch, head, query, exists)

@@ -6,7 +6,8 @@ Compilers and the interpreter read the source of what they run, so that an edit 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -53,6 +54,22 @@ def planted(fault: Fault | None) -> Iterator[None]:
                 package, _, own = name.rpartition(".")
                 delattr(sys.modules[package], own)
                 del sys.modules[name]
+
+
+def checked(check: Callable[[], None], fault: Fault | None = None) -> None:
+    """The check, with the fault.
+
+    Raises:
+        AssertionError: The check fails. Whatever else is raised ends the process: that a fault raises, or has no place
+            in what the kernel is now, is no finding.
+    """
+    try:
+        with planted(fault):
+            check()
+    except AssertionError:
+        raise
+    except Exception as error:
+        raise SystemExit(traceback.format_exc()) from error
 
 
 def _import_with(fault: Fault, folder: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from functools import partial
 
 import numpy as np
 
 from tests.kernels.indexed_in_interpreter import CHECKS
 from tests.kernels.interpreter import tell
-from tests.planting import Fault, planted
+from tests.planting import Fault, checked
 
 FAULTS: dict[str, Fault] = {
     "what was summed is not rescaled": Fault(
@@ -100,25 +99,9 @@ FAULTS: dict[str, Fault] = {
 SOUND = sorted({fault.check for fault in FAULTS.values()})
 
 
-def run(check: str, fault: Fault | None = None) -> None:
-    """The check, with the fault.
-
-    Raises:
-        AssertionError: The check fails. Whatever else is raised ends the process: that a fault raises, or has no place
-            in what the kernel is now, is no finding.
-    """
-    try:
-        with planted(fault):
-            CHECKS[check]()
-    except AssertionError:
-        raise
-    except Exception as error:
-        raise SystemExit(traceback.format_exc()) from error
-
-
 RUNS = {
-    **{f"sound: {check}": partial(run, check) for check in SOUND},
-    **{f"faulty: {name}": partial(run, fault.check, fault) for name, fault in FAULTS.items()},
+    **{f"sound: {check}": partial(checked, CHECKS[check]) for check in SOUND},
+    **{f"faulty: {name}": partial(checked, CHECKS[fault.check], fault) for name, fault in FAULTS.items()},
 }
 
 

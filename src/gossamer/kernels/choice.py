@@ -23,13 +23,13 @@ Way = TypeVar("Way", bound=Named)
 
 @dataclass(frozen=True)
 class Choice(Generic[Way]):
-    """The backend that is taken, or None, and the reason of each one before it."""
+    """The way that is taken, or None, and the reason of each one before it."""
 
     backend: Way | None
     refusals: dict[str, str]
 
     def taken(self) -> Way:
-        """The backend.
+        """The way.
 
         Raises:
             Unsupported: Every one refuses; the message gives the reasons.

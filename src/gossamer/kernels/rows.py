@@ -89,7 +89,7 @@ def load_vector(x, batch, head, index, exists):
 
 
 @triton.jit
-def delta_of(grad_tile, out, grad_lse, batch, head, index, exists, WIDTH: tl.constexpr):
+def delta_at(grad_tile, out, grad_lse, batch, head, index, exists, WIDTH: tl.constexpr):
     """What gradients of a row's scores are measured from: its output times its gradient, less the log-sum-exp's."""
     out_tile = load_tile(out, batch, head, index, exists, WIDTH)
     delta = tl.sum(grad_tile.to(tl.float32) * out_tile.to(tl.float32), 1)

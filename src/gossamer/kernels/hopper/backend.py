@@ -16,7 +16,7 @@ from ..problem import Again, Problem, Saved, Softmax
 from ..sinks import sink_gradient
 from ..spans import without_span
 from .operands import Inputs, Results
-from .requirements import without_halves
+from .requirements import without_half_precision
 
 FEWEST_QUERIES = 64
 """A warpgroup's tile. Fewer queries leave it empty, and the GPU with too few tiles."""
@@ -35,7 +35,7 @@ class Hopper:
     def refuses(self, problem: Problem) -> str | None:
         """The first thing that these kernels do not do; the portable backends do all of them."""
         widths = problem.width, problem.value_width
-        missing = without_halves(problem.device, problem.dtype)
+        missing = without_half_precision(problem.device, problem.dtype)
         if missing is not None:
             return missing
         if max(widths) > WIDEST or any(width % 8 or not width for width in widths):

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..block_choices.places import queries_here
-from ..rows import delta_of, load_tile, load_vector
+from ..rows import delta_at, load_tile, load_vector
 
 ABSENT = tl.constexpr(2.0**100)
 """Stands for the log-sum-exp of a query that sees nothing: its probabilities become 0, and nothing becomes NaN."""
@@ -17,7 +17,7 @@ def prepare_auxiliary(
     """Rows of 16: three parts of the log-sum-exp over the scale, and three of what `prepare` calls `deltas`."""
     number, batch, head, query, exists = queries_here(heads, queries, ROWS)
     grad_tile = load_tile(grad_out, batch, head, query, exists, VALUE_WIDTH)
-    delta = delta_of(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
+    delta = delta_at(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
     peak = load_vector(lse, batch, head, query, exists)
     absent = peak == float("-inf")
     peak, delta = tl.where(absent, ABSENT, peak / scale)[:, None], tl.where(absent, 0.0, delta)[:, None]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..chosen import Heads
 from .indexed import WIDTH
-from .requirements import without_halves
+from .requirements import without_half_precision
 
 
 class HopperMass:
@@ -17,7 +17,7 @@ class HopperMass:
     def refuses_mass(self, heads: Heads) -> str | None:
         """The first thing that this kernel does not do."""
         q, k = heads.q, heads.k
-        missing = without_halves(q.device, q.dtype)
+        missing = without_half_precision(q.device, q.dtype)
         if missing is not None:
             return missing
         if (k.shape[1], q.shape[3]) != (1, WIDTH):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..devices import made_current
 from ..indexed import Inputs, Returning
-from .requirements import without_halves
+from .requirements import without_half_precision
 
 if TYPE_CHECKING:
     from .block_choices import HopperChosen
@@ -28,7 +28,7 @@ class HopperBlocks:
         """The first thing that these kernels do not do of blocks, while portable ones may."""
         q, size = given.q, given.selection.block_size
         widths, repeats = (q.shape[3], given.value_width), q.shape[1] // given.k.shape[1]
-        missing = without_halves(q.device, q.dtype)
+        missing = without_half_precision(q.device, q.dtype)
         if missing is not None:
             return missing
         if size != BLOCK:

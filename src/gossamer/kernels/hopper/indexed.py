@@ -8,7 +8,7 @@ from types import ModuleType
 from torch import Tensor
 
 from ..indexed import Inputs, Returning
-from .requirements import without_halves
+from .requirements import without_half_precision
 
 WIDTH, VALUE = 576, 512
 """Of a latent, and of the columns of it that are its value."""
@@ -22,7 +22,7 @@ class HopperIndexed:
     def refuses(self, given: Inputs, *, backward: bool) -> str | None:
         """The first thing that these kernels do not do."""
         q, selection = given.q, given.selection
-        missing = without_halves(q.device, q.dtype)
+        missing = without_half_precision(q.device, q.dtype)
         if missing is not None:
             return missing
         if given.v is not None or given.k.shape[1] != 1:

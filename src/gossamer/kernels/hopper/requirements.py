@@ -24,8 +24,8 @@ def without_hopper(device: torch.device) -> str | None:
     return None
 
 
-def without_halves(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why those of them that are written for half precision do not run with such inputs, or None where they do."""
+def without_half_precision(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why kernels of this folder that are written for half precision do not run with such inputs, or None."""
     missing = without_hopper(device)
     if missing is None and dtype not in (torch.bfloat16, torch.float16):
         return f"inputs are {dtype}; it computes bfloat16 and float16"

@@ -7,7 +7,7 @@ same call gives the same bits.
 import triton
 import triton.language as tl
 
-from ..rows import delta_of, load_tile, load_vector, padded, store_tile, store_vector
+from ..rows import delta_at, load_tile, load_vector, padded, store_tile, store_vector
 from .tiles import bent, capped, drawn_for, inside, is_cut, kept, looked_up, met_by, place
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -27,7 +27,7 @@ def backward_queries(
     query = looked_up(queries.index, row, exists)
     q_tile = load_tile(q, batch, head, query, exists, WIDTH)
     grad_tile = load_tile(grad_out, batch, head, query, exists, VALUE_WIDTH)
-    delta = delta_of(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
+    delta = delta_at(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
     store_vector(deltas, batch, head, query, exists, delta)
     peak = finite_lse(load_vector(lse, batch, head, query, exists))
     drawn = query if dropout is None else drawn_for(dropout, batch, head, query)

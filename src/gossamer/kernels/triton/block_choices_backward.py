@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..block_choices.places import end_of_keys, item_of, lane_in, last_seen, piece_of, queries_here
-from ..rows import delta_of, load_tile, load_vector, padded, store_tile
+from ..rows import delta_at, load_tile, load_vector, padded, store_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -20,7 +20,7 @@ def prepare(
     """`peaks`, the log-sum-exp in units of log 2, and `deltas`, the sums of grad_out · out less its gradient."""
     number, batch, head, query, exists = queries_here(heads, queries, ROWS)
     grad_tile = load_tile(grad_out, batch, head, query, exists, VALUE_WIDTH)
-    delta = delta_of(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
+    delta = delta_at(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
     peak = load_vector(lse, batch, head, query, exists)
     peak = tl.where(peak == float("-inf"), float("inf"), peak) * LOG2E  # then no key has a weight
     at = number.to(tl.int64) * queries + query

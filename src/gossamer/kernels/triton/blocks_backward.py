@@ -7,7 +7,7 @@ same call gives the same bits.
 import triton
 import triton.language as tl
 
-from ..rows import delta_of, load_tile, load_vector, padded, store_tile, store_vector
+from ..rows import delta_at, load_tile, load_vector, padded, store_tile, store_vector
 from .backward import finite_lse, of_product
 from .block_tiles import bounds_of, list_of, place_in, shown
 from .tiles import bent, capped, drawn_for, kept
@@ -26,7 +26,7 @@ def blocks_backward_queries(
     own, other = bounds_of(within, batch, axes.offset, axes.queries), bounds_of(within, batch, 0, axes.keys)
     q_tile = load_tile(q, batch, head, query, exists, WIDTH)
     grad_tile = load_tile(grad_out, batch, head, query, exists, VALUE_WIDTH)
-    delta = delta_of(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
+    delta = delta_at(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
     store_vector(deltas, batch, head, query, exists, delta)
     peak = finite_lse(load_vector(lse, batch, head, query, exists))
     drawn = query if dropout is None else drawn_for(dropout, batch, head, query)

@@ -7,7 +7,7 @@ place, so that each sum has one owner; rounds follow one another, so that the sa
 import triton
 import triton.language as tl
 
-from ..rows import delta_of, load_tile, load_vector, padded, store_tile, store_vector
+from ..rows import delta_at, load_tile, load_vector, padded, store_tile, store_vector
 from .hashed_tiles import LOG2E, beside, existing, judged, located, tokens
 
 
@@ -29,7 +29,7 @@ def backward_queries(
     grad_tile = load_tile(grad_out, batch, head, query, exists, VALUE_WIDTH)
     peak = _finite(load_vector(lse, batch, head, query, exists))
     if FIRST:
-        delta = delta_of(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
+        delta = delta_at(grad_tile, out, grad_lse, batch, head, query, exists, VALUE_WIDTH)
         store_vector(deltas, batch, head, query, exists, delta)
     else:
         delta = load_vector(deltas, batch, head, query, exists)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,61 @@ def test_a_restored_state_goes_on_bit_for_bit(tmp_path) -> None:
     assert torch.equal(torch.rand(3), drawn)
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_what_is_saved_is_the_state_at_that_moment(tmp_path, monkeypatch, background: bool) -> None:
+    """Training goes on before the first byte is written."""
+    moved_on = threading.Event()
+    write = storage.save_file
+
+    def slow(*arguments, **settings) -> None:
+        assert not background or moved_on.wait(60)
+        write(*arguments, **settings)
+
+    monkeypatch.setattr(storage, "save_file", slow)
+    straight = state()
+    train(straight, 2)
+    going_on = state()
+    train(going_on, 2)
+    with Saver(tmp_path, going_on, keep=1, background=background) as saver:
+        torch.manual_seed(7)
+        saver.save()
+        train(going_on, 3)
+        going_on.memories["late"] = Counter(1)
+        moved_on.set()
+    resumed = state(seed=5)
+    restore(latest(tmp_path), resumed)
+    assert resumed.step == 2
+    assert torch.equal(parameters(resumed), parameters(straight))
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(3), drawn_after(latest(tmp_path)))
+
+
+def drawn_after(checkpoint: Path) -> torch.Tensor:
+    restore(checkpoint, state())
+    return torch.rand(3)
+
+
+class Counter:
+    """What training remembers, in JSON."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, stored: dict[str, int]) -> None:
+        self.count = stored["count"]
+
+
+def test_what_else_training_remembers_comes_back(tmp_path) -> None:
+    saved, resumed = state(), state()
+    saved.memories |= {"skips": Counter(3), "gone": Counter(4)}
+    resumed.memories |= {"skips": Counter(0), "new": Counter(5)}
+    restore(save(tmp_path, saved, keep=1), resumed)
+    assert {name: memory.count for name, memory in resumed.memories.items()} == {"skips": 3, "new": 5}
+
+
 def test_a_checkpoint_is_a_model_that_loads(run: Path) -> None:
     straight = state()
     train(straight, 3)
@@ -88,6 +144,15 @@ def test_the_newest_ones_stay(tmp_path) -> None:
         train(training)
         save(tmp_path, training, keep=2)
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000004", "step-00000005"]
+
+
+def test_those_of_every_so_many_steps_stay_for_ever(tmp_path) -> None:
+    training = state()
+    with Saver(tmp_path, training, keep=1, keep_every=3) as saver:
+        for _ in range(8):
+            train(training)
+            saver.save()
+    assert steps(tmp_path) == [3, 6, 8]
 
 
 def test_older_ones_go_only_after_the_new_one_is_there(tmp_path, monkeypatch, caplog) -> None:
@@ -206,6 +271,41 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(run: Path, monkeypatch, p
     assert sorted(os.listdir(run / "checkpoints")) == ["step-00000001", "step-00000002", "step-00000003"]
     assert damage(latest(run)) is None
     assert save(run, training, keep=1).name == "step-00000005"
+
+
+def test_a_full_disk_in_the_background_is_reported_by_the_next_save(run: Path, monkeypatch) -> None:
+    training = state(step=4)
+    train(training)
+    with monkeypatch.context() as patch, Saver(run, training, keep=1, background=True) as saver:
+        patch.setattr(storage, "save_file", full)
+        saver.save()
+        train(training)
+        with pytest.raises(CheckpointError, match=r"step 5 .*No space left.*step 3 is intact"):
+            saver.save()
+    assert sorted(os.listdir(run / "checkpoints")) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
+def test_a_full_disk_in_the_background_is_reported_at_the_end(run: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(storage, "save_file", full)
+    training = state(step=5)
+    with (
+        pytest.raises(CheckpointError, match=r"step 5 .*No space left"),
+        Saver(run, training, keep=1, background=True) as saver,
+    ):
+        saver.save()
+    with pytest.raises(ZeroDivisionError), Saver(run, training, keep=1, background=True) as saver:
+        saver.save()
+        raise ZeroDivisionError  # ends the run, and is not hidden by what happened besides
+    assert "step 5 could not be written" in caplog.text
+    assert damage(latest(run)) is None
+
+
+def test_a_checkpoint_of_an_earlier_format_is_refused(run: Path) -> None:
+    for step in steps(run):
+        manifest = folder_of(run, step) / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text())["files"]))
+    with pytest.raises(CheckpointError, match=r"another version of gossamer.*can be the run\.start_from of a new one"):
+        latest(run)
 
 
 def test_a_limit_of_the_system_leaves_the_last_checkpoint_intact(run: Path, file_size_limit) -> None:

@@ -35,7 +35,7 @@ from ..models.weights import as_stored
 from .manifest import damage
 from .optimizer import load_state_tensors, state_tensors
 from .random_states import random_states, restore_random_states, seed_random_states
-from .storage import OPTIMIZER, RANDOM, CheckpointWriter, kind_of
+from .storage import OPTIMIZER, RANDOM, CheckpointWriter, room_for, tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +83,14 @@ class Saver:
     def __init__(self, run: str | Path, state: State, *, keep: int, keep_every: int = 0, background: bool = False):
         self._run, self._state = run, state
         self._keep, self._keep_every, self._background = keep, keep_every, background
+        self._group: dist.ProcessGroup | None = None
         self._written: Future | None = None
         self._quiet = warnings.catch_warnings()
 
     def __enter__(self) -> Self:
         # A group of its own: what is written in the background must not come between the messages of training.
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
+        if dist.is_initialized():
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[bad-assignment]
         self._quiet.__enter__()
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is meant
         return self
@@ -113,14 +115,14 @@ class Saver:
                 are as they were.
         """
         self.wait()
-        state = self._state
+        state, tensors = self._state, _tensors(self._state)
         self._step, self._folder = state.step, folder_of(self._run, state.step)
         self._writer = CheckpointWriter(self._folder, complete=_facts_writer(state), after=self._remove_old_ones)
         with self._explaining():
             if self._background:
-                self._written = dcp.async_save(_tensors(state), storage_writer=self._writer, process_group=self._group)
+                self._written = dcp.async_save(tensors, storage_writer=self._writer, process_group=self._group)  # type: ignore[bad-assignment]
             else:
-                dcp.save(_tensors(state), storage_writer=self._writer, process_group=self._group)
+                dcp.save(tensors, storage_writer=self._writer, process_group=self._group)
 
     def wait(self) -> None:
         """Return when nothing is being written any more.
@@ -142,8 +144,8 @@ class Saver:
             older = steps(self._run)
             left = f"the checkpoint of step {older[-1]} is intact" if older else "there is no older one"
             raise CheckpointError(
-                f"the checkpoint of step {self._step} could not be written to {self._folder}: {_reason(error)}; {left}. "
-                "Make room on that disk, or correct what the error says, then resume the run"
+                f"the checkpoint of step {self._step} could not be written to {self._folder}: {_reason(error)}; "
+                f"{left}. Make room on that disk, or correct what the error says, then resume the run"
             ) from error
 
     def _remove_old_ones(self) -> None:
@@ -243,16 +245,13 @@ def _tensors(state: State) -> dict[str, Tensor]:
 def _read(checkpoint: Path, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Read the model into its place; returned are the optimizer's tensors and the random states of all processes."""
     reader = HuggingFaceStorageReader(str(checkpoint))
-    stored = reader.read_metadata().state_dict_metadata
-    parameters = dict(state.model.named_parameters())
-    optimizer, random = {}, {}
-    for name, facts in stored.items():
-        if kind_of(name) == RANDOM:
-            random[name] = torch.empty(facts.size, dtype=facts.properties.dtype)
-        elif kind_of(name) == OPTIMIZER:
-            parameter = parameters[name.split("/")[1]]
-            alike = parameter.shape == facts.size  # moments are held in parts as their parameter is; counts are not
-            optimizer[name] = torch.empty_like(parameter) if alike else torch.empty(facts.size)
+    metadata, parameters = reader.read_metadata(), dict(state.model.named_parameters())
+    random = {name: room_for(stored) for name, stored in tensors_in(metadata, RANDOM).items()}
+    optimizer = {}
+    for name, stored in tensors_in(metadata, OPTIMIZER).items():
+        parameter = parameters[name.split("/")[1]]
+        alike = parameter.shape == stored.size  # moments are shared out as their parameter is; counts are not
+        optimizer[name] = torch.empty_like(parameter) if alike else room_for(stored)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is meant
         dcp.load({**as_stored(state.model.state_dict()), **optimizer, **random}, storage_reader=reader)

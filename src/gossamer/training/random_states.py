@@ -70,5 +70,5 @@ def _python_state() -> Tensor:
 
 
 def _numpy_state() -> Tensor:
-    _, words, *rest = np.random.get_state()
-    return torch.tensor([*words.tolist(), *rest], dtype=torch.float64)
+    _, words, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return torch.tensor([*words, position, has_gauss, gauss], dtype=torch.float64)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
@@ -74,7 +74,7 @@ class CheckpointWriter(StorageWriter):
     def reset(self, checkpoint_id: object = None) -> None:
         """Nothing: a writer writes one checkpoint."""
 
-    def set_up_storage_writer(self, is_coordinator: bool, *args: object, **settings: object) -> None:
+    def set_up_storage_writer(self, is_coordinator: bool) -> None:
         """Nothing: the first process makes the folder once all plans are known."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
@@ -133,23 +133,33 @@ def _write(path: Path, items: list[WriteItem], planner: SavePlanner, *, in_parts
     tensors: dict[str, Tensor] = {}
     offsets: dict[str, dict[str, list[int]]] = {}
     for item in items:
-        tensor = planner.resolve_data(item)
+        tensor: Tensor = planner.resolve_data(item)  # type: ignore[bad-assignment]
         if tensor.numel():  # a process may hold an empty part: there are fewer rows than processes
             tensors[item.index.fqn] = tensor.cpu().contiguous()
-            offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
+            offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}  # type: ignore[missing-attribute]
     save_file(tensors, path, metadata={"format": "pt"} | ({SHARDS: json.dumps(offsets)} if in_parts else {}))
     sync(path)
 
 
 def _put_together(folder: Path, metadata: Metadata) -> None:
-    whole = {
-        name: torch.empty(stored.size, dtype=stored.properties.dtype)
-        for name, stored in metadata.state_dict_metadata.items()
-        if kind_of(name) == MODEL
-    }
+    whole = {name: room_for(stored) for name, stored in tensors_in(metadata, MODEL).items()}
     dcp.load(whole, storage_reader=HuggingFaceStorageReader(str(folder / PARTS)), no_dist=True)
     save_file(whole, Place(str(folder), 0, 1).file(MODEL), metadata={"format": "pt"})
     shutil.rmtree(folder / PARTS)
+
+
+def tensors_in(metadata: Metadata, kind: str) -> dict[str, TensorStorageMetadata]:
+    """What is stored of that kind, by name."""
+    return {
+        name: stored
+        for name, stored in metadata.state_dict_metadata.items()
+        if isinstance(stored, TensorStorageMetadata) and kind_of(name) == kind
+    }
+
+
+def room_for(stored: TensorStorageMetadata) -> Tensor:
+    """A tensor on the CPU into which a stored one can be read."""
+    return torch.empty(stored.size, dtype=stored.properties.dtype)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ STREET = (
     ("repeats", "inputs"),
     ("attention", "runs", "block_sparse"),
     ("hashed", "indexed"),
+    ("parallel",),
     ("config",),
     ("nn",),
     ("models",),

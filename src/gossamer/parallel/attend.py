@@ -96,7 +96,7 @@ class _AttendShards(torch.autograd.Function):
             for some in ctx.guests:
                 put(grad_out[some.own], some.mine, torch.zeros_like(taken(grad_out[some.own], some.mine)))
         of_sides = [some.backward(grad_out, q, out, lse) for some in ctx.come]
-        trip = keys.give_back([pair for _, *pair in of_sides], ctx.come, ctx.shards)
+        trip = keys.give_back([(dk, dv) for _, dk, dv in of_sides], ctx.come, ctx.shards)
         dq, dk, dv = ctx.own.backward(grad_out, q, k, v, out, lse)
         for some, (of_queries, _, _) in zip(ctx.come, of_sides, strict=True):
             some.add(of_queries, dq)

@@ -61,7 +61,7 @@ def course(pattern: Pattern, heads: int, key_heads: int, bounds: tuple[int, ...]
     Raises:
         ValueError: The pattern is written for another number of heads.
     """
-    here = ((*bounds[rank : rank + 2], 1),)
+    here = ((bounds[rank], bounds[rank + 1], 1),)
     own = [(section(shared, here, here), last - first) for first, last, shared in pattern.groups(heads)]
     parts = tuple(_part(run, bounds, rank) for run in heads_of(pattern, heads, key_heads))
     return Course(checked_text(own[0][0] if len(own) == 1 else PerHead(own)), parts)

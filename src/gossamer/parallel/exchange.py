@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,11 @@ from .shards import Shards
 Parcels = Sequence[Sequence[Tensor]]
 """For each rank some tensors."""
 
-Forms = Sequence[Sequence[tuple[tuple[int, ...], torch.dtype]]]
-"""For each rank the shapes and dtypes of some tensors."""
+Form = tuple[tuple[int, ...], torch.dtype]
+"""Shape and dtype of a tensor."""
+
+Forms = Sequence[Sequence[Form]]
+"""For each rank those of some tensors."""
 
 
 class Trip:
@@ -33,10 +36,10 @@ class Trip:
         """
         self._awaited = awaited
         device = next((x.device for parcel in parcels for x in parcel), torch.device("cpu"))
-        packed = [torch.cat([_bytes(x) for x in parcel]) if parcel else _empty(0, device) for parcel in parcels]
-        sent = [len(parcel) for parcel in packed]
-        self._come = [sum(_size(form) for form in forms) for forms in awaited]
-        self._packed, self._buffer = torch.cat(packed), _empty(sum(self._come), device)
+        sent = [sum(_size((tuple(x.shape), x.dtype)) for x in parcel) for parcel in parcels]
+        self._come = [sum(map(_size, forms)) for forms in awaited]
+        self._packed = _packed([x for parcel in parcels for x in parcel], sum(sent), device)
+        self._buffer = torch.empty(sum(self._come), dtype=torch.uint8, device=device)
         self._work = dist.all_to_all_single(
             self._buffer, self._packed, self._come, sent, group=shards.group, async_op=True
         )
@@ -47,31 +50,27 @@ class Trip:
         """For each rank what it has sent; on a GPU the current stream waits for it, and not the host."""
         if self._work is not None:
             self._work.wait()
-        found = []
-        for forms, buffer in zip(self._awaited, self._buffer.split(self._come), strict=True):
-            parts = buffer.split([_size(form) for form in forms])
-            found.append([_tensor(part, *form) for part, form in zip(parts, forms, strict=True)])
-        return found
-
-
-def _empty(count: int, device: torch.device) -> Tensor:
-    return torch.empty(count, dtype=torch.uint8, device=device)
+        buffers = self._buffer.split(self._come)
+        return [list(_unpacked(buffer, forms)) for buffer, forms in zip(buffers, self._awaited, strict=True)]
 
 
 ALIGNED = 16
-"""Each tensor begins at a multiple of as many bytes, so that kernels read it as they would its own memory."""
+"""Each tensor begins at a multiple of as many bytes, so that kernels read it as they would memory of its own."""
 
 
-def _size(form: tuple[tuple[int, ...], torch.dtype]) -> int:
+def _size(form: Form) -> int:
     shape, dtype = form
     return -(-math.prod(shape) * dtype.itemsize // ALIGNED) * ALIGNED
 
 
-def _bytes(x: Tensor) -> Tensor:
-    flat = x.contiguous().view(-1).view(torch.uint8)
-    missing = -len(flat) % ALIGNED
-    return torch.nn.functional.pad(flat, (0, missing)) if missing else flat
+def _packed(tensors: Sequence[Tensor], size: int, device: torch.device) -> Tensor:
+    """The tensors behind one another, each read and written once."""
+    buffer = torch.empty(size, dtype=torch.uint8, device=device)
+    for slot, x in zip(_unpacked(buffer, [(tuple(x.shape), x.dtype) for x in tensors]), tensors, strict=True):
+        slot.copy_(x)
+    return buffer
 
 
-def _tensor(part: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return part[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+def _unpacked(buffer: Tensor, forms: Sequence[Form]) -> Iterator[Tensor]:
+    for part, (shape, dtype) in zip(buffer.split([_size(form) for form in forms]), forms, strict=True):
+        yield part[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..indexed import merge_attention
-from ..patterns.section import Run, places
+from ..patterns.section import Run, counted
 from .course import Course, Part, SidePart
 from .exchange import Trip
 from .shards import Shards
@@ -56,7 +55,7 @@ class Come:
             dq.append(one)
             for whole, x in zip((dk, dv), others, strict=True):
                 whole.append(x)
-        return dq, _joined(dk, self.k), _joined(dv, self.v)
+        return dq, joined(dk, self.k[:, :, :0]), joined(dv, self.v[:, :, :0])
 
     def add(self, of_queries: list[Tensor], dq: Tensor) -> None:
         """Adds the gradients of each side's queries to those of all, in place."""
@@ -68,7 +67,7 @@ def arrive(trip: Trip, course: Course, scores: Scores, device: torch.device) -> 
     """What others sent, for each part of the heads."""
     come, found = trip.arrive(), []
     for number, part in enumerate(course.parts):
-        k, v = (torch.cat([parcel[2 * number + which] for parcel in come], dim=2) for which in (0, 1))
+        k, v = (_together([parcel[2 * number + which] for parcel in come]) for which in (0, 1))
         sides = tuple((side, SoftmaxPart.of(side.text, scores, device)) for side in part.sides)
         found.append(Come(part, k, v, sides))
     return found
@@ -83,7 +82,7 @@ def give_back(gradients: Sequence[tuple[Tensor, Tensor]], come: Sequence[Come], 
             for rank, piece in enumerate(x.split(one.part.received, dim=2)):
                 parcels[rank].append(piece)
             for rank, runs in enumerate(one.part.sent):
-                awaited[rank].append((_as_long(x, len(places(runs))), x.dtype))
+                awaited[rank].append((_as_long(x, counted(runs)), x.dtype))
     return Trip(parcels, awaited, shards)
 
 
@@ -97,9 +96,14 @@ def take_back(trip: Trip, dk: Tensor, dv: Tensor, course: Course) -> None:
 
 
 def taken(x: Tensor, runs: Iterable[Run]) -> Tensor:
-    """Some tokens of [B, G, N, D]."""
-    pieces = [x[:, :, first:stop:step] for first, stop, step in runs]
-    return torch.cat(pieces, dim=2) if len(pieces) != 1 and pieces else pieces[0] if pieces else x[:, :, :0]
+    """Some tokens of [B, G, N, …]."""
+    return joined([x[:, :, first:stop:step] for first, stop, step in runs], x[:, :, :0])
+
+
+def joined(pieces: Sequence[Tensor], nothing: Tensor) -> Tensor:
+    """Tokens of [B, G, N, …] behind one another; `nothing` where there is no piece that has any."""
+    some = [x for x in pieces if x.shape[2]]
+    return torch.cat(some, dim=2) if len(some) > 1 else some[0] if some else nothing
 
 
 def put(x: Tensor, runs: Iterable[Run], new: Tensor) -> None:
@@ -112,22 +116,23 @@ def put(x: Tensor, runs: Iterable[Run], new: Tensor) -> None:
 
 
 def _add_up(x: Tensor, pieces: list[tuple[tuple[Run, ...], Tensor]]) -> None:
+    """Adds pieces to some tokens each; everything between the first and the last is rounded once, if it is touched."""
     if not pieces:
         return
-    positions = [places(runs) for runs, _ in pieces]
-    every = np.unique(np.concatenate(positions))
-    index = torch.from_numpy(every).to(x.device)
-    total = x.index_select(2, index).to(torch.promote_types(x.dtype, torch.float32))
-    for some, (_, piece) in zip(positions, pieces, strict=True):
-        if len(some) == len(every):
-            total += piece
-        else:
-            total[:, :, torch.from_numpy(np.searchsorted(every, some)).to(x.device)] += piece
-    x.index_copy_(2, index, total.to(x.dtype))
+    first = min(runs[0][0] for runs, _ in pieces)
+    hull = x[:, :, first : max(runs[-1][1] for runs, _ in pieces)]
+    total = hull.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+    for runs, piece in pieces:
+        start = 0
+        for low, high, step in runs:
+            end = start + len(range(low, high, step))
+            total[:, :, low - first : high - first : step] += piece[:, :, start:end]
+            start = end
+    hull.copy_(total)
 
 
-def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
-    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0] if parts else torch.empty_like(like)
+def _together(pieces: list[Tensor]) -> Tensor:
+    return joined(pieces, pieces[0][:, :, :0])
 
 
 def _as_long(x: Tensor, tokens: int) -> tuple[int, ...]:

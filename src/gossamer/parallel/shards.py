@@ -79,6 +79,11 @@ class Shards:
         return len(self.bounds) - 1
 
     @property
+    def sizes(self) -> list[int]:
+        """Tokens of each."""
+        return [stop - first for first, stop in pairwise(self.bounds)]
+
+    @property
     def first(self) -> int:
         """Position of this process's first token."""
         return self.bounds[self.rank]

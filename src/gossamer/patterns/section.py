@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,7 +28,8 @@ class Section(Pattern):
     part of a sequence attends to it, or to what it was sent of other parts.
 
     >>> from gossamer import Causal, Strided, Window
-    >>> Section(Causal() & (Window(2) | Strided(3)), [(6, 8, 1)], [(0, 6, 3), (5, 8, 1)]).dense_mask(2, 5).astype(int).tolist()
+    >>> section = Section(Causal() & (Window(2) | Strided(3)), queries=[(6, 8, 1)], keys=[(0, 6, 3), (5, 8, 1)])
+    >>> section.dense_mask(2, 5).astype(int).tolist()
     [[1, 1, 1, 1, 0], [1, 1, 0, 1, 1]]
 
     Raises:
@@ -110,7 +112,7 @@ class _Longest:
 def _moved(clause: Clause, keys: NDArray[np.int64], run: _Longest, moved: int, queries: range) -> Clause | None:
     """The clause over the section's numbers; None where it has no such form."""
     offsets = clause.offsets
-    if offsets.step > 1 and moved % offsets.step or (clause.documents is not None and moved):
+    if (offsets.step > 1 and moved % offsets.step) or (clause.documents is not None and moved):
         return None
     here = replace(offsets, low=_plus(offsets.low, moved), high=_plus(offsets.high, moved))
     members = None if clause.keys is None else clause.keys[keys - keys[0]]
@@ -190,7 +192,7 @@ def runs_of(positions: NDArray[np.int64]) -> tuple[Run, ...]:
 def _checked(name: str, given: object) -> tuple[Run, ...]:
     runs = tuple(_run(name, run) for run in require_some("Section", name, given))
     ends = [(first, first + (stop - first - 1) // step * step) for first, stop, step in runs]
-    if any(before >= first for (_, before), (first, _) in zip(ends, ends[1:], strict=False)):
+    if any(before >= first for (_, before), (first, _) in pairwise(ends)):
         raise ValueError(f"Section: {name} is {runs!r}; give runs whose positions ascend")
     return runs
 

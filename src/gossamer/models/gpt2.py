@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..config import GPT2Config, IndexerConfig, SparseAttentionConfig
 from ..nn.dense import CausalSelfAttention
@@ -21,6 +20,7 @@ from ..nn.indexed import IndexedAttention
 from ..nn.indexing import Indexing, loss_of
 from ..nn.loss import linear_cross_entropy
 from ..nn.positions import positions
+from ..nn.recomputation import Keeping, recomputed
 from ..nn.self_attention import SelfAttention
 from ..nn.sparse import Intermediate, SparseAttention
 from ..nn.surroundings import Surroundings
@@ -90,7 +90,7 @@ class GPT2(nn.Module):
     """A GPT-2 language model: the next token's logits at every position, or the loss against targets.
 
     The output head is the token table itself. With `checkpointing` set, each block's activations are computed
-    again in the backward instead of being kept.
+    again in the backward instead of being kept: all with True, all but attention's with `keeping_attention`.
 
     >>> model = GPT2(GPT2Config(vocab_size=256, context_size=64, n_layer=2, n_head=2, n_embed=32))
     >>> model(torch.zeros(1, 10, dtype=torch.int64)).logits.shape
@@ -100,7 +100,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.config = config
-        self.checkpointing = False
+        self.checkpointing: bool | Keeping = False
         self.wte = nn.Embedding(config.vocab_size, config.n_embed)
         self.wpe = nn.Embedding(config.context_size, config.n_embed) if config.positions == "learned" else None
         self.drop = nn.Dropout(config.dropout)
@@ -182,7 +182,7 @@ class GPT2(nn.Module):
         for layer, block in enumerate(self.h):
             step = partial(visit, block, cache=cache, layer=layer, planned_length=planned_length)
             if self.checkpointing and (cache is None or cache.differentiable) and torch.is_grad_enabled():
-                step = partial(checkpoint, step, use_reentrant=False)
+                step = recomputed(step, self.checkpointing)
             x, one = step(x)
             found.append(one)
         if cache is not None:

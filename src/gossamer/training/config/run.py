@@ -31,6 +31,10 @@ class RunConfig:
     """Steps between two checkpoints; the last step is always followed by one."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay for ever as well; 0 is none."""
+    background_saves: bool = True
+    """Write checkpoints while training goes on, from a copy of the state in memory; else training waits."""
     report_every: int = 10
     """Steps between two lines of progress where the output is not a terminal."""
     seed: int = 0
@@ -53,6 +57,7 @@ class RunConfig:
             require_whole(self, name, least=1)
         for name in ("checkpoint_every", "keep_checkpoints", "report_every"):
             require_whole(self, name, least=1)
+        require_whole(self, "keep_every", least=0)
         require(self, "seed", lambda seed: 0 <= seed < 2**63 and seed == int(seed), "an integer in [0, 2^63)")
         if not self.folder:
             raise ValueError("RunConfig: folder is empty; give the folder that the run may write to")

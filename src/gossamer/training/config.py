@@ -20,6 +20,7 @@ from ..patterns.base import require_integer
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Stage = Literal["dense", "warm_up", "sparse"]
+Tracker = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,24 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """Which steps are not taken: those with a loss or a gradient that is no finite number, or a gradient that is far
+    longer than those before it. Such a step changes no weight; the next one has other text."""
+
+    spike_factor: float = 100.0
+    """A gradient longer than this many times the median of the last `spike_window` ones is a spike. inf: none is."""
+    spike_window: int = 128
+    """Steps taken, of one phase, that a gradient is compared with; before there are as many, none is a spike."""
+    most_skips: int = 20
+    """Steps in a row that may be left out; one more ends the run. 0: the first one does."""
+
+    def __post_init__(self) -> None:
+        _require(self, "spike_factor", lambda factor: factor > 1, "a number above 1, or inf for no spikes")
+        for name, least in (("spike_window", 1), ("most_skips", 0)):
+            _require_whole(self, name, least=least)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """How long, how often, on what and where to."""
 
@@ -127,8 +146,18 @@ class RunConfig:
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     compile: bool = False
     """Run the model through torch.compile: a slow first step, faster ones after it."""
+    track: tuple[Tracker, ...] = ()
+    """Where the metrics also go, besides metrics.jsonl: tensorboard, wandb, or both."""
+    profile_steps: tuple[int, ...] = ()
+    """Steps of which a trace is written, into the run's folder, for a browser's timeline to show."""
+    peak_flops: float | None = None
+    """Operations a second that one device does at most in this precision, which mfu is a share of. None: what is
+    known of the device by its name."""
 
     def __post_init__(self) -> None:
+        for name in ("track", "profile_steps"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._require_sinks_and_steps_that_are_there()
         for name in ("steps", "batch_size", "gradient_accumulation", "evaluate_every", "evaluate_sequences"):
             _require_whole(self, name, least=1)
         for name in ("checkpoint_every", "keep_checkpoints", "report_every"):
@@ -144,6 +173,15 @@ class RunConfig:
                 f"RunConfig: gradient_accumulation is {self.gradient_accumulation}, which leaves pieces of "
                 f"batch_size={self.batch_size} sequences empty; give at most {self.batch_size}"
             )
+
+    def _require_sinks_and_steps_that_are_there(self) -> None:
+        for name in self.track:
+            if name not in get_args(Tracker):
+                raise ValueError(f"RunConfig: track has {name!r}; give some of {', '.join(get_args(Tracker))}")
+        for step in self.profile_steps:
+            require_integer("RunConfig", "each of profile_steps", step, 1)
+        if self.peak_flops is not None:
+            _require(self, "peak_flops", lambda peak: 0 < peak < math.inf, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -223,6 +261,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     phase: tuple[PhaseConfig, ...] = ()
     """Phases that the run goes through one after another, `[[phase]]` in TOML; `run.steps` is then their sum.
     Empty: the run is one phase, on `schedule`."""

@@ -32,14 +32,14 @@ def usual_products() -> Iterator[None]:
     ],
 )
 def test_a_device_is_known_by_its_own_name(name: str, tera: float) -> None:
-    assert peak(name, "bf16") == peak(name, "fp16") == tera * 1e12
+    assert peak(name, "bf16") == peak(name, "fp16") == pytest.approx(tera * 1e12)
 
 
 def test_fp32_is_as_fast_as_pytorch_may_make_it() -> None:
     torch.backends.cuda.matmul.fp32_precision = "ieee"
-    assert peak("NVIDIA H200", "fp32") == 66.9e12
+    assert peak("NVIDIA H200", "fp32") == pytest.approx(66.9e12)
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    assert peak("NVIDIA H200", "fp32") == 494.7e12
+    assert peak("NVIDIA H200", "fp32") == pytest.approx(494.7e12)
 
 
 def test_an_unknown_device_and_a_cpu_have_none() -> None:

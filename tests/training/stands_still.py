@@ -1,4 +1,4 @@
-"""One process of a group that goes through steps, in one of which process 1 falls asleep: `stands_still.py RANK FOLDER`."""
+"""`stands_still.py RANK FOLDER`: a process of a group that goes through steps, in one of which rank 1 falls asleep."""
 
 import sys
 import time

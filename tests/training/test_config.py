@@ -28,8 +28,16 @@ def everything_changed() -> TrainConfig:
         data=DataConfig(sources=("a.txt", "b"), folder="tokens", tokenizer="bytes", validation_share=0.5),
         optimizer=OptimizerConfig(learning_rate=0.1 + 0.2, gradient_clip=math.inf),
         schedule=ScheduleConfig(warmup_steps=0, final_share=0.0),
-        run=RunConfig(folder="out", steps=7, precision="bf16", compile=True, seed=2**62,
-            track=("wandb", "tensorboard"), profile_steps=(3, 7), peak_flops=1e12),
+        run=RunConfig(
+            folder="out",
+            steps=7,
+            precision="bf16",
+            compile=True,
+            seed=2**62,
+            track=("wandb", "tensorboard"),
+            profile_steps=(3, 7),
+            peak_flops=1e12,
+        ),
         guard=GuardConfig(spike_factor=math.inf, spike_window=9, most_skips=0),
     )
 

@@ -57,7 +57,9 @@ def test_positions_that_turn_and_biases_count_nothing() -> None:
 def test_a_stage_counts_who_learns_in_it() -> None:
     indexer = IndexerConfig(index_n_heads=2, index_head_dim=8, qk_rope_head_dim=4, index_topk=6)
     config = GPT2Config(**SHAPE, indexer=indexer)
-    dense, warm_up, sparse = (operations(config, length=LENGTH, stage=stage) for stage in ("dense", "warm_up", "sparse"))
+    dense, warm_up, sparse = (
+        operations(config, length=LENGTH, stage=stage) for stage in ("dense", "warm_up", "sparse")
+    )
     assert sparse.attention < dense.attention
     assert warm_up.total - warm_up.attention < dense.total - dense.attention  # the weights outside indexers rest
 
@@ -71,4 +73,6 @@ def test_counting_draws_no_random_numbers_and_keeps_no_weights() -> None:
 
 @pytest.mark.parametrize("length", [1, 2])
 def test_the_shortest_sequences_count_too(length: int) -> None:
-    assert operations(GPT2Config(**SHAPE), length=length).attention == A_PAIR * LAYERS * HEADS * length * (length + 1) // 2
+    assert (
+        operations(GPT2Config(**SHAPE), length=length).attention == A_PAIR * LAYERS * HEADS * length * (length + 1) // 2
+    )

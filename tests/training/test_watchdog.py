@@ -18,7 +18,14 @@ from .stands_still import SIZE, SLEEPS_IN, TIMEOUT
 
 
 def heartbeat(rank: int, count: int, **changes: object) -> Heartbeat:
-    here = {"step": 5, "doing": "reads data", "seconds": 9.0, "at": "data.py:3 in batch", "host": "a", "pid": 100 + rank}
+    here = {
+        "step": 5,
+        "doing": "reads data",
+        "seconds": 9.0,
+        "at": "data.py:3 in batch",
+        "host": "a",
+        "pid": 100 + rank,
+    }
     return Heartbeat(rank=rank, count=count, **{**here, "written": 1000.0, **changes})
 
 

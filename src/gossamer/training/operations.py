@@ -67,17 +67,17 @@ def _is_attention(operator: Any) -> bool:
     return str(operator).startswith("gossamer.") or operator in _CAUSAL
 
 
-def _pairs(q: torch.Size, k: torch.Size, causal: bool) -> int:
-    """Query-key pairs of PyTorch's own attention, whose formulas count hidden ones too."""
-    return q[0] * q[1] * (q[2] * (q[2] + 1) // 2 if causal else q[2] * k[2])
+def _dense(q, k, v, *settings, out_shape=None, **named) -> int:
+    return 2 * _pairs(q, k, *settings, **named) * (q[3] + v[3])
 
 
-def _dense(q, k, v, dropout=0.0, causal=False, *_, out_shape=None, **__) -> int:
-    return 2 * _pairs(q, k, causal) * (q[3] + v[3])
+def _dense_backward(grad, q, k, v, out, lse, *settings, out_shape=None, **named) -> int:
+    return 2 * _pairs(q, k, *settings, **named) * (3 * q[3] + 2 * v[3])
 
 
-def _dense_backward(grad, q, k, v, out, lse, dropout=0.0, causal=False, *_, out_shape=None, **__) -> int:
-    return 2 * _pairs(q, k, causal) * (3 * q[3] + 2 * v[3])
+def _pairs(q: torch.Size, k: torch.Size, dropout_p: float = 0.0, is_causal: bool = False, **_: Any) -> int:
+    """Visible pairs of PyTorch's own attention, whose formulas count hidden ones too."""
+    return q[0] * q[1] * (q[2] * (q[2] + 1) // 2 if is_causal else q[2] * k[2])
 
 
 _CAUSAL = {

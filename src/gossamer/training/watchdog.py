@@ -75,7 +75,7 @@ class Watchdog:
         self._main, self._over = threading.get_ident(), threading.Event()
         self._store = None
         if store is not None:  # a clone: calls of two threads on one store wait for each other
-            self._store = dist.PrefixStore("watchdog", store).clone()
+            self._store = dist.PrefixStore("watchdog", store).clone()  # type: ignore[missing-attribute]
             self._store.set_timeout(timedelta(seconds=PATIENCE))
         self._place = 0, 0, "starts", time.monotonic()
 
@@ -176,7 +176,9 @@ def report(own: Heartbeat, others: Sequence[Heartbeat], *, size: int, timeout: f
 
 def _described(same: list[Heartbeat], now: float, pause: float) -> str:
     one, longest = same[0], max(beat.seconds for beat in same)
-    text = f"  {_numbered({beat.rank for beat in same})}: step {one.step}, {one.doing}, for {longest:.1f} s, at {one.at}"
+    text = (
+        f"  {_numbered({beat.rank for beat in same})}: step {one.step}, {one.doing}, for {longest:.1f} s, at {one.at}"
+    )
     silent = {beat.rank: now - beat.written for beat in same if now - beat.written > 5 * pause + 1}
     if silent:
         text += f"; {_numbered(set(silent))} silent for up to {max(silent.values()):.1f} s"

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_unions_and_differences_are_those_of_their_moments() -> None:
             for _ in range(2)
         )
         a, b = union(some), union(others)
-        assert moments(a) == moments(some) and all(one[1] < two[0] for one, two in zip(a, a[1:], strict=False))
+        assert moments(a) == moments(some) and all(one[1] < two[0] for one, two in pairwise(a))
         assert moments(without(a, b)) == moments(some) - moments(others)
         assert length(without(a, b)) == len(moments(some) - moments(others))
 

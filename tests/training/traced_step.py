@@ -1,4 +1,4 @@
-"""`traced_step.py RANK FOLDER`: a process of two that computes, sums up while it computes, and sums up while it waits."""
+"""`traced_step.py RANK FOLDER`: a process of two that sums up while it computes, and then while it waits."""
 
 import sys
 import time

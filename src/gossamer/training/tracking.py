@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..atomic import write_file
-from .config import TrainConfig, Tracker
+from .config import Tracker, TrainConfig
 from .metrics import Row
 
 TENSORBOARD = "tensorboard"  # folder in the run's

@@ -7,7 +7,7 @@ from .config import RunConfig as RunConfig
 from .config import ScheduleConfig as ScheduleConfig
 from .config import TrainConfig as TrainConfig
 from .data import TokenDataset as TokenDataset
-from .data import prepare as prepare
+from .preparation import prepare as prepare
 from .interruption import Interrupted as Interrupted
 from .longformer_lm import longformer_lm_training as longformer_lm_training
 from .loop import train as train

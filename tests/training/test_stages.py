@@ -255,7 +255,12 @@ def test_recall_is_the_share_of_the_most_looked_at_keys_that_are_chosen() -> Non
 
 @pytest.mark.parametrize(
     "settings",
-    [{"precision": "bf16"}, {"precision": "fp16"}, {"activation_checkpointing": True}, {"gradient_accumulation": 2}],
+    [
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"activation_checkpointing": "selective"},
+        {"gradient_accumulation": 2},
+    ],
     ids=str,
 )
 def test_every_way_to_train_goes_through_the_stages(staged: Staged, tmp_path: Path, settings: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.models.gpt2 import GPT2, GPT2Output
+from gossamer.nn import keeping_attention
 from gossamer.training.config import OptimizerConfig, TrainConfig
 from gossamer.training.run_folder import start
 from gossamer.training.trainer import MOST_SKIPS, Diverged, Trainer
@@ -71,11 +72,11 @@ def test_a_piece_counts_by_its_targets(trainer, monkeypatch) -> None:
 
 def test_activation_checkpointing_changes_no_bit(trainer) -> None:
     losses = []
-    for saving in (False, True):
+    for saving, keeping in (("none", False), ("full", True), ("selective", keeping_attention)):
         each = trainer(activation_checkpointing=saving)
-        assert each.state.model.checkpointing == saving
+        assert each.state.model.checkpointing == keeping
         losses.append([each.update(step)["loss"] for step in (1, 2, 3)])
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..config import EncoderConfig
 from ..nn.activations import ACTIVATIONS
+from ..nn.recomputation import Keeping, recomputed
 from .heads import ClassificationHead, Encoded, Head, Pooler, QuestionAnsweringHead
 
 
@@ -106,7 +105,7 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.checkpointing = False
+        self.checkpointing: bool | Keeping = False
         self.embeddings = embeddings
         self.blocks: Any = nn.ModuleList(Block(config, attention(layer)) for layer in range(config.num_hidden_layers))
         self.head = head
@@ -134,7 +133,7 @@ class Encoder(nn.Module):
         layers = [x]
         for block, own in zip(self.blocks, of_layers or [{}] * len(self.blocks), strict=True):
             if self.checkpointing and torch.is_grad_enabled():
-                block = partial(checkpoint, block, use_reentrant=False)
+                block = recomputed(block, self.checkpointing)
             x = block(x, {**seen, **own})
             if return_layers:
                 layers.append(x)

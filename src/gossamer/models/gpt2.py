@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..config import GPT2Config, IndexerConfig, SparseAttentionConfig
-from ..nn.cache import KVCache
 from ..nn.dense import CausalSelfAttention
 from ..nn.indexed import IndexedAttention
 from ..nn.indexing import Indexing, loss_of
 from ..nn.loss import linear_cross_entropy
 from ..nn.positions import positions
+from ..nn.recomputation import Keeping, recomputed
 from ..nn.self_attention import SelfAttention
 from ..nn.sparse import Intermediate, SparseAttention
+from ..nn.surroundings import Surroundings
 from ..nn.windowed import WindowedAttention
 from . import weights
 from .initial_weights import initialise, with_indexers
@@ -74,7 +74,7 @@ class TransformerBlock(nn.Module):
         x: Float[Tensor, "B N E"],
         return_intermediate: bool = False,
         *,
-        cache: KVCache | None = None,
+        cache: Surroundings | None = None,
         layer: int = 0,
         planned_length: int | None = None,
     ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], Capture]:
@@ -90,7 +90,7 @@ class GPT2(nn.Module):
     """A GPT-2 language model: the next token's logits at every position, or the loss against targets.
 
     The output head is the token table itself. With `checkpointing` set, each block's activations are computed
-    again in the backward instead of being kept.
+    again in the backward instead of being kept: all with True, all but attention's with `keeping_attention`.
 
     >>> model = GPT2(GPT2Config(vocab_size=256, context_size=64, n_layer=2, n_head=2, n_embed=32))
     >>> model(torch.zeros(1, 10, dtype=torch.int64)).logits.shape
@@ -100,7 +100,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.config = config
-        self.checkpointing = False
+        self.checkpointing: bool | Keeping = False
         self.wte = nn.Embedding(config.vocab_size, config.n_embed)
         self.wpe = nn.Embedding(config.context_size, config.n_embed) if config.positions == "learned" else None
         self.drop = nn.Dropout(config.dropout)
@@ -114,7 +114,7 @@ class GPT2(nn.Module):
         tokens: Int64[Tensor, "B N"],
         targets: Int64[Tensor, "B N"] | None = None,
         *,
-        cache: KVCache | None = None,
+        cache: Surroundings | None = None,
         planned_length: int | None = None,
         return_intermediate: bool = False,
         indexer_losses: bool = False,
@@ -150,14 +150,14 @@ class GPT2(nn.Module):
         self,
         tokens: Int64[Tensor, "B N"],
         *,
-        cache: KVCache | None = None,
+        cache: Surroundings | None = None,
         planned_length: int | None = None,
         return_intermediate: bool = False,
     ) -> tuple[Float[Tensor, "B N E"], list[Capture] | None]:
         """What the output head reads, and each layer's captures: masks, window and sparsity of this very run.
 
         Args:
-            cache: Holds the tokens before these; afterwards it holds these too.
+            cache: What stands around these tokens: a `KVCache` holds those before them, and afterwards these too.
             planned_length: How long the sequence may become; sparse attention plans its window for it. By
                 default the cache's capacity, or N.
             return_intermediate: Give the captures (of a dense layer: None).
@@ -170,7 +170,7 @@ class GPT2(nn.Module):
         return x, captured if return_intermediate else None
 
     def _through(
-        self, tokens: Int64[Tensor, "B N"], visit: Visit[Found], cache: KVCache | None, planned_length: int | None
+        self, tokens: Int64[Tensor, "B N"], visit: Visit[Found], cache: Surroundings | None, planned_length: int | None
     ) -> tuple[Float[Tensor, "B N E"], list[Found]]:
         """What the output head reads, and what `visit` finds in each block on the way."""
         past = 0 if cache is None else cache.length
@@ -181,8 +181,8 @@ class GPT2(nn.Module):
         x, found = self.drop(x), []
         for layer, block in enumerate(self.h):
             step = partial(visit, block, cache=cache, layer=layer, planned_length=planned_length)
-            if self.checkpointing and cache is None and torch.is_grad_enabled():
-                step = partial(checkpoint, step, use_reentrant=False)
+            if self.checkpointing and (cache is None or cache.differentiable) and torch.is_grad_enabled():
+                step = recomputed(step, self.checkpointing)
             x, one = step(x)
             found.append(one)
         if cache is not None:

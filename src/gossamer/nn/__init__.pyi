@@ -23,6 +23,7 @@ from .moba import MoBAAttention as MoBAAttention
 from .nsa import NSAAttention as NSAAttention
 from .nsa import NSACache as NSACache
 from .recent_cache import RecentCache as RecentCache
+from .recomputation import keeping_attention as keeping_attention
 from .reversible import ReversibleLayers as ReversibleLayers
 from .sinks import SinkAttention as SinkAttention
 from .sparse import SparseAttention as SparseAttention

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..patterns.base import Pattern, require_integer
-from .layer_cache import LayerCache, counted
+from .layer_cache import LayerCache, Scores, counted
 from .whole_cache import WholeCache
 
 
@@ -27,6 +27,8 @@ class KVCache:
     >>> cache.length, cache.layers[0].held
     (48, 16)
     """
+
+    differentiable = False
 
     def __init__(self, capacity: int, *, padding: Sequence[int] | None = None):
         """
@@ -47,6 +49,14 @@ class KVCache:
         """Memory of all that is held."""
         return sum(layer.nbytes for layer in (*self.layers.values(), *self.whole.values()))
 
+    def positions(self, tokens: int, device: torch.device) -> Int64[Tensor, "*B N"]:
+        """Positions of the next `tokens` tokens, counted from each sequence's first one that is no padding."""
+        counted = torch.arange(self.length, self.length + tokens, device=device)
+        if self.padding is None:
+            return counted
+        before = torch.tensor(self.padding, device=device)
+        return (counted - before[:, None]).clamp(min=0)  # [B, N]
+
     @torch.compiler.disable  # what is counted here changes at each call, and must not be compiled into a graph
     def attend(
         self,
@@ -55,6 +65,8 @@ class KVCache:
         k: Float[Tensor, "B G N D"],
         v: Float[Tensor, "B G N D"],
         pattern: Pattern,
+        *,
+        dropout: float = 0.0,
     ) -> Float[Tensor, "B H N D"]:
         """Attention of the new tokens to those so far, themselves included, over `pattern`.
 
@@ -70,7 +82,7 @@ class KVCache:
                 f"one reads may be gone: begin with a new cache"
             )
         self._require_counted(layer, held.seen)
-        out = held.attend(q, k, v)
+        out = held.attend(q, k, v, Scores(dropout=dropout))
         self.layers[layer] = held
         return out
 

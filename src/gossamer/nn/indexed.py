@@ -9,11 +9,11 @@ from ..attention import attend
 from ..config import IndexerConfig, RotaryConfig
 from ..indexed import Selection, attend_indexed
 from ..patterns import Causal
-from .cache import KVCache
 from .indexer import LightningIndexer
 from .indexing import Indexing, Stage, attends_to_chosen, chosen, located
 from .positions import positions
 from .self_attention import SelfAttention
+from .surroundings import Surroundings
 
 
 class IndexedAttention(SelfAttention):
@@ -55,7 +55,7 @@ class IndexedAttention(SelfAttention):
         x: Float[Tensor, "B N E"],
         return_intermediate: bool = False,
         *,
-        cache: KVCache | None = None,
+        cache: Surroundings | None = None,
         layer: int = 0,
         planned_length: int | None = None,
         selection: Selection | None = None,

@@ -17,9 +17,9 @@ from ..indexed import top_keys
 from ..ops.boundary import own_dtypes
 from ..patterns.base import require_integer
 from ..selectors.quantized import hadamard
-from .cache import KVCache
 from .heads import split
 from .positions import positions, rotated
+from .surroundings import Surroundings
 
 
 class Projected(NamedTuple):
@@ -115,7 +115,7 @@ class LightningIndexer(nn.Module):
         x: Float[Tensor, "B N E"],
         source: Float[Tensor, "B N R"] | None = None,
         *,
-        cache: KVCache | None = None,
+        cache: Surroundings | None = None,
         layer: int = 0,
     ) -> Int32[Tensor, "B N n"]:
         """For each token of `x` the chosen ones, ascending, -1 behind the last where fewer stand before it.

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int32
 from torch import Tensor, nn
 
 from ..indexed import Selection, indexer_loss
-from .cache import KVCache
 from .indexer import LightningIndexer, Projected
+from .surroundings import Surroundings
 
 Stage = Literal["warm_up", "sparse"]
 
@@ -97,7 +97,7 @@ def attends_to_chosen(owner: nn.Module, stage: str) -> bool:
 
 
 def located(
-    cache: KVCache | None, within: Int32[Tensor, "B 2"] | None, tokens: int, device: torch.device
+    cache: Surroundings | None, within: Int32[Tensor, "B 2"] | None, tokens: int, device: torch.device
 ) -> Int32[Tensor, "B 2"] | None:
     """Where each sequence lies among all tokens so far; None where all of them are it.
 

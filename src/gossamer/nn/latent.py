@@ -13,12 +13,12 @@ from ..config import LatentConfig
 from ..config.latent import Mode
 from ..indexed import Selection, attend_indexed, attend_latent
 from ..patterns import Causal
-from .cache import KVCache
 from .heads import merged, split
 from .indexer import LightningIndexer
 from .indexing import Indexing, Stage, all_places, attends_to_chosen, chosen, located
 from .norms import normalised
 from .positions import positions, rotated
+from .surroundings import Surroundings
 
 QUERIES_AT_ONCE = 256
 """Of those that choose all latents: a latent takes more bytes than so many numbers of it."""
@@ -43,6 +43,7 @@ class LatentAttention(nn.Module):
     Parameters have the names of DeepSeek's checkpoints and of transformers, so a layer's state dict loads as it is.
 
     >>> from gossamer.config import LatentConfig
+    >>> from gossamer.nn import KVCache
     >>> layer = LatentAttention(LatentConfig(64, 4, 32, 16, 8, 8, 8))
     >>> x, cache, out = torch.randn(1, 20, 64), KVCache(20), []
     >>> with torch.no_grad():
@@ -81,7 +82,7 @@ class LatentAttention(nn.Module):
         *,
         mode: Mode | None = None,
         selection: Selection | None = None,
-        cache: KVCache | None = None,
+        cache: Surroundings | None = None,
         layer: int = 0,
         within: Int32[Tensor, "B 2"] | None = None,
     ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], Indexing]:

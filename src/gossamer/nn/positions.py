@@ -9,21 +9,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..config.rotary import HALVES, RotaryConfig
-from .cache import KVCache
+from .surroundings import Surroundings
 
 
-def positions(tokens: int, cache: KVCache | None, device: torch.device) -> Int64[Tensor, "*B N"]:
-    """Positions of the next `tokens` tokens, counted from each sequence's first one that is no padding.
+def positions(tokens: int, cache: Surroundings | None, device: torch.device) -> Int64[Tensor, "*B N"]:
+    """Positions of the next `tokens` tokens, counted from the start of what each belongs to.
 
     >>> positions(3, None, torch.device("cpu")).tolist()
     [0, 1, 2]
     """
-    past = 0 if cache is None else cache.length
-    counted = torch.arange(past, past + tokens, device=device)
-    if cache is None or cache.padding is None:
-        return counted
-    before = torch.tensor(cache.padding, device=device)
-    return (counted - before[:, None]).clamp(min=0)  # [B, N]
+    return torch.arange(tokens, device=device) if cache is None else cache.positions(tokens, device)
 
 
 def rotated(

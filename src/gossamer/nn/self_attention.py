@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..attention import attend
 from ..config import RotaryConfig
 from ..patterns.base import Pattern
-from .cache import KVCache
 from .heads import merged, split
 from .positions import positions, rotated
+from .surroundings import Surroundings
 
 
 class SelfAttention(nn.Module):
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
         x: Float[Tensor, "B N E"],
         return_intermediate: bool = False,
         *,
-        cache: KVCache | None = None,
+        cache: Surroundings | None = None,
         layer: int = 0,
         planned_length: int | None = None,
     ) -> Float[Tensor, "B N E"] | tuple[Float[Tensor, "B N E"], object]:
@@ -64,14 +64,18 @@ class SelfAttention(nn.Module):
         """
         q, k, v = self.project(x, cache)
         length = planned_length or (x.shape[1] if cache is None else cache.capacity)
-        mixed = self.mix(q, k, v, length) if cache is None else cache.attend(layer, q, k, v, self.pattern(length))
+        if cache is None:
+            mixed = self.mix(q, k, v, length)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            mixed = cache.attend(layer, q, k, v, self.pattern(length), dropout=dropout)
         out = self.merge(mixed)
         if not return_intermediate:
             return out
         past = 0 if cache is None else cache.length
         return out, self.intermediate(q.shape[2], past + k.shape[2], length, x.device)
 
-    def project(self, x: Float[Tensor, "B N E"], cache: KVCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Float[Tensor, "B N E"], cache: Surroundings | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, H, N, D], keys and values [B, G, N, D] of tokens that go on from those in `cache`."""
         made = split(self.c_attn(x), self.n_head + 2 * self.n_kv_head)
         q, k, v = made.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)

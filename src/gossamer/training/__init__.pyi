@@ -2,6 +2,7 @@ from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import latest as latest
 from .config import DataConfig as DataConfig
 from .config import OptimizerConfig as OptimizerConfig
+from .config import ParallelConfig as ParallelConfig
 from .config import PhaseConfig as PhaseConfig
 from .config import RunConfig as RunConfig
 from .config import ScheduleConfig as ScheduleConfig

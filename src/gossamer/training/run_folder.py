@@ -17,6 +17,7 @@ CONFIG = "config.toml"
 DATA = "data"
 LOCK = ".lock"
 MOVABLE = ("run.folder",)  # a run may be moved, and go on where it is
+SPREAD = "parallel."  # and may go on over more processes or fewer
 
 
 def start(config: TrainConfig) -> None:
@@ -49,8 +50,9 @@ def require_same(config: TrainConfig) -> None:
     path = Path(config.run.folder, CONFIG)
     if not path.is_file():
         raise FileNotFoundError(f"run.folder {path.parent} holds no run to resume; start it without resume")
-    changed = {name: pair for name, pair in config.changes(TrainConfig.from_toml(path)).items() if name not in MOVABLE}
-    for name, (given, stored) in changed.items():
+    for name, (given, stored) in config.changes(TrainConfig.from_toml(path)).items():
+        if name in MOVABLE or name.startswith(SPREAD):
+            continue
         raise ValueError(
             f"{name} is {given!r}, but the run in {path.parent} was started with {stored!r}; "
             f"give {name}={stored!r} to resume it, or start a new run in another folder"

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..models.gpt2 import GPT2, IGNORED_TARGET
+from ..nn.recomputation import keeping_attention
 from . import run_folder
 from .beginning import weights_from
 from .checkpoint import State
@@ -21,6 +22,7 @@ from .recall import recall
 from .schedule import learning_rate
 from .stages import enter_stage, indexer_parameters, indexers_of
 
+KEPT = {"none": False, "full": True, "selective": keeping_attention}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_SKIPS = 20  # halvings of fp16's loss scale in a row: from 65,536 down to 1/16
 
@@ -61,7 +63,7 @@ class Trainer:
         torch.manual_seed(run.seed)
         vocabulary = self.training_data.shards.vocab_size
         model = GPT2(replace(config.model, unpadded_vocab_size=vocabulary)).to(device)
-        model.checkpointing = run.activation_checkpointing
+        model.checkpointing = KEPT[run.activation_checkpointing]
         self._forward = torch.compile(model) if run.compile else model
         self.state = State(
             model,

@@ -1,6 +1,7 @@
 """Data sets of Hugging Face stream in: every text, in order, from any row; no network and no whole data set."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -58,7 +59,7 @@ def test_units_end_with_rows(files, monkeypatch) -> None:
     units = list(tokenising.units(text.pieces()))
     assert len(units) > 10
     assert all(unit.pieces[-1][1] for unit in units)
-    assert sum((unit.pieces for unit in units), []) == [(piece.text, piece.ends) for piece in text.pieces()]
+    assert [piece for unit in units for piece in unit.pieces] == [(piece.text, piece.ends) for piece in text.pieces()]
 
 
 def test_tokens_are_made_of_a_data_set_and_used_again(files, tmp_path) -> None:
@@ -97,8 +98,6 @@ def test_the_library_is_asked_for_by_its_extra(monkeypatch) -> None:
 
 
 def test_a_fingerprint_changes_with_a_file(files) -> None:
-    import os
-
     before = DatasetText(files[0], files=files[1]).fingerprint
     assert DatasetText(files[0], files=files[1]).fingerprint == before
     assert DatasetText(files[0], files=files[1][:2]).fingerprint != before

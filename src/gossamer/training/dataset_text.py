@@ -128,7 +128,7 @@ class DatasetText:
         text = row[self._column]
         if text is not None and not isinstance(text, str):
             raise UnreadableText(
-                f"data set {self._path}: column {self._column!r} holds {type(text).__name__}s and no text; give another "
-                "data.dataset_column"
+                f"data set {self._path}: column {self._column!r} holds {type(text).__name__}s and no text; give "
+                "another data.dataset_column"
             )
         return text or ""

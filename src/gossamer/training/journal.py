@@ -39,7 +39,7 @@ class Making:
         self._writer: ShardWriter
 
     def tokenizer(self, asked: dict[str, Any], make: Callable[[], Tokenizer]) -> Tokenizer:
-        """The tokenizer of what was begun here, if it was begun for what is `asked`; else all begins anew, with `make`."""
+        """The tokenizer of what was begun here for what is `asked`; where nothing was, all begins anew with `make`."""
         try:
             head = json.loads(self._lines()[0])
             tokenizer = load_tokenizer(self.tokenizer_folder)

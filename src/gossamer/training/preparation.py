@@ -12,7 +12,7 @@ from .data import Split, require_window
 from .dataset_text import DatasetText, Where, named
 from .journal import TOKENIZER, making, sweep
 from .shards import SHARD_TOKENS, SIDECAR, Shards, ShardWriter
-from .sources import Corpus, Text, UnreadableText, python_library_sources
+from .sources import Corpus, Text, python_library_sources
 
 TRAINING_TEXT = 2**28
 """Characters, from the beginning, that a tokenizer is trained on: more of them change little but time and memory."""

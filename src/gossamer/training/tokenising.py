@@ -64,7 +64,10 @@ def tokenised(
     """
     if workers == 1:
         for unit in some:
-            yield _row(tokenizer.encode_batch([text for text, _ in unit.pieces]), unit.pieces, tokenizer, dtype), unit.place
+            yield (
+                _row(tokenizer.encode_batch([text for text, _ in unit.pieces]), unit.pieces, tokenizer, dtype),
+                unit.place,
+            )
         return
     waiting: deque[tuple[Future[bytes], Place]] = deque()
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(str(folder), dtype))

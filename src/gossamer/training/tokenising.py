@@ -69,27 +69,27 @@ def tokenised(
                 unit.place,
             )
         return
-    waiting: deque[tuple[Future[bytes], Place]] = deque()
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(str(folder), dtype))
     try:
-        for unit in some:
-            waiting.append((pool.submit(_tokens_of, unit.pieces), unit.place))
-            if len(waiting) == WAITING * workers:
-                yield _finished(*waiting.popleft())
-        while waiting:
-            yield _finished(*waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _finished(tokens: Future[bytes], place: Place) -> tuple[bytes, Place]:
-    try:
-        return tokens.result(), place
+        yield from _by_others(some, pool, workers)
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a process that makes tokens was ended from outside, for want of memory perhaps; what is done is kept: "
             "prepare again, with fewer workers"
         ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _by_others(some: Iterable[Unit], pool: ProcessPoolExecutor, workers: int) -> Iterator[tuple[bytes, Place]]:
+    waiting: deque[tuple[Future[bytes], Place]] = deque()
+    for unit in some:
+        waiting.append((pool.submit(_tokens_of, unit.pieces), unit.place))
+        if len(waiting) == WAITING * workers:
+            tokens, place = waiting.popleft()
+            yield tokens.result(), place
+    for tokens, place in waiting:
+        yield tokens.result(), place
 
 
 class _Own:

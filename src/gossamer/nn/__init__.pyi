@@ -7,6 +7,7 @@ from .chunked_feed_forward import ChunkedFeedForward as ChunkedFeedForward
 from .chunked_local import ChunkedLocalAttention as ChunkedLocalAttention
 from .compressed import CompressedAttention as CompressedAttention
 from .compressed import CompressedCache as CompressedCache
+from .context import ContextShard as ContextShard
 from .dense import CausalSelfAttention as CausalSelfAttention
 from .global_tokens import GlobalTokens as GlobalTokens
 from .hysparse import HySparseAttention as HySparseAttention

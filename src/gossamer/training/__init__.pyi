@@ -1,6 +1,7 @@
 from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import latest as latest
 from .config import DataConfig as DataConfig
+from .config import GuardConfig as GuardConfig
 from .config import OptimizerConfig as OptimizerConfig
 from .config import ParallelConfig as ParallelConfig
 from .config import PhaseConfig as PhaseConfig

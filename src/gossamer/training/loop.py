@@ -8,7 +8,7 @@ import torch
 
 from ..atomic import sync
 from ..measure import Peak, peak_memory
-from . import checkpoint, run_folder
+from . import checkpoint, random_states, run_folder
 from .config import RunConfig, TrainConfig
 from .interruption import Interrupted, StopRequest, stop_signals
 from .metrics import FILE as METRICS
@@ -45,7 +45,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: Callable[[Row],
     device = pick_device(config.run)
     with (
         run_folder.opened(config, resume=resume) as folder,
-        torch.random.fork_rng(range(torch.cuda.device_count())),
+        random_states.apart(config.run.seed),
         peak_memory(device) as peak,
         stop_signals() as stop,
     ):
@@ -54,7 +54,14 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: Callable[[Row],
             trainer.begin()
         parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
         log.debug("training %s parameters on %s, from step %s", f"{parameters:,}", device, trainer.state.step + 1)
-        _steps(trainer, config.run, folder, peak=peak, stop=stop, on_step=on_step)
+        with checkpoint.Saver(
+            folder,
+            trainer.state,
+            keep=config.run.keep_checkpoints,
+            keep_every=config.run.keep_every,
+            background=config.run.background_saves,
+        ) as saver:
+            _steps(trainer, config.run, saver, folder, peak=peak, stop=stop, on_step=on_step)
     return Summary.of(read_metrics(folder / METRICS), parameters=parameters, context=config.model.context_size)
 
 
@@ -92,6 +99,7 @@ def _went_back_to_the_latest(folder: Path, trainer: Trainer) -> bool:
 def _steps(
     trainer: Trainer,
     run: RunConfig,
+    saver: checkpoint.Saver,
     folder: Path,
     *,
     peak: Peak,
@@ -119,6 +127,7 @@ def _steps(
             if last or stopped_by or step % run.checkpoint_every == 0:
                 trainer.require_finite()
                 sync(folder / METRICS)
-                checkpoint.save(folder, trainer.state, keep=run.keep_checkpoints)
+                saver.save()
             if stopped_by and not last:
+                saver.wait()
                 raise Interrupted(stopped_by, step, folder)

@@ -16,7 +16,7 @@ from .preparation import tokens_for
 CONFIG = "config.toml"
 DATA = "data"
 LOCK = ".lock"
-MOVABLE = ("run.folder",)  # a run may be moved, and go on where it is
+MOVABLE = ("run.folder", "run.keep_checkpoints", "run.keep_every", "run.background_saves")  # change no number
 SPREAD = "parallel."  # and may go on over more processes or fewer
 
 

@@ -70,6 +70,7 @@ class Trainer:
             adamw(model, config.optimizer),
             torch.amp.GradScaler(device.type, enabled=run.precision == "fp16"),
             tokens=self.training_data.shards.digest,
+            seed=run.seed,
         )
         self._learners = self._learners_apart()
         self._arrange()

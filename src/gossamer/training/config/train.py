@@ -12,6 +12,7 @@ import tomli_w
 
 from ...config import GPT2Config, tree
 from .data import DataConfig
+from .guard import GuardConfig
 from .optimizer import OptimizerConfig, ScheduleConfig
 from .parallel import ParallelConfig
 from .phase import Phase, PhaseConfig
@@ -40,6 +41,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     phase: tuple[PhaseConfig, ...] = ()
     """Phases that the run goes through one after another, `[[phase]]` in TOML; `run.steps` is then their sum.
     Empty: the run is one phase, on `schedule`."""

@@ -108,3 +108,18 @@ def document_lengths(tokens: Int64[Tensor, "B N"], end: int) -> tuple[int, ...]:
     rows[:, -1:] = True
     ends = np.flatnonzero(rows) + 1
     return tuple(np.diff(ends, prepend=0).tolist())
+
+
+def packed(
+    tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"], end: int
+) -> tuple[Int64[Tensor, "1 M"], Int64[Tensor, "1 M"], Packing]:
+    """The rows of a batch behind each other in one row, and the documents in it, which end with `end` and with a row.
+
+    One row makes one launch of each kernel, however the documents lie. A document may have N tokens.
+
+    >>> row, _, packing = packed(torch.tensor([[5, 9, 5], [5, 5, 5]]), torch.zeros(2, 3), end=9)
+    >>> row.shape, packing.lengths, packing.capacity
+    (torch.Size([1, 6]), (2, 1, 3), 3)
+    """
+    packing = Packing(document_lengths(tokens, end), capacity=tokens.shape[1])
+    return tokens.reshape(1, -1), targets.reshape(1, -1), packing

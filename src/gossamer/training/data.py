@@ -10,6 +10,10 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..models.gpt2 import IGNORED_TARGET
+from ..tokenizer import load_tokenizer
+from .config import Packing
+from .journal import TOKENIZER
 from .shards import Shards, TokenRow
 from .sources import UnreadableText
 
@@ -36,14 +40,28 @@ class TokenDataset:
     Args:
         folder: What `prepare` made.
         split: "training", or "validation" for the tokens at the end.
+        packing: "documents" leaves out the targets that belong to another document than their token.
+
+    Attributes:
+        end_of_document: With packing, the token that every document ends with; else None.
 
     Raises:
         FileNotFoundError: `folder` holds no tokens.
         ValueError: The tokens do not agree with their sidecar, or the split is shorter than a window.
     """
 
-    def __init__(self, folder: str | Path, split: Split, *, context_size: int, batch_size: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        folder: str | Path,
+        split: Split,
+        *,
+        context_size: int,
+        batch_size: int = 1,
+        seed: int = 0,
+        packing: Packing = "none",
+    ):
         self.shards = Shards.read(folder)
+        self.end_of_document = None if packing == "none" else load_tokenizer(Path(folder, TOKENIZER)).end_of_text
         require_window(self.shards, split, context_size)
         self._row = TokenRow(folder, self.shards)
         self._first, count = _extent(self.shards, split)
@@ -54,7 +72,7 @@ class TokenDataset:
         self._epoch, self._order, self._shift = -1, np.empty(0, np.int64), 0
 
     def batch(self, step: int) -> tuple[Int64[Tensor, "B N"], Int64[Tensor, "B N"]]:
-        """(tokens, the token after each) of training step `step`, counted from 0."""
+        """(tokens, the token after each) of training step `step`, counted from 0; -1 is a target that is left out."""
         draws = range(step * self._batch, (step + 1) * self._batch)
         return self._tensors([self._drawn(draw) for draw in draws])
 
@@ -83,8 +101,10 @@ class TokenDataset:
                 f"the shards hold token {rows.max()}, and their tokenizer has {self.shards.vocab_size}; "
                 "they were changed: prepare the tokens again in a new folder"
             )
-        tokens = torch.from_numpy(rows)
-        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        tokens, targets = map(torch.Tensor.contiguous, (torch.from_numpy(rows)[:, :-1], torch.from_numpy(rows)[:, 1:]))
+        if self.end_of_document is not None:
+            targets[tokens == self.end_of_document] = IGNORED_TARGET
+        return tokens, targets
 
 
 def _extent(shards: Shards, split: Split) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from ..models.gpt2 import GPT2, IGNORED_TARGET, GPT2Output
+from ..models.gpt2 import GPT2, IGNORED_TARGET
 from ..nn.packing import packed
 from ..nn.recomputation import keeping_attention
 from . import run_folder
@@ -224,8 +224,8 @@ class Trainer:
         found = self._outcome(tokens, targets, indexer_losses=True)
         return {"loss": found.loss, "indexer_loss": found.indexer_losses}
 
-    def _outcome(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"], **asked: Any) -> GPT2Output:
-        """What the model makes of some sequences, or of the documents that are packed in them."""
+    def _outcome(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"], **asked: Any) -> Any:
+        """What the model gives for some sequences, or for the documents that are packed in them: its `GPT2Output`."""
         if (end := self.training_data.end_of_document) is not None:
             tokens, targets, asked["cache"] = packed(tokens, targets, end)
         tokens, targets = self._moved(tokens), self._moved(targets)

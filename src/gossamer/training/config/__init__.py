@@ -3,7 +3,7 @@
 The same tree is the Python API, a TOML file (one table per branch) and the command line (one flag per leaf).
 """
 
-from .data import DataConfig
+from .data import DataConfig, Packing
 from .guard import GuardConfig
 from .optimizer import OptimizerConfig, ScheduleConfig
 from .parallel import Exchange, ParallelConfig, Strategy
@@ -17,6 +17,7 @@ __all__ = [
     "Exchange",
     "GuardConfig",
     "OptimizerConfig",
+    "Packing",
     "ParallelConfig",
     "Phase",
     "PhaseConfig",

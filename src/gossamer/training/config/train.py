@@ -52,6 +52,11 @@ class TrainConfig:
             self._require_steps_of_the_phases()
         for number, phase in enumerate(self.phases, 1):
             self._require_phase_that_fits(number, phase)
+        if self.data.packing != "none" and self.model.indexer is not None:
+            raise ValueError(
+                f"TrainConfig: data.packing is {self.data.packing!r}, but an indexer chooses among the keys of a whole "
+                "sequence, other documents too; give data.packing='none'"
+            )
         if self.parallel.context > 1 and self.model.indexer is not None:
             raise ValueError(
                 f"TrainConfig: parallel.context is {self.parallel.context}, but an indexer chooses among all keys of a "

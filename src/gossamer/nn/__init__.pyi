@@ -23,6 +23,7 @@ from .masks import stable_softmax as stable_softmax
 from .moba import MoBAAttention as MoBAAttention
 from .nsa import NSAAttention as NSAAttention
 from .nsa import NSACache as NSACache
+from .packing import Packing as Packing
 from .recent_cache import RecentCache as RecentCache
 from .recomputation import keeping_attention as keeping_attention
 from .reversible import ReversibleLayers as ReversibleLayers

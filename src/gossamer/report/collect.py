@@ -19,7 +19,7 @@ from ..nn.self_attention import SelfAttention
 from ..plan import shortened
 from ..tokenizer import load_tokenizer
 from ..training.checkpoint_folders import latest
-from ..training.data import TOKENIZER
+from ..training.journal import TOKENIZER
 from ..training.metrics import FILE as METRICS
 from ..training.metrics import Summary, read_metrics
 from .data import AttentionFigure, CostCurve, CostFigure, LayerAttention, LayerCapture, Run, Sample

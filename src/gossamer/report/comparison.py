@@ -18,7 +18,8 @@ from ..plan import plan
 from ..tokenizer import load_tokenizer
 from ..training.checkpoint_folders import latest
 from ..training.config import TrainConfig
-from ..training.data import TOKENIZER, TokenDataset
+from ..training.data import TokenDataset
+from ..training.journal import TOKENIZER
 from ..training.metrics import FILE as METRICS
 from ..training.metrics import Summary, read_metrics
 from ..training.run_folder import CONFIG, tokens_folder

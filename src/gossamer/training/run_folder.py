@@ -10,7 +10,8 @@ from filelock import FileLock, Timeout
 
 from ..atomic import new_folder
 from .config import TrainConfig
-from .data import TOKENIZER, tokens_for
+from .journal import TOKENIZER
+from .preparation import tokens_for
 
 CONFIG = "config.toml"
 DATA = "data"

@@ -4,12 +4,15 @@ import math
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..models.gpt2 import GPT2, IGNORED_TARGET
+from ..nn.packing import packed
 from ..nn.recomputation import keeping_attention
 from . import run_folder
 from .beginning import weights_from
@@ -130,10 +133,8 @@ class Trainer:
         self.state.model.eval()
         total, count = 0.0, 0
         for tokens, targets in self.validation_data.in_order(self._config.run.evaluate_sequences):
-            with self._precision():
-                loss = self._forward(self._moved(tokens), self._moved(targets)).loss
-            total += loss.item() * targets.numel()
-            count += targets.numel()
+            total += self._outcome(tokens, targets).loss.item() * _targets(targets)
+            count += _targets(targets)
         self.state.model.train()
         if not math.isfinite(total):
             raise self._diverged(f"the validation loss is {total}")
@@ -178,12 +179,9 @@ class Trainer:
         """Read windows of text as long as the phase wants; each phase shuffles them anew."""
         self._phase, settings, tokens = phase, self._phases[phase], run_folder.tokens_folder(self._config)
         context, batch = settings.context_size, settings.batch_size
-        self.training_data = TokenDataset(
-            tokens, "training", context_size=context, batch_size=batch, seed=self._config.run.seed + phase
-        )
-        self.validation_data = TokenDataset(
-            tokens, "validation", context_size=context, batch_size=-(-batch // settings.gradient_accumulation)
-        )
+        text = partial(TokenDataset, tokens, context_size=context, packing=self._config.data.packing)
+        self.training_data = text(split="training", batch_size=batch, seed=self._config.run.seed + phase)
+        self.validation_data = text(split="validation", batch_size=-(-batch // settings.gradient_accumulation))
 
     def _arrange(self) -> None:
         """Make the model that of the phase: its windows, or its stage."""
@@ -221,12 +219,18 @@ class Trainer:
 
     def _losses(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, Tensor]:
         """The loss and, where indexers learn, those of every layer's indexer."""
+        if not self._indexers_learn:
+            return {"loss": self._outcome(tokens, targets).loss}
+        found = self._outcome(tokens, targets, indexer_losses=True)
+        return {"loss": found.loss, "indexer_loss": found.indexer_losses}
+
+    def _outcome(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"], **asked: Any) -> Any:
+        """What the model gives for some sequences, or for the documents that are packed in them: its `GPT2Output`."""
+        if (end := self.training_data.end_of_document) is not None:
+            tokens, targets, asked["cache"] = packed(tokens, targets, end)
         tokens, targets = self._moved(tokens), self._moved(targets)
         with self._precision():
-            if not self._indexers_learn:
-                return {"loss": self._forward(tokens, targets).loss}
-            found = self._forward(tokens, targets, indexer_losses=True)
-            return {"loss": found.loss, "indexer_loss": found.indexer_losses}
+            return self._forward(tokens, targets, **asked)
 
     def _precision(self) -> AbstractContextManager:
         dtype = DTYPES[self._config.run.precision]

@@ -12,7 +12,7 @@ import torch
 
 from gossamer.models.gpt2 import GPT2
 from gossamer.training import storage, trainer
-from gossamer.training.checkpoint import CheckpointError, latest
+from gossamer.training.checkpoint_folders import CheckpointError, latest
 from gossamer.training.config import RunConfig, TrainConfig
 from gossamer.training.interruption import Interrupted
 from gossamer.training.loop import pick_device, train

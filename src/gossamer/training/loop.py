@@ -8,7 +8,8 @@ import torch
 
 from ..atomic import sync
 from ..measure import Peak, peak_memory
-from . import checkpoint, random_states, run_folder
+from . import checkpoint_folders, random_states, run_folder
+from .checkpoint import Saver, restore
 from .config import RunConfig, TrainConfig
 from .interruption import Interrupted, StopRequest, stop_signals
 from .metrics import FILE as METRICS
@@ -54,7 +55,7 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: Callable[[Row],
             trainer.begin()
         parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
         log.debug("training %s parameters on %s, from step %s", f"{parameters:,}", device, trainer.state.step + 1)
-        with checkpoint.Saver(
+        with Saver(
             folder,
             trainer.state,
             keep=config.run.keep_checkpoints,
@@ -87,19 +88,19 @@ def pick_device(config: RunConfig) -> torch.device:
 
 def _went_back_to_the_latest(folder: Path, trainer: Trainer) -> bool:
     try:
-        newest = checkpoint.latest(folder)
+        newest = checkpoint_folders.latest(folder)
     except FileNotFoundError:
         log.warning("%s has no checkpoint yet: training starts from the beginning", folder)
         return False
-    checkpoint.restore(newest, trainer.state)
-    checkpoint.set_aside(folder, after=trainer.state.step)
+    restore(newest, trainer.state)
+    checkpoint_folders.set_aside(folder, after=trainer.state.step)
     return True
 
 
 def _steps(
     trainer: Trainer,
     run: RunConfig,
-    saver: checkpoint.Saver,
+    saver: Saver,
     folder: Path,
     *,
     peak: Peak,

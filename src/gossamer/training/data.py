@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,21 +13,7 @@ from ..models.gpt2 import IGNORED_TARGET
 from ..tokenizer import load_tokenizer
 from .config import Packing
 from .journal import TOKENIZER
-from .shards import Shards, TokenRow
-from .sources import UnreadableText
-
-Split = Literal["training", "validation"]
-
-
-def require_window(shards: Shards, split: Split, context_size: int) -> None:
-    """Refuse a split that is shorter than one window and the token after it."""
-    _, count = _extent(shards, split)
-    if count <= context_size:
-        raise UnreadableText(
-            f"the {split} split has {count} of the text's {shards.tokens} tokens, and a context_size of "
-            f"{context_size} needs {context_size + 1}; give more text, a smaller model.context_size or "
-            f"another data.validation_share than {shards.validation_share}"
-        )
+from .shards import Shards, Split, TokenRow, extent, require_window
 
 
 class TokenDataset:
@@ -64,7 +49,7 @@ class TokenDataset:
         self.end_of_document = None if packing == "none" else load_tokenizer(Path(folder, TOKENIZER)).end_of_text
         require_window(self.shards, split, context_size)
         self._row = TokenRow(folder, self.shards)
-        self._first, count = _extent(self.shards, split)
+        self._first, count = extent(self.shards, split)
         self._context, self._batch, self._seed = context_size, batch_size, seed
         # One window is given up, where there are several, to make room for the shift of an epoch.
         self.windows = max(1, (count - 1) // context_size - 1)
@@ -105,11 +90,3 @@ class TokenDataset:
         if self.end_of_document is not None:
             targets[tokens == self.end_of_document] = IGNORED_TARGET
         return tokens, targets
-
-
-def _extent(shards: Shards, split: Split) -> tuple[int, int]:
-    """(first token, tokens) of a split."""
-    training = shards.tokens - shards.validation_tokens
-    if split not in get_args(Split):
-        raise ValueError(f"split is {split!r}; give one of {', '.join(get_args(Split))}")
-    return (0, training) if split == "training" else (training, shards.validation_tokens)

@@ -14,6 +14,7 @@ from ..tokenizer import load_tokenizer
 from .config import Packing
 from .journal import TOKENIZER
 from .shards import Shards, Split, TokenRow, extent, require_window
+from .shuffle import Shuffle
 
 
 class TokenDataset:
@@ -54,7 +55,7 @@ class TokenDataset:
         # One window is given up, where there are several, to make room for the shift of an epoch.
         self.windows = max(1, (count - 1) // context_size - 1)
         self._slack = count - 1 - self.windows * context_size
-        self._epoch, self._order, self._shift = -1, np.empty(0, np.int64), 0
+        self._epoch, self._order = -1, Shuffle(self.windows, "")
 
     def batch(self, step: int) -> tuple[Int64[Tensor, "B N"], Int64[Tensor, "B N"]]:
         """(tokens, the token after each) of training step `step`, counted from 0; -1 is a target that is left out."""
@@ -71,11 +72,8 @@ class TokenDataset:
     def _drawn(self, draw: int) -> int:
         epoch, place = divmod(draw, self.windows)
         if epoch != self._epoch:
-            # random_raw is the one stream that numpy promises never to change
-            noise = np.random.Philox(key=[self._seed, epoch]).random_raw(self.windows + 1)
-            self._epoch, self._order = epoch, np.argsort(noise[1:], kind="stable")
-            self._shift = int(noise[0] % np.uint64(self._slack + 1))
-        return int(self._order[place]) * self._context + self._shift
+            self._epoch, self._order = epoch, Shuffle(self.windows, f"{self._seed} {epoch}")
+        return self._order[place] * self._context + self._order.number % (self._slack + 1)
 
     def _tensors(self, starts: list[int]) -> tuple[Tensor, Tensor]:
         rows: NDArray[np.int64] = np.stack(

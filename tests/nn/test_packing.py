@@ -85,9 +85,7 @@ def positions_that_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def documents_that_end_a_token_late(monkeypatch: pytest.MonkeyPatch) -> None:
     late = (LENGTHS[0] + 1, LENGTHS[1] - 1, *LENGTHS[2:])
-    monkeypatch.setattr(
-        Packing, "attend", lambda self, layer, q, k, v, pattern, dropout=0.0: attend(q, k, v, Packed(pattern, late))
-    )
+    monkeypatch.setattr(packing, "Packed", lambda pattern, lengths: Packed(pattern, late))
 
 
 FAULTS = (

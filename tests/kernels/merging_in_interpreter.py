@@ -6,8 +6,8 @@ import json
 
 import torch
 
-from gossamer.kernels import merge
 from gossamer.kernels.triton.merging import merge_into
+from gossamer.ops.merge import merge_into as joined
 from tests.kernels.interpreter import repair_interpreter
 
 CASES = ((1, 1, 1, 8), (2, 3, 70, 64), (1, 2, 33, 40), (1, 4, 64, 128))
@@ -31,7 +31,7 @@ def difference(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str
     """Of the kernel's result from the one that PyTorch gives in float64."""
     out, lse, some_out, some_lse = drawn(shape, dtype, device)
     wide = [x.double().cpu() for x in (out, lse, some_out.nan_to_num(), some_lse)]
-    merge.merge_into(*wide)
+    joined(*wide)
     merge_into(out, lse, some_out, some_lse)
     if not torch.equal(lse.cpu() == -torch.inf, wide[1] == -torch.inf):
         return torch.inf

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gossamer.indexed import merge_attention
-from gossamer.kernels.merge import merge_into
 from gossamer.kernels.triton import merging
+from gossamer.ops.merge import merge_into
 from tests.kernels.interpreter import interpreted
 from tests.kernels.merging_in_interpreter import CASES, difference, drawn
 from tests.kernels.sm90 import hopper

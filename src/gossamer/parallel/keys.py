@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.merge import merge_into
+from ..ops.merge import merge_into
 from ..patterns.section import Run, counted
 from .course import Course, Part, SidePart
 from .exchange import Trip

@@ -179,7 +179,7 @@ def full_in_rust(*arguments, **settings):
 @pytest.mark.parametrize(
     ("place", "name", "failure"),
     [
-        (GPT2, "save", full),
+        (checkpoint.weights, "write", full),
         (checkpoint, "save_file", full),
         (checkpoint, "save_file", full_in_rust),
         (Path, "write_text", full),

@@ -14,8 +14,9 @@ from gossamer.models.gpt2 import GPT2
 from gossamer.training import checkpoint, trainer
 from gossamer.training.checkpoint import CheckpointError, latest
 from gossamer.training.config import RunConfig, TrainConfig
+from gossamer.training.distributed import pick_device
 from gossamer.training.interruption import Interrupted
-from gossamer.training.loop import pick_device, train
+from gossamer.training.loop import train
 from gossamer.training.metrics import read_metrics
 from gossamer.training.trainer import Diverged
 

@@ -19,9 +19,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ..atomic import new_folder, remove_folder
+from ..models import weights
 from ..models.gpt2 import GPT2
+from .distributed import ALONE, World, load_weights
 from .optimizer import load_state_tensors, state_tensors
 
 log = logging.getLogger(__name__)
@@ -54,17 +57,25 @@ class State:
     step: int = 0
 
 
-def save(run: str | Path, state: State, *, keep: int) -> Path:
+def save(run: str | Path, state: State, *, keep: int, world: World = ALONE) -> Path:
     """Write the checkpoint of `state.step` into the run's folder, then remove all but the newest `keep`.
 
     Raises:
         CheckpointError: It could not be written, for want of space for example. Older ones are as they were.
     """
+    model = _whole(state.model.state_dict())
+    optimizer = _whole(state_tensors(state.model, state.optimizer))
+    return world.on_first(lambda: _write(run, state, model, optimizer, keep=keep))
+
+
+def _write(
+    run: str | Path, state: State, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], *, keep: int
+) -> Path:
     folder = Path(run, FOLDER, f"step-{state.step:08d}")
     try:
         with new_folder(folder) as partial:
-            state.model.save(partial)
-            save_file(_contiguous(state_tensors(state.model, state.optimizer)), partial / OPTIMIZER)
+            weights.write(partial, state.model.config, model)
+            save_file(_contiguous(optimizer), partial / OPTIMIZER)
             save_file(random_states(), partial / RANDOM)
             facts = {"step": state.step, "tokens": state.tokens, "scaler": state.scaler.state_dict()}
             (partial / FACTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
@@ -95,7 +106,7 @@ def restore(checkpoint: str | Path, state: State) -> None:
             f"{checkpoint} was trained on other tokens than those in data.folder; put the old ones back, or "
             "start a new run"
         )
-    state.model.load_state_dict(GPT2.load(checkpoint).state_dict())
+    load_weights(state.model, GPT2.load(checkpoint).state_dict())
     load_state_tensors(state.model, state.optimizer, load_file(checkpoint / OPTIMIZER))
     state.scaler.load_state_dict(facts["scaler"])
     restore_random_states(load_file(checkpoint / RANDOM))
@@ -177,6 +188,11 @@ def restore_random_states(states: Mapping[str, Tensor]) -> None:
     for index in range(torch.cuda.device_count()):
         if f"cuda:{index}" in states:
             torch.cuda.set_rng_state(states[f"cuda:{index}"], index)
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What all processes hold of each tensor, in one."""
+    return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in tensors.items()}
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 import math
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from signal import Signals
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..models.gpt2 import GPT2, IGNORED_TARGET
 from ..nn.recomputation import keeping_attention
@@ -16,6 +20,7 @@ from .beginning import weights_from
 from .checkpoint import State
 from .config import TrainConfig
 from .data import TokenDataset
+from .distributed import DTYPES, World, load_weights, local, parallelized
 from .metrics import Row
 from .optimizer import adamw
 from .recall import recall
@@ -23,7 +28,7 @@ from .schedule import learning_rate
 from .stages import enter_stage, indexer_parameters, indexers_of
 
 KEPT = {"none": False, "full": True, "selective": keeping_attention}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STOPPING = (Signals.SIGTERM, Signals.SIGINT)
 MOST_SKIPS = 20  # halvings of fp16's loss scale in a row: from 65,536 down to 1/16
 
 
@@ -52,23 +57,27 @@ class Trainer:
 
     Args:
         config: The run; its folder has been made.
-        device: Where the model lives.
+        world: Who trains it, and where this process's share of it lives.
+
+    Attributes:
+        stop: The signal by which any of the processes was asked to stop before the last update, as all of them know.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device):
+    def __init__(self, config: TrainConfig, world: World):
         run = config.run
-        self._config, self._device, self._skips = config, device, 0
+        self._config, self._world, self._device, self._skips = config, world, world.device, 0
+        self.stop: Signals | None = None
         self._phases = config.phases
         self._read_for(0)
         torch.manual_seed(run.seed)
         vocabulary = self.training_data.shards.vocab_size
-        model = GPT2(replace(config.model, unpadded_vocab_size=vocabulary)).to(device)
+        model = GPT2(replace(config.model, unpadded_vocab_size=vocabulary))
         model.checkpointing = KEPT[run.activation_checkpointing]
-        self._forward = torch.compile(model) if run.compile else model
+        self._forward = parallelized(model, world, config)
         self.state = State(
             model,
             adamw(model, config.optimizer),
-            torch.amp.GradScaler(device.type, enabled=run.precision == "fp16"),
+            torch.amp.GradScaler(world.device.type, enabled=run.precision == "fp16"),
             tokens=self.training_data.shards.digest,
         )
         self._learners = self._learners_apart()
@@ -82,10 +91,19 @@ class Trainer:
             ValueError: It has another shape, or is damaged.
         """
         if source := self._config.run.start_from:
-            self.state.model.load_state_dict(weights_from(source, self.state.model.config))
+            load_weights(self.state.model, weights_from(source, self.state.model.config))
 
-    def update(self, step: int) -> Row:
-        """Do optimizer step number `step`, counted from 1, and say how it went.
+    def draw_apart(self) -> None:
+        """From here on, each process draws random numbers of its own: dropout is another in each."""
+        if self._world.rank:
+            seeds = np.random.SeedSequence([self._config.run.seed, self.state.step, self._world.rank])
+            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]) >> 1)
+
+    def update(self, step: int, *, asked: Signals | None = None) -> Row:
+        """Do optimizer step number `step`, counted from 1, and say how it went. All processes say the same.
+
+        Args:
+            asked: The signal by which this process was asked to stop, which the others learn of.
 
         Raises:
             Diverged: The loss or the gradient is not finite; the weights are as they were.
@@ -96,12 +114,15 @@ class Trainer:
         rate = learning_rate(here, self._phases[self._phase])
         for group in optimizer.param_groups:
             group["lr"] = rate
-        tokens, targets = self.training_data.batch(here - 1)
+        tokens, targets = map(self._stretch, self.training_data.batch(here - 1, self._world.data))
         losses = self._backward(tokens, targets)
+        losses, correction = self._agreed(losses, _targets(targets), asked)
         for name, loss in losses.items():
             if not math.isfinite(loss):
                 raise Diverged(f"the {name} is {loss}", step, rate)
         scaler.unscale_(optimizer)
+        if correction != 1.0:
+            self._lengthen(correction)
         norms = {name: self._clipped(learners) for name, learners in self._learners.items()}
         self._require_progress(max(norms.values()), step, rate)
         scaler.step(optimizer)
@@ -115,7 +136,7 @@ class Trainer:
             **losses,
             "learning_rate": rate,
             **{name: norm if math.isfinite(norm) else None for name, norm in norms.items()},
-            "tokens_per_second": targets.numel() / seconds,
+            "tokens_per_second": self._expected / seconds,
             "seconds": seconds,
         }
 
@@ -128,12 +149,18 @@ class Trainer:
         """
         self.state.model.eval()
         total, count = 0.0, 0
-        for tokens, targets in self.validation_data.in_order(self._config.run.evaluate_sequences):
+        for batch in self.validation_data.in_order(self._config.run.evaluate_sequences):
+            rows = self._world.data.among(len(batch[0]))
+            # Who has no sequence goes through one all the same, as the others may wait for its share of the weights.
+            taken = slice(rows.start, rows.stop) if rows else slice(1)
+            tokens, targets = (self._stretch(part[taken]) for part in batch)
             with self._precision():
                 loss = self._forward(self._moved(tokens), self._moved(targets)).loss
-            total += loss.item() * targets.numel()
-            count += targets.numel()
+            if rows:
+                total += loss.item() * _targets(targets)
+                count += _targets(targets)
         self.state.model.train()
+        total, count = self._world.summed([total, count])
         if not math.isfinite(total):
             raise self._diverged(f"the validation loss is {total}")
         return total / count
@@ -146,10 +173,10 @@ class Trainer:
         """
         if not self._indexers_learn:
             return None
-        tokens, _ = next(self.validation_data.in_order(self._config.run.evaluate_sequences))
+        tokens, targets = map(self._moved, next(self.validation_data.in_order(self._config.run.evaluate_sequences)))
         self.state.model.eval()
         with self._precision():
-            _, seen = self.state.model.features(self._moved(tokens), return_intermediate=True)
+            seen = self._forward(tokens, targets, return_intermediate=True).intermediates
         self.state.model.train()
         return recall(indexers_of(self.state.model), seen)  # type: ignore[bad-argument-type]
 
@@ -159,8 +186,10 @@ class Trainer:
         Raises:
             Diverged: One is not.
         """
-        for name, parameter in self.state.model.named_parameters():
-            if not parameter.isfinite().all():
+        parameters = dict(self.state.model.named_parameters())
+        spoiled = torch.stack([~local(parameter).isfinite().all() for parameter in parameters.values()])
+        for name, anywhere in zip(parameters, self._world.summed(spoiled.tolist()), strict=True):
+            if anywhere:
                 raise self._diverged(f"the weights {name} are not finite")
 
     def _enter(self, step: int) -> int:
@@ -186,10 +215,13 @@ class Trainer:
 
     def _arrange(self) -> None:
         """Make the model that of the phase: its windows, or its stage."""
-        phase = self._phases[self._phase]
+        phase, model = self._phases[self._phase], self.state.model
         if phase.windows:
-            self.state.model.widen(phase.windows)
-        enter_stage(self.state.model, phase.stage)
+            model.widen(phase.windows)
+        before = [parameter.requires_grad for parameter in model.parameters()]
+        enter_stage(model, phase.stage)
+        if self._is_ddp and before != [parameter.requires_grad for parameter in model.parameters()]:
+            self._forward = parallelized(model, self._world, self._config)  # it waits for what learns to have gradients
 
     @property
     def _indexers_learn(self) -> bool:
@@ -204,19 +236,64 @@ class Trainer:
         return {"gradient_norm": others} | ({"indexer_gradient_norm": indexers} if indexers else {})
 
     def _clipped(self, parameters: list[nn.Parameter]) -> float:
-        return nn.utils.clip_grad_norm_(parameters, self._config.optimizer.gradient_clip).item()
+        """The length of a gradient, whoever holds it, which is shortened where it is too long."""
+        norm = nn.utils.clip_grad_norm_(parameters, self._config.optimizer.gradient_clip)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    @property
+    def _expected(self) -> int:
+        """Targets of a step in all processes, if none is left out."""
+        phase = self._phases[self._phase]
+        return phase.batch_size * phase.context_size
 
     def _backward(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, float]:
-        """Add up the gradient of the mean losses, piece by piece; a piece counts by its targets."""
-        pieces, totals, whole = self._phases[self._phase].gradient_accumulation, {}, _targets(targets)
-        for part, expected in zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
-            share, losses = _targets(expected) / whole, self._losses(part, expected)
-            # Each layer's indexer learns from its own loss alone: the sum has the gradient of each.
-            whole_loss = torch.cat([loss.flatten() for loss in losses.values()]).sum()
-            self.state.scaler.scale(share * whole_loss).backward()
+        """Add up the gradient of the losses, piece by piece, and give this process's share of their means.
+
+        A piece counts by its targets, as if no target of the step were left out: how many are is known to all
+        processes only later.
+        """
+        pieces, totals = self._phases[self._phase].gradient_accumulation, {}
+        for number, (part, expected) in enumerate(
+            zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True), 1
+        ):
+            with self._apart_until(number == pieces):
+                share, losses = _targets(expected) / self._expected, self._losses(part, expected)
+                # Each layer's indexer learns from its own loss alone: the sum has the gradient of each.
+                whole_loss = torch.cat([loss.flatten() for loss in losses.values()]).sum()
+                # Over the processes gradients are averaged, and are to be summed.
+                self.state.scaler.scale(share * self._world.size * whole_loss).backward()
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0.0) + share * loss.mean().item()
+        for parameter in self.state.model.parameters():
+            if not parameter.requires_grad:  # a sharded weight has a gradient even where it rests
+                parameter.grad = None
         return totals
+
+    def _apart_until(self, last: bool) -> AbstractContextManager:
+        """With DDP, gradients are summed over the processes once a step; with FSDP2 at each piece, for want of room."""
+        return self._forward.no_sync() if self._is_ddp and not last else nullcontext()  # type: ignore[missing-attribute]
+
+    def _agreed(self, losses: dict[str, float], targets: int, asked: Signals | None) -> tuple[dict[str, float], float]:
+        """(the mean losses over all processes, by what the gradients must be multiplied for targets left out)."""
+        signals = [float(asked is number) for number in STOPPING]
+        *means, counted = self._world.summed([*losses.values(), *signals, targets])
+        means, stops = means[: len(losses)], means[len(losses) :]
+        self.stop = next((number for number, times in zip(STOPPING, stops, strict=True) if times), None)
+        correction = self._expected / max(1, counted)
+        return {name: mean * correction for name, mean in zip(losses, means, strict=True)}, correction
+
+    def _lengthen(self, times: float) -> None:
+        for parameter in self.state.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(times)
+
+    def _stretch(self, tokens: Int64[Tensor, "B N"]) -> Int64[Tensor, "B n"]:
+        """What this process has of the tokens of its sequences."""
+        return self._world.context.taken(tokens, 1)
+
+    @property
+    def _is_ddp(self) -> bool:
+        return isinstance(getattr(self._forward, "_orig_mod", self._forward), DistributedDataParallel)
 
     def _losses(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, Tensor]:
         """The loss and, where indexers learn, those of every layer's indexer."""

@@ -25,6 +25,7 @@ STREET = (
     ("repeats", "inputs"),
     ("attention", "runs", "block_sparse"),
     ("hashed", "indexed"),
+    ("parallel",),
     ("config",),
     ("nn",),
     ("models",),
@@ -67,6 +68,8 @@ WIDE = {  # functions that may take more, and why
     "block_sparse.attend_blocks": "a layout is a tensor and the edge of a block; the rest is as attend has it",
     "indexed.attend.attend_indexed": "a choice of keys; the rest is as attend has it",
     "indexed.top_keys.top_keys": "what a score is, who is visible and by whom it runs are independent, keyword-only",
+    "parallel.attend.attend_shards": "who holds what; the rest is as attend has it, keyword-only",
+    "parallel.by_heads.attend_by_heads": "the same",
     "integrations.huggingface.attention._attention": "the arguments that transformers calls attention with",
     "generation.generate": "the settings of sampling under the names that users of other libraries know",
 }

@@ -49,21 +49,42 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         FileExistsError: `path` is a file, or a folder with something in it.
     """
     path = Path(path).resolve()
-    _require_free(path)
+    require_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     partial = _partial(path)
     partial.mkdir()
     try:
         yield partial
-        _sync_tree(partial)
-        if path.exists():
-            path.rmdir()  # empty, or this raises and the content stays
-        partial.rename(path)
+        publish(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def publish(filled: str | Path, path: str | Path) -> None:
+    """The folder `filled`, of the same file system, becomes `path` when all of it is on disk.
+
+    Raises:
+        OSError: `path` is a file, or a folder with something in it.
+    """
+    filled, path = Path(filled).resolve(), Path(path).resolve()
+    _sync_tree(filled)
+    if path.exists():
+        path.rmdir()  # empty, or this raises and the content stays
+    filled.rename(path)
     sync(path.parent)
+
+
+def require_free(path: str | Path) -> None:
+    """Refuse a path that something is at already.
+
+    Raises:
+        FileExistsError: `path` is a file, or a folder with something in it.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} already exists and is not an empty folder; it is left as it is: give a new one")
 
 
 def remove_folder(path: str | Path) -> None:
@@ -111,11 +132,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _require_free(path: Path) -> None:
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path} already exists and is not an empty folder; it is left as it is: give a new one")
 
 
 def _sync_tree(folder: Path) -> None:

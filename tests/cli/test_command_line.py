@@ -59,7 +59,7 @@ def test_version(shell: Shell) -> None:
     ("arguments", "said"),
     [
         (["shwo"], "did you mean show?"),
-        (["--frobnicate"], "commands are train, generate"),
+        (["--frobnicate"], "commands are train, prepare"),
         (["train", "--run.stps", "3"], "--run.steps"),
         (["train", "--run.steps", "many"], "many"),
         (["train", "--run.steps", "0"], "steps is 0"),

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ import torch
 from safetensors import SafetensorError
 
 from gossamer.config import GPT2Config
+from gossamer.models import config_file
 from gossamer.models.gpt2 import GPT2
-from gossamer.training import checkpoint
-from gossamer.training.checkpoint import CheckpointError, State, damage, latest, restore, save
+from gossamer.training import checkpoint, storage
+from gossamer.training.checkpoint import Saver, State, restore
+from gossamer.training.checkpoint_folders import CheckpointError, folder_of, latest, set_aside, steps
 from gossamer.training.config import OptimizerConfig
+from gossamer.training.manifest import damage
 from gossamer.training.optimizer import adamw
 
 
@@ -31,6 +35,12 @@ def train(state: State, steps: int = 1) -> None:
             parameter.grad = torch.randn_like(parameter)
         state.optimizer.step()
         state.step += 1
+
+
+def save(run: Path, state: State, *, keep: int, background: bool = False) -> Path:
+    with Saver(run, state, keep=keep, background=background) as saver:
+        saver.save()
+    return folder_of(run, state.step)
 
 
 def parameters(state: State) -> torch.Tensor:
@@ -63,6 +73,61 @@ def test_a_restored_state_goes_on_bit_for_bit(tmp_path) -> None:
     assert torch.equal(torch.rand(3), drawn)
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_what_is_saved_is_the_state_at_that_moment(tmp_path, monkeypatch, background: bool) -> None:
+    """Training goes on before the first byte is written."""
+    moved_on = threading.Event()
+    write = storage.save_file
+
+    def slow(*arguments, **settings) -> None:
+        assert not background or moved_on.wait(60)
+        write(*arguments, **settings)
+
+    monkeypatch.setattr(storage, "save_file", slow)
+    straight = state()
+    train(straight, 2)
+    going_on = state()
+    train(going_on, 2)
+    with Saver(tmp_path, going_on, keep=1, background=background) as saver:
+        torch.manual_seed(7)
+        saver.save()
+        train(going_on, 3)
+        going_on.memories["late"] = Counter(1)
+        moved_on.set()
+    resumed = state(seed=5)
+    restore(latest(tmp_path), resumed)
+    assert resumed.step == 2
+    assert torch.equal(parameters(resumed), parameters(straight))
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(3), drawn_after(latest(tmp_path)))
+
+
+def drawn_after(checkpoint: Path) -> torch.Tensor:
+    restore(checkpoint, state())
+    return torch.rand(3)
+
+
+class Counter:
+    """What training remembers, in JSON."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, stored: dict[str, int]) -> None:
+        self.count = stored["count"]
+
+
+def test_what_else_training_remembers_comes_back(tmp_path) -> None:
+    saved, resumed = state(), state()
+    saved.memories |= {"skips": Counter(3), "gone": Counter(4)}
+    resumed.memories |= {"skips": Counter(0), "new": Counter(5)}
+    restore(save(tmp_path, saved, keep=1), resumed)
+    assert {name: memory.count for name, memory in resumed.memories.items()} == {"skips": 3, "new": 5}
+
+
 def test_a_checkpoint_is_a_model_that_loads(run: Path) -> None:
     straight = state()
     train(straight, 3)
@@ -82,19 +147,29 @@ def test_the_newest_ones_stay(tmp_path) -> None:
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000004", "step-00000005"]
 
 
-def test_older_ones_go_only_after_the_new_one_is_there(tmp_path, monkeypatch) -> None:
+def test_those_of_every_so_many_steps_stay_for_ever(tmp_path) -> None:
+    training = state()
+    with Saver(tmp_path, training, keep=1, keep_every=3) as saver:
+        for _ in range(8):
+            train(training)
+            saver.save()
+    assert steps(tmp_path) == [3, 6, 8]
+
+
+def test_older_ones_go_only_after_the_new_one_is_there(tmp_path, monkeypatch, caplog) -> None:
     training = state()
     train(training)
     save(tmp_path, training, keep=1)
 
     def refuse(path: Path) -> None:
-        assert damage(tmp_path / "checkpoints" / "step-00000002") is None
-        raise ZeroDivisionError
+        assert damage(folder_of(tmp_path, 2)) is None
+        raise PermissionError("not yours")
 
     monkeypatch.setattr(checkpoint, "remove_folder", refuse)
     train(training)
-    with pytest.raises(ZeroDivisionError):
-        save(tmp_path, training, keep=1)
+    save(tmp_path, training, keep=1)
+    assert "the old checkpoint of step 1 could not be removed: not yours" in caplog.text
+    assert steps(tmp_path) == [1, 2]
 
 
 def test_other_tokens_are_refused(run: Path) -> None:
@@ -127,12 +202,12 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run: Path, name: str
 
 
 def test_the_manifest_names_every_file(run: Path) -> None:
-    assert sorted(json.loads((latest(run) / "manifest.json").read_text())) == sorted(FILES)
+    assert sorted(json.loads((latest(run) / "manifest.json").read_text())["files"]) == sorted(FILES)
 
 
 def test_a_manifest_cannot_point_elsewhere(run: Path) -> None:
     manifest = latest(run) / "manifest.json"
-    manifest.write_text(json.dumps({"../../secret": {"bytes": 1, "sha256": ""}}))
+    manifest.write_text(json.dumps({"format": 2, "files": {"../../secret": {"bytes": 1, "sha256": ""}}}))
     assert "which is no plain file name" in str(damage(manifest.parent))
 
 
@@ -161,7 +236,7 @@ def test_damaged_ones_are_set_aside_so_that_their_steps_can_be_saved_again(run: 
         cut(run / "checkpoints" / "step-00000003" / "model.safetensors")
         training = state()
         restore(latest(run), training)
-        checkpoint.set_aside(run, after=training.step)
+        set_aside(run, after=training.step)
         train(training)
         assert save(run, training, keep=3).name == "step-00000003"
     assert sorted(os.listdir(run / "checkpoints"))[-1] == "step-00000003.damaged"
@@ -179,9 +254,9 @@ def full_in_rust(*arguments, **settings):
 @pytest.mark.parametrize(
     ("place", "name", "failure"),
     [
-        (checkpoint.weights, "write", full),
-        (checkpoint, "save_file", full),
-        (checkpoint, "save_file", full_in_rust),
+        (config_file, "write", full),
+        (storage, "save_file", full),
+        (storage, "save_file", full_in_rust),
         (Path, "write_text", full),
         (os, "fsync", full),
         (Path, "rename", full),
@@ -197,6 +272,41 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(run: Path, monkeypatch, p
     assert sorted(os.listdir(run / "checkpoints")) == ["step-00000001", "step-00000002", "step-00000003"]
     assert damage(latest(run)) is None
     assert save(run, training, keep=1).name == "step-00000005"
+
+
+def test_a_full_disk_in_the_background_is_reported_by_the_next_save(run: Path, monkeypatch) -> None:
+    training = state(step=4)
+    train(training)
+    with monkeypatch.context() as patch, Saver(run, training, keep=1, background=True) as saver:
+        patch.setattr(storage, "save_file", full)
+        saver.save()
+        train(training)
+        with pytest.raises(CheckpointError, match=r"step 5 .*No space left.*step 3 is intact"):
+            saver.save()
+    assert sorted(os.listdir(run / "checkpoints")) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
+def test_a_full_disk_in_the_background_is_reported_at_the_end(run: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(storage, "save_file", full)
+    training = state(step=5)
+    with (
+        pytest.raises(CheckpointError, match=r"step 5 .*No space left"),
+        Saver(run, training, keep=1, background=True) as saver,
+    ):
+        saver.save()
+    with pytest.raises(ZeroDivisionError), Saver(run, training, keep=1, background=True) as saver:
+        saver.save()
+        raise ZeroDivisionError  # ends the run, and is not hidden by what happened besides
+    assert "step 5 could not be written" in caplog.text
+    assert damage(latest(run)) is None
+
+
+def test_a_checkpoint_of_an_earlier_format_is_refused(run: Path) -> None:
+    for step in steps(run):
+        manifest = folder_of(run, step) / "manifest.json"
+        manifest.write_text(json.dumps(json.loads(manifest.read_text())["files"]))
+    with pytest.raises(CheckpointError, match=r"another version of gossamer.*can be the run\.start_from of a new one"):
+        latest(run)
 
 
 def test_a_limit_of_the_system_leaves_the_last_checkpoint_intact(run: Path, file_size_limit) -> None:

@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from gossamer.config import GPT2Config, SparseAttentionConfig
-from gossamer.training.config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+from gossamer.training.config import DataConfig, GuardConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 
 
 def everything_changed() -> TrainConfig:
@@ -28,7 +28,17 @@ def everything_changed() -> TrainConfig:
         data=DataConfig(sources=("a.txt", "b"), folder="tokens", tokenizer="bytes", validation_share=0.5),
         optimizer=OptimizerConfig(learning_rate=0.1 + 0.2, gradient_clip=math.inf),
         schedule=ScheduleConfig(warmup_steps=0, final_share=0.0),
-        run=RunConfig(folder="out", steps=7, precision="bf16", compile=True, seed=2**62),
+        run=RunConfig(
+            folder="out",
+            steps=7,
+            precision="bf16",
+            compile=True,
+            seed=2**62,
+            track=("wandb", "tensorboard"),
+            profile_steps=(3, 7),
+            peak_flops=1e12,
+        ),
+        guard=GuardConfig(spike_factor=math.inf, spike_window=9, most_skips=0),
     )
 
 
@@ -78,6 +88,11 @@ def test_every_field_has_help_text(capsys) -> None:
         ({"run": 3}, "run is 3; give a table"),
         ({"run": {"steps": "many"}}, r"run\.steps is 'many'; give an integer"),
         ({"run": {"steps": 2.5}}, r"run\.steps is 2\.5; give an integer"),
+        ({"run": {"track": "wandb"}}, r"run\.track is 'wandb'; give a list of some of tensorboard, wandb"),
+        ({"run": {"track": ["mlflow"]}}, r"run\.track\[0\] is 'mlflow'; give one of tensorboard, wandb"),
+        ({"run": {"profile_steps": [3, 0]}}, r"each of profile_steps is 0; give an integer of at least 1"),
+        ({"run": {"peak_flops": -1.0}}, r"peak_flops is -1\.0; give a positive number"),
+        ({"guard": {"spikes": 3}}, r"unknown key guard\.spikes; did you mean guard\.spike_"),
         ({"run": {"steps": True}}, r"run\.steps is True; give an integer"),
         ({"run": {"compile": 1}}, r"run\.compile is 1; give true or false"),
         ({"run": {"precision": "fp8"}}, r"run\.precision is 'fp8'; give one of fp32, bf16, fp16"),

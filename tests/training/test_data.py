@@ -9,7 +9,8 @@ import torch
 from gossamer.tokenizer import BPETokenizer, ByteTokenizer, load_tokenizer
 from gossamer.training import shards as shards_module
 from gossamer.training.config import DataConfig
-from gossamer.training.data import TokenDataset, prepare, tokens_for
+from gossamer.training.data import TokenDataset
+from gossamer.training.preparation import prepare, tokens_for
 from gossamer.training.shards import Shards, TokenRow
 from gossamer.training.sources import Corpus, UnreadableText
 

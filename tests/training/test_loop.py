@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gossamer.models.gpt2 import GPT2
-from gossamer.training import checkpoint, trainer
-from gossamer.training.checkpoint import CheckpointError, latest
+from gossamer.training import storage, trainer
+from gossamer.training.checkpoint_folders import CheckpointError, latest
 from gossamer.training.config import RunConfig, TrainConfig
 from gossamer.training.distributed import pick_device
 from gossamer.training.interruption import Interrupted
@@ -142,6 +142,7 @@ def test_a_checkpoint_cut_in_half_costs_only_its_steps(tiny: Tiny, tmp_path, cap
 
 def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tiny: Tiny, tmp_path, monkeypatch) -> None:
     train(tiny(folder=str(tmp_path / "straight"), checkpoint_every=2))
+    run = tiny(checkpoint_every=2, background_saves=False)
 
     def full(*arguments, **settings):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -150,14 +151,14 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tiny: Tiny, tmp_pa
         monkeypatch.context() as patch,
         pytest.raises(CheckpointError, match=r"step 4 .*No space left.*step 2 is intact"),
     ):
-        train(tiny(checkpoint_every=2), on_step=after(3, lambda: patch.setattr(checkpoint, "save_file", full)))
-    train(tiny(checkpoint_every=2), resume=True)
+        train(run, on_step=after(3, lambda: patch.setattr(storage, "save_file", full)))
+    train(run, resume=True)
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
 
 
 def test_a_run_that_diverges_keeps_its_checkpoints(tiny: Tiny, tmp_path, monkeypatch) -> None:
     def spoil() -> None:
-        monkeypatch.setattr(trainer.Trainer, "_backward", lambda *arguments: {"loss": float("nan")})
+        monkeypatch.setattr(trainer.Trainer, "_backward", lambda *arguments: {"targets": 1.0, "loss": float("nan")})
 
     with pytest.raises(Diverged, match="step 4: the loss is nan"):
         train(tiny(checkpoint_every=2), on_step=after(3, spoil))

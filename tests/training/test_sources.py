@@ -1,6 +1,7 @@
 """Text from files, folders and standard input, and one clear error for everything that is not text."""
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -8,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from gossamer.training import sources
-from gossamer.training.sources import Corpus, UnreadableText, python_library_sources
+from gossamer.training.sources import Corpus, Place, Text, UnreadableText, python_library_sources
+
+
+def read(text: Text, place: Place = None) -> list[tuple[str, bool]]:
+    return [(piece.text, piece.ends) for piece in text.pieces(place)]
 
 
 def test_files_and_folders_are_read_in_the_order_given(tmp_path) -> None:
@@ -20,19 +25,45 @@ def test_files_and_folders_are_read_in_the_order_given(tmp_path) -> None:
     (tmp_path / "folder" / ".git").mkdir()
     (tmp_path / "folder" / ".git" / "c.txt").write_text("no")
     corpus = Corpus([tmp_path / "b.txt", tmp_path / "folder"])
-    assert list(corpus.pieces()) == [("b\r\nb", True), ("a", True)]
-    assert list(corpus.pieces()) == list(corpus.pieces())
+    for _ in range(2):
+        assert read(corpus) == [("b\r\nb", True), ("a", True)]
 
 
 def test_a_long_text_comes_in_pieces_that_end_with_a_line(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sources, "PIECE", 10)
     text = "".join(f"{'é' * (n % 7)}\n" for n in range(40))
     (tmp_path / "a.txt").write_text(text)
-    pieces = list(Corpus([tmp_path / "a.txt"]).pieces())
+    pieces = read(Corpus([tmp_path / "a.txt"]))
     assert "".join(piece for piece, _ in pieces) == text
     assert len(pieces) > 5
     assert all(piece.endswith("\n") for piece, _ in pieces)
     assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
+def test_reading_goes_on_from_any_piece(tmp_path, monkeypatch, encoding: str) -> None:
+    monkeypatch.setattr(sources, "PIECE", 10)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("".join(f"{'é語' * (n % 9)}\r\n" for n in range(20)), encoding=encoding)
+    corpus = Corpus([tmp_path / "a", tmp_path / "b"], encoding=encoding)
+    whole, places = read(corpus), [json.dumps(piece.place()) for piece in corpus.pieces()]
+    assert len(whole) > 20
+    for number, place in enumerate(places, 1):
+        assert read(corpus, json.loads(place)) == whole[number:]
+
+
+def test_a_fingerprint_is_of_names_sizes_and_times(tmp_path, monkeypatch) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    before = Corpus([tmp_path / "a.txt"]).fingerprint
+    assert Corpus([tmp_path / "a.txt"]).fingerprint == before
+    assert Corpus([tmp_path / "a.txt"], encoding="latin-1").fingerprint != before
+    os.utime(tmp_path / "a.txt", ns=(0, 0))
+    assert Corpus([tmp_path / "a.txt"]).fingerprint != before
+    typed = []
+    for text in (b"a", b"b"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        typed.append(Corpus(["-"]).fingerprint)
+    assert typed[0] != typed[1]
 
 
 def test_a_line_without_end_is_cut(tmp_path, monkeypatch) -> None:

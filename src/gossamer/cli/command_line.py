@@ -20,6 +20,7 @@ STOPPED_BY_SIGNAL = 128  # shells add the signal's number: 130 for Ctrl-C, 141 f
 
 COMMANDS = {
     "train": "train a GPT-2 on text, or resume a run",
+    "prepare": "make tokens of a text, for runs to train on",
     "generate": "write on from a prompt with a trained model",
     "convert": "choose a sparse pattern for each head of a dense model, by the attention that it keeps",
     "serve": "answer OpenAI's clients with a sparse model of Hugging Face",

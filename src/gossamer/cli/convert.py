@@ -88,7 +88,7 @@ def opened(command: Convert) -> DenseModel:
     from ..convert import open_model
     from ..convert.checkpoint import read_config
     from ..convert.writing import require_free
-    from ..training.checkpoint import FOLDER
+    from ..training.checkpoint_folders import FOLDER
     from ..training.config import RunConfig
     from ..training.distributed import pick_device
 

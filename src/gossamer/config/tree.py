@@ -75,7 +75,10 @@ def _described(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is tuple:
-        return f"a list of {_KINDS.get(get_args(kind)[0], 'tables')}"
+        part = get_args(kind)[0]
+        if get_origin(part) is Literal:
+            return f"a list of some of {', '.join(get_args(part))}"
+        return f"a list of {_KINDS.get(part, 'tables')}"
     return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[kind]
 
 

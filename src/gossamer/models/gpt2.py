@@ -163,8 +163,14 @@ class GPT2(nn.Module):
             return_intermediate: Give the captures (of a dense layer: None).
 
         Raises:
-            ValueError: The tokens' shape or dtype is wrong, or they reach beyond the context.
+            ValueError: The tokens' shape or dtype is wrong, they reach beyond the context, or captures are asked for of
+                a row that is packed or shared out.
         """
+        if return_intermediate and cache is not None and cache.differentiable:
+            raise ValueError(
+                f"GPT2: return_intermediate gives the masks of one whole sequence, and not with a "
+                f"{type(cache).__name__}; run one sequence without it"
+            )
         visit = _with_capture if return_intermediate else _alone
         x, captured = self._through(tokens, visit, cache, planned_length)
         return x, captured if return_intermediate else None
@@ -173,8 +179,7 @@ class GPT2(nn.Module):
         self, tokens: Int64[Tensor, "B N"], visit: Visit[Found], cache: Surroundings | None, planned_length: int | None
     ) -> tuple[Float[Tensor, "B N E"], list[Found]]:
         """What the output head reads, and what `visit` finds in each block on the way."""
-        past = 0 if cache is None else cache.length
-        self._require_tokens(tokens, past)
+        self._require_tokens(tokens, cache)
         x = self.wte(tokens)  # [B, N, E]
         if self.wpe is not None:
             x = x + self.wpe(positions(tokens.shape[1], cache, tokens.device))
@@ -263,10 +268,12 @@ class GPT2(nn.Module):
                 "leave one of them out"
             )
 
-    def _require_tokens(self, tokens: Tensor, past: int) -> None:
+    def _require_tokens(self, tokens: Tensor, cache: Surroundings | None) -> None:
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise ValueError(f"GPT2: tokens are {tokens.dtype} {list(tokens.shape)}; give int64 [batch, length]")
-        end, context = past + tokens.shape[1], self.config.context_size
+        end, context = tokens.shape[1], self.config.context_size
+        if cache is not None:
+            end = min(cache.length + end, cache.capacity)  # a packed row is longer than its documents
         if end > context:
             raise ValueError(
                 f"GPT2: tokens reach position {end}, beyond context_size={context}; "

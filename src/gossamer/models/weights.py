@@ -96,7 +96,7 @@ def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -
         OSError: There is no room or no permission; what the folder held before is untouched.
     """
     folder = Path(folder)
-    tensors = {PREFIX + name: _turned(name, tensor.cpu()).contiguous() for name, tensor in state.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in as_stored(state).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with new_file(folder / config_file.FILE) as new_config, new_file(folder / WEIGHTS) as new_weights:
@@ -108,6 +108,11 @@ def write(folder: str | Path, config: GPT2Config, state: Mapping[str, Tensor]) -
             f"{folder}: the model was not saved ({error}) and what the folder held is untouched; "
             "free some space or save elsewhere"
         ) from error
+
+
+def as_stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict under the names and in the layout that they have on disk, without a copy."""
+    return {PREFIX + name: _turned(name, tensor) for name, tensor in state.items()}
 
 
 def resized(

@@ -7,6 +7,7 @@ from .chunked_feed_forward import ChunkedFeedForward as ChunkedFeedForward
 from .chunked_local import ChunkedLocalAttention as ChunkedLocalAttention
 from .compressed import CompressedAttention as CompressedAttention
 from .compressed import CompressedCache as CompressedCache
+from .context import ContextShard as ContextShard
 from .dense import CausalSelfAttention as CausalSelfAttention
 from .global_tokens import GlobalTokens as GlobalTokens
 from .hysparse import HySparseAttention as HySparseAttention
@@ -22,6 +23,7 @@ from .masks import stable_softmax as stable_softmax
 from .moba import MoBAAttention as MoBAAttention
 from .nsa import NSAAttention as NSAAttention
 from .nsa import NSACache as NSACache
+from .packing import Packing as Packing
 from .recent_cache import RecentCache as RecentCache
 from .recomputation import keeping_attention as keeping_attention
 from .reversible import ReversibleLayers as ReversibleLayers

@@ -14,6 +14,7 @@ from .packed import Packed
 from .parse import parse
 from .per_head import PerHead
 from .random_blocks import RandomBlocks
+from .section import Section
 from .sinks import Sinks
 from .strided import Strided
 from .tokens import Tokens
@@ -32,6 +33,7 @@ __all__ = [
     "Pattern",
     "PerHead",
     "RandomBlocks",
+    "Section",
     "Sinks",
     "Strided",
     "Tokens",

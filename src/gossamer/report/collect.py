@@ -18,8 +18,8 @@ from ..models.gpt2 import GPT2
 from ..nn.self_attention import SelfAttention
 from ..plan import shortened
 from ..tokenizer import load_tokenizer
-from ..training.checkpoint import latest
-from ..training.data import TOKENIZER
+from ..training.checkpoint_folders import latest
+from ..training.journal import TOKENIZER
 from ..training.metrics import FILE as METRICS
 from ..training.metrics import Summary, read_metrics
 from .data import AttentionFigure, CostCurve, CostFigure, LayerAttention, LayerCapture, Run, Sample

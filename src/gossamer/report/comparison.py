@@ -16,9 +16,10 @@ from ..machine import Machine, this_machine
 from ..models.gpt2 import GPT2
 from ..plan import plan
 from ..tokenizer import load_tokenizer
-from ..training.checkpoint import latest
+from ..training.checkpoint_folders import latest
 from ..training.config import TrainConfig
-from ..training.data import TOKENIZER, TokenDataset
+from ..training.data import TokenDataset
+from ..training.journal import TOKENIZER
 from ..training.metrics import FILE as METRICS
 from ..training.metrics import Summary, read_metrics
 from ..training.run_folder import CONFIG, tokens_folder

@@ -1,6 +1,7 @@
-from .checkpoint import CheckpointError as CheckpointError
-from .checkpoint import latest as latest
+from .checkpoint_folders import CheckpointError as CheckpointError
+from .checkpoint_folders import latest as latest
 from .config import DataConfig as DataConfig
+from .config import GuardConfig as GuardConfig
 from .config import OptimizerConfig as OptimizerConfig
 from .config import ParallelConfig as ParallelConfig
 from .config import PhaseConfig as PhaseConfig
@@ -8,12 +9,12 @@ from .config import RunConfig as RunConfig
 from .config import ScheduleConfig as ScheduleConfig
 from .config import TrainConfig as TrainConfig
 from .data import TokenDataset as TokenDataset
-from .data import prepare as prepare
 from .interruption import Interrupted as Interrupted
 from .longformer_lm import longformer_lm_training as longformer_lm_training
 from .loop import train as train
 from .metrics import Summary as Summary
 from .metrics import read_metrics as read_metrics
+from .preparation import prepare as prepare
 from .recall import recall as recall
 from .sources import Corpus as Corpus
 from .sources import UnreadableText as UnreadableText

@@ -1,44 +1,45 @@
 """The state of a run on disk: complete, checked, and enough to go on as if nothing had happened.
 
-A checkpoint is a folder `step-00000120` with the model as `GPT2.save` writes it, the optimizer's state, the
-state of every random number generator, and, written last, a manifest with the size and SHA-256 of each file.
-It is filled under another name and renamed when all of it is on the disk. There is no pointer to the latest
-one that could be wrong: it is the newest folder that agrees with its manifest.
+A checkpoint is a folder `step-00000120` with the model as `GPT2.save` writes it, the optimizer's state and the states
+of all random number generators, as every process holds them, what else training remembers, and a manifest with the size
+and SHA-256 of each file. It is filled under another name and renamed when all of it is on the disk. There is no pointer
+to the latest one that could be wrong: it is the newest folder that agrees with its manifest.
 """
 
-import hashlib
+from __future__ import annotations
+
 import json
 import logging
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader
+from torch.distributed.checkpoint.stateful import Stateful
 
-from ..atomic import new_folder, remove_folder
-from ..models import weights
+from ..atomic import remove_folder
+from ..models import config_file
 from ..models.gpt2 import GPT2
-from .distributed import ALONE, World, load_weights
+from ..models.weights import as_stored
+from .checkpoint_folders import CheckpointError, folder_of, steps
 from .optimizer import load_state_tensors, state_tensors
+from .random_states import random_states, restore_random_states, seed_random_states
+from .storage import OPTIMIZER, RANDOM, CheckpointWriter, room_for, tensors_in
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
-NAME = re.compile(r"step-(\d{8,})")
-MANIFEST = "manifest.json"
-OPTIMIZER = "optimizer.safetensors"
-RANDOM = "random.safetensors"
 FACTS = "training.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message says what is left and what to do."""
+PATIENCE = timedelta(hours=2)  # of the processes for the first one, which puts the model together
 
 
 @dataclass
@@ -48,6 +49,8 @@ class State:
     Attributes:
         tokens: Digest of the tokens trained on, which must be the same ones after a resume.
         step: Optimizer steps done.
+        seed: Decides the random states of processes that the run did not have when it was saved.
+        memories: What else training remembers, by name; each has `state_dict()` in values that JSON can hold.
     """
 
     model: GPT2
@@ -55,46 +58,105 @@ class State:
     scaler: torch.amp.GradScaler
     tokens: str
     step: int = 0
+    seed: int = 0
+    memories: dict[str, Stateful] = field(default_factory=dict)
 
 
-def save(run: str | Path, state: State, *, keep: int, world: World = ALONE) -> Path:
-    """Write the checkpoint of `state.step` into the run's folder, then remove all but the newest `keep`.
+class Saver:
+    """Writes the checkpoints of a run, one at a time, while training goes on; all processes of the run save together.
 
-    Raises:
-        CheckpointError: It could not be written, for want of space for example. Older ones are as they were.
+    Leaving the block waits for the one that is being written.
+
+    Args:
+        keep: How many of the newest stay.
+        keep_every: Those of every so many steps stay as well; 0 is none.
+        background: Copy the state into the CPU's memory and write it while training goes on; else `save` writes it.
     """
-    model = _whole(state.model.state_dict())
-    optimizer = _whole(state_tensors(state.model, state.optimizer))
-    return world.on_first(lambda: _write(run, state, model, optimizer, keep=keep))
 
+    def __init__(self, run: str | Path, state: State, *, keep: int, keep_every: int = 0, background: bool = False):
+        self._run, self._state = run, state
+        self._keep, self._keep_every, self._background = keep, keep_every, background
+        self._group: dist.ProcessGroup | None = None
+        self._written: Future | None = None
+        self._quiet = warnings.catch_warnings()
 
-def _write(
-    run: str | Path, state: State, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], *, keep: int
-) -> Path:
-    folder = Path(run, FOLDER, f"step-{state.step:08d}")
-    try:
-        with new_folder(folder) as partial:
-            weights.write(partial, state.model.config, model)
-            save_file(_contiguous(optimizer), partial / OPTIMIZER)
-            save_file(random_states(), partial / RANDOM)
-            facts = {"step": state.step, "tokens": state.tokens, "scaler": state.scaler.state_dict()}
-            (partial / FACTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
-            files = {file.name: _fingerprint(file) for file in sorted(partial.iterdir())}
-            (partial / MANIFEST).write_text(json.dumps(files, indent=2), encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        older = steps(run)
-        left = f"the checkpoint of step {older[-1]} is intact" if older else "there is no older one"
-        raise CheckpointError(
-            f"the checkpoint of step {state.step} could not be written to {folder}: {error}; {left}. "
-            "Make room on that disk, or correct what the error says, then resume the run"
-        ) from error
-    for step in steps(run)[:-keep]:
-        remove_folder(Path(run, FOLDER, f"step-{step:08d}"))
-    return folder
+    def __enter__(self) -> Self:
+        # A group of its own: what is written in the background must not come between the messages of training.
+        if dist.is_initialized():
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[bad-assignment]
+        self._quiet.__enter__()
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is meant
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        try:
+            self.wait()
+        except Exception as fault:
+            if error is None:
+                raise
+            log.error("%s", fault)  # besides what ended the run
+        finally:
+            self._quiet.__exit__(kind, error, trace)
+            if self._group is not None:
+                dist.destroy_process_group(self._group)
+
+    def save(self) -> None:
+        """Write the checkpoint of the step that the state is at; it is there when `wait` returns.
+
+        Raises:
+            CheckpointError: It, or the one before, could not be written, for want of space for example. Older ones
+                are as they were.
+        """
+        self.wait()
+        state, tensors = self._state, _tensors(self._state)
+        self._step, self._folder = state.step, folder_of(self._run, state.step)
+        self._writer = CheckpointWriter(self._folder, complete=_facts_writer(state), after=self._remove_old_ones)
+        with self._explaining():
+            if self._background:
+                self._written = dcp.async_save(tensors, storage_writer=self._writer, process_group=self._group)  # type: ignore[bad-assignment]
+            else:
+                dcp.save(tensors, storage_writer=self._writer, process_group=self._group)
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more.
+
+        Raises:
+            CheckpointError: What was being written could not be.
+        """
+        written, self._written = self._written, None
+        if written is not None:
+            with self._explaining():
+                written.result()
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except (Exception, CheckpointException) as error:
+            self._writer.abandon(error)
+            older = steps(self._run)
+            left = f"the checkpoint of step {older[-1]} is intact" if older else "there is no older one"
+            raise CheckpointError(
+                f"the checkpoint of step {self._step} could not be written to {self._folder}: {_reason(error)}; "
+                f"{left}. Make room on that disk, or correct what the error says, then resume the run"
+            ) from error
+
+    def _remove_old_ones(self) -> None:
+        for step in steps(self._run)[: -self._keep]:
+            if self._keep_every and step % self._keep_every == 0:
+                continue
+            try:
+                remove_folder(folder_of(self._run, step))
+            except OSError as error:
+                log.warning("the old checkpoint of step %s could not be removed: %s", step, error)
 
 
 def restore(checkpoint: str | Path, state: State) -> None:
     """Bring `state`, and every random number generator, to where they were when `checkpoint` was saved.
+
+    All processes of the run call it together. They may be more or fewer than those that saved it, and hold the model
+    and the optimizer in other parts: each reads what it holds. A process that the run did not have before draws from
+    random states of its own, which follow from the seed, the step and its rank.
 
     Raises:
         CheckpointError: It was trained on other tokens than `state` is.
@@ -106,99 +168,79 @@ def restore(checkpoint: str | Path, state: State) -> None:
             f"{checkpoint} was trained on other tokens than those in data.folder; put the old ones back, or "
             "start a new run"
         )
-    load_weights(state.model, GPT2.load(checkpoint).state_dict())
-    load_state_tensors(state.model, state.optimizer, load_file(checkpoint / OPTIMIZER))
+    optimizer, random = _read(checkpoint, state)
+    load_state_tensors(state.model, state.optimizer, optimizer)
     state.scaler.load_state_dict(facts["scaler"])
-    restore_random_states(load_file(checkpoint / RANDOM))
+    for name, memory in state.memories.items():
+        if name in facts["memories"]:
+            memory.load_state_dict(facts["memories"][name])
     state.step = facts["step"]
+    own = {name.removeprefix(_own("")): tensor for name, tensor in random.items() if name.startswith(_own(""))}
+    if own:
+        restore_random_states(own)
+    else:
+        seed_random_states(state.seed, step=state.step, rank=_rank())
 
 
-def latest(run: str | Path) -> Path:
-    """The newest checkpoint of a run that is whole; a damaged one is passed over with a warning.
+def _tensors(state: State) -> dict[str, Tensor]:
+    """All that is saved as tensors: the model's under the names of its file, others with their kind before the name."""
+    optimizer = {_of_optimizer(name): tensor for name, tensor in state_tensors(state.model, state.optimizer).items()}
+    random = {_own(name): tensor for name, tensor in random_states().items()}
+    return {**as_stored(state.model.state_dict()), **optimizer, **random}
 
-    Raises:
-        FileNotFoundError: The run has no checkpoint.
-        CheckpointError: It has, and all are damaged; the message says how.
-    """
-    found = steps(run)
-    if not found:
-        raise FileNotFoundError(f"{run} holds no checkpoint; train it first, or give a run's folder")
-    faults = []
-    for step in reversed(found):
-        checkpoint = Path(run, FOLDER, f"step-{step:08d}")
-        fault = damage(checkpoint)
-        if fault is None:
-            return checkpoint
-        log.warning("checkpoint %s is damaged and passed over: %s", checkpoint, fault)
-        faults.append(f"{checkpoint.name}: {fault}")
-    raise CheckpointError(
-        f"every checkpoint of {run} is damaged ({'; '.join(faults)}); bring one back from a copy, or train "
-        "again in a new folder"
+
+def _read(checkpoint: Path, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Read the model into its place; returned are the optimizer's tensors and the random states of all processes."""
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    metadata, parameters = reader.read_metadata(), dict(state.model.named_parameters())
+    random = {name: room_for(stored) for name, stored in tensors_in(metadata, RANDOM).items()}
+    optimizer = {}
+    for name, stored in tensors_in(metadata, OPTIMIZER).items():
+        parameter = parameters[name.split("/")[1]]
+        alike = parameter.shape == stored.size  # moments are shared out as their parameter is; counts are not
+        optimizer[name] = torch.empty_like(parameter) if alike else room_for(stored)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is meant
+        dcp.load({**as_stored(state.model.state_dict()), **optimizer, **random}, storage_reader=reader)
+    return {name.removeprefix(_of_optimizer("")): tensor for name, tensor in optimizer.items()}, random
+
+
+def _facts_writer(state: State) -> Callable[[Path], None]:
+    """What writes the rest of the state as it is now, whatever it is when it is called."""
+    config = state.model.config
+    facts = json.dumps(
+        {
+            "step": state.step,
+            "tokens": state.tokens,
+            "scaler": state.scaler.state_dict(),
+            "memories": {name: memory.state_dict() for name, memory in state.memories.items()},
+        },
+        indent=2,
     )
 
+    def write(folder: Path) -> None:
+        config_file.write(folder / config_file.FILE, config)
+        (folder / FACTS).write_text(facts, encoding="utf-8")
 
-def steps(run: str | Path) -> list[int]:
-    """Steps of which the run has a checkpoint, whole or damaged, in order."""
-    names = (NAME.fullmatch(path.name) for path in Path(run, FOLDER).glob("step-*") if path.is_dir())
-    return sorted(int(name[1]) for name in names if name)
-
-
-def damage(checkpoint: str | Path) -> str | None:
-    """What is wrong with a checkpoint, or None if every file is as it was written."""
-    checkpoint = Path(checkpoint)
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        for name, written in files.items():
-            if Path(name).name != name:
-                return f"the manifest names {name!r}, which is no plain file name"
-            size = (checkpoint / name).stat().st_size
-            if size != written["bytes"]:
-                return f"{name} has {size} bytes where {written['bytes']} were written"
-            if _fingerprint(checkpoint / name) != written:
-                return f"{name} is not what was written (its SHA-256 differs)"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    return None
+    return write
 
 
-def set_aside(run: str | Path, *, after: int) -> None:
-    """Rename the checkpoints of later steps, which are damaged, so that the steps can be saved again."""
-    for step in steps(run):
-        if step > after:
-            path = Path(run, FOLDER, f"step-{step:08d}")
-            aside = path.with_name(f"{path.name}.damaged")
-            if aside.exists():
-                remove_folder(aside)
-            path.rename(aside)
+def _reason(error: BaseException) -> str:
+    if not isinstance(error, CheckpointException):
+        return str(error)
+    faults = {rank: fault for rank, (fault, _) in error.failures.items()}
+    if not dist.is_initialized():
+        return str(faults[0])
+    return "; ".join(f"process {rank}: {fault}" for rank, fault in faults.items())
 
 
-def random_states() -> dict[str, Tensor]:
-    """The state of the generators of the CPU and of every GPU."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
+def _of_optimizer(name: str) -> str:
+    return f"{OPTIMIZER}/{name}"
 
 
-def restore_random_states(states: Mapping[str, Tensor]) -> None:
-    """Give the generators the states that `random_states` read; GPUs that are not here are left out."""
-    torch.set_rng_state(states["cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda:{index}" in states:
-            torch.cuda.set_rng_state(states[f"cuda:{index}"], index)
+def _own(name: str) -> str:
+    return f"{RANDOM}/{_rank()}/{name}"
 
 
-def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What all processes hold of each tensor, in one."""
-    return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in tensors.items()}
-
-
-def _fingerprint(file: Path) -> dict[str, Any]:
-    with open(file, "rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

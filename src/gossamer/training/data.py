@@ -1,7 +1,6 @@
-"""From text to shards of tokens, and from shards to the batch of any training step."""
+"""From shards of tokens to the batch of any training step."""
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,59 +10,15 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..atomic import new_folder
-from ..tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
-from .config import DataConfig
-from .shards import SIDECAR, Shards, ShardWriter, TokenRow
+from ..models.gpt2 import IGNORED_TARGET
+from ..tokenizer import load_tokenizer
+from .config import Packing
+from .journal import TOKENIZER
+from .shards import Shards, TokenRow
 from .share import WHOLE, Share
-from .sources import Corpus, UnreadableText, python_library_sources
-
-PIECES_AT_ONCE = 32
-TOKENIZER = "tokenizer"  # folder beside the shards
+from .sources import UnreadableText
 
 Split = Literal["training", "validation"]
-
-
-def prepare(
-    corpus: Corpus,
-    folder: str | Path,
-    tokenizer: Tokenizer,
-    *,
-    validation_share: float = 0.05,
-    context_size: int = 1,
-) -> Shards:
-    """Make `folder`: the tokens of `corpus`, an end of text after each document, and the tokenizer.
-
-    The folder appears complete or not at all.
-
-    Args:
-        validation_share: Share of the tokens, at the end, that training never sees.
-        context_size: Both splits must fill at least one window of this length.
-
-    Raises:
-        UnreadableText: A piece of text cannot be read, or there is too little of it.
-        FileExistsError: `folder` holds something already.
-    """
-    with new_folder(folder) as partial:
-        writer = ShardWriter(partial, tokenizer.vocab_size)
-        pieces = corpus.pieces()
-        while group := list(islice(pieces, PIECES_AT_ONCE)):
-            for tokens, (_, ends) in zip(tokenizer.encode_batch([text for text, _ in group]), group, strict=True):
-                writer.append(tokens + [tokenizer.end_of_text] * ends)
-        shards = Shards(
-            dtype=writer.dtype,
-            files=tuple(writer.files),
-            validation_tokens=round(validation_share * sum(count for _, count in writer.files)),
-            vocab_size=tokenizer.vocab_size,
-            tokenizer=tokenizer.digest,
-            sources=corpus.sources,
-            validation_share=validation_share,
-        )
-        for split in get_args(Split):
-            require_window(shards, split, context_size)
-        tokenizer.save(partial / TOKENIZER)
-        shards.write(partial)
-    return shards
 
 
 def require_window(shards: Shards, split: Split, context_size: int) -> None:
@@ -86,14 +41,28 @@ class TokenDataset:
     Args:
         folder: What `prepare` made.
         split: "training", or "validation" for the tokens at the end.
+        packing: "documents" leaves out the targets that belong to another document than their token.
+
+    Attributes:
+        end_of_document: With packing, the token that every document ends with; else None.
 
     Raises:
         FileNotFoundError: `folder` holds no tokens.
         ValueError: The tokens do not agree with their sidecar, or the split is shorter than a window.
     """
 
-    def __init__(self, folder: str | Path, split: Split, *, context_size: int, batch_size: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        folder: str | Path,
+        split: Split,
+        *,
+        context_size: int,
+        batch_size: int = 1,
+        seed: int = 0,
+        packing: Packing = "none",
+    ):
         self.shards = Shards.read(folder)
+        self.end_of_document = None if packing == "none" else load_tokenizer(Path(folder, TOKENIZER)).end_of_text
         require_window(self.shards, split, context_size)
         self._row = TokenRow(folder, self.shards)
         self._first, count = _extent(self.shards, split)
@@ -104,7 +73,11 @@ class TokenDataset:
         self._epoch, self._order, self._shift = -1, np.empty(0, np.int64), 0
 
     def batch(self, step: int, share: Share = WHOLE) -> tuple[Int64[Tensor, "B N"], Int64[Tensor, "B N"]]:
-        """(tokens, the token after each) of training step `step`, counted from 0: of a share of its sequences."""
+        """(tokens, the token after each) of training step `step`, counted from 0; -1 is a target that is left out.
+
+        Args:
+            share: Of the step's sequences, those that are read.
+        """
         return self._tensors([self._drawn(step * self._batch + row) for row in share.among(self._batch)])
 
     def in_order(self, limit: int) -> Iterator[tuple[Int64[Tensor, "B N"], Int64[Tensor, "B N"]]]:
@@ -132,73 +105,10 @@ class TokenDataset:
                 f"the shards hold token {rows.max()}, and their tokenizer has {self.shards.vocab_size}; "
                 "they were changed: prepare the tokens again in a new folder"
             )
-        tokens = torch.from_numpy(rows)
-        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-
-def tokens_for(config: DataConfig, folder: str | Path, *, vocab_size: int, context_size: int) -> Shards:
-    """The tokens that `config` describes, in `folder`: those already there, or new ones.
-
-    Args:
-        vocab_size: Entries of a BPE that is trained on the text, and the most that any tokenizer may have.
-        context_size: Both splits must fill a window of this length.
-
-    Raises:
-        UnreadableText: The text cannot be used.
-        ValueError: The tokenizer does not fit, or `folder` holds another text than `config` asks for.
-    """
-    if Path(folder, SIDECAR).is_file():
-        return _reused(config, Path(folder), vocab_size, context_size)
-    corpus = Corpus(config.sources or python_library_sources(), encoding=config.encoding)
-    tokenizer = _tokenizer(config.tokenizer or "bpe", corpus, vocab_size)
-    _require_room(tokenizer, vocab_size)
-    return prepare(corpus, folder, tokenizer, validation_share=config.validation_share, context_size=context_size)
-
-
-def _reused(config: DataConfig, folder: Path, vocab_size: int, context_size: int) -> Shards:
-    shards, tokenizer = Shards.read(folder), load_tokenizer(folder / TOKENIZER)
-    _require_room(tokenizer, vocab_size)
-    for split in get_args(Split):
-        require_window(shards, split, context_size)
-    wanted = {
-        "sources": (config.sources or shards.sources, shards.sources),
-        "validation_share": (config.validation_share, shards.validation_share),
-        "tokenizer": (_digest(config.tokenizer, tokenizer), shards.tokenizer),
-    }
-    for name, (asked, there) in wanted.items():
-        if asked != there:
-            raise ValueError(
-                f"data.{name} is {getattr(config, name)!r}, but the tokens in {folder} were made with "
-                f"another ({there}); give another data.folder, or leave data.{name} out to use these tokens"
-            )
-    return shards
-
-
-def _digest(name: str | None, there: Tokenizer) -> str:
-    """What the tokenizer called `name` would be; None and bpe ask for nothing that `there` cannot be."""
-    if name is None or (name == "bpe" and isinstance(there, BPETokenizer)):
-        return there.digest
-    return "a trained bpe" if name == "bpe" else _named_tokenizer(name).digest
-
-
-def _tokenizer(name: str, corpus: Corpus, vocab_size: int) -> Tokenizer:
-    return BPETokenizer.train(corpus.texts(), vocab_size) if name == "bpe" else _named_tokenizer(name)
-
-
-def _named_tokenizer(name: str) -> Tokenizer:
-    if name == "bytes":
-        return ByteTokenizer()
-    if not Path(name).is_dir():
-        raise ValueError(f"data.tokenizer is {name!r}; give bpe, bytes, or a folder that holds a tokenizer")
-    return load_tokenizer(name)
-
-
-def _require_room(tokenizer: Tokenizer, vocab_size: int) -> None:
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"model.vocab_size is {vocab_size}, and the tokenizer has {tokenizer.vocab_size} entries; "
-            f"give at least {tokenizer.vocab_size}"
-        )
+        tokens, targets = map(torch.Tensor.contiguous, (torch.from_numpy(rows)[:, :-1], torch.from_numpy(rows)[:, 1:]))
+        if self.end_of_document is not None:
+            targets[tokens == self.end_of_document] = IGNORED_TARGET
+        return tokens, targets
 
 
 def _extent(shards: Shards, split: Split) -> tuple[int, int]:

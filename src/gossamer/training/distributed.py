@@ -52,6 +52,11 @@ class World:
         """Which share of each sequence's tokens it takes."""
         return self._share("context")
 
+    @property
+    def context_group(self) -> dist.ProcessGroup | None:
+        """Those that share this process's sequences; None where it needs no others."""
+        return None if self.mesh is None else self.mesh.get_group("context")
+
     def summed(self, numbers: Sequence[float]) -> list[float]:
         """The sum of each number over all processes, which all receive."""
         if self.size == 1:
@@ -182,7 +187,7 @@ def local(x: Tensor) -> Tensor:
 def _shard(model: GPT2, world: World, config: TrainConfig) -> None:
     """FSDP2, one layer after another: a GPU never holds more than a layer that is not yet shared out.
 
-    GPUs gather layers in the precision of the run, and all else in float32: so the residual stream stays float32 too, as
+    GPUs gather layers in the precision of the run and all else in float32: the residual stream stays float32 too, as
     under autocast in one process. A CPU gathers all in float32, as its norms take no other weights beside float32.
     """
     parallel, precision = config.parallel, DTYPES[config.run.precision]

@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from ..atomic import sync
 from ..measure import Peak, peak_memory
-from . import checkpoint, run_folder
+from . import checkpoint_folders, random_states, run_folder
+from .checkpoint import Saver, restore
 from .config import RunConfig, TrainConfig
 from .distributed import World, joined
 from .interruption import Interrupted, StopRequest, stop_signals
@@ -57,31 +56,36 @@ def train(
             resume = world.on_first(lambda: run_folder.holds_run(config.run.folder))
         with (
             run_folder.opened(config, resume=resume, world=world) as folder,
-            torch.random.fork_rng([world.device] if world.device.type == "cuda" else []),
+            random_states.apart(config.run.seed),
             peak_memory(world.device) as peak,
             stop_signals() as stop,
         ):
             trainer = Trainer(config, world)
             if not (resume and _went_back_to_the_latest(folder, trainer, world)):
                 trainer.begin()
-            trainer.draw_apart()
             parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
             first = trainer.state.step + 1
             log.debug("training %s parameters on %s, from step %s", f"{parameters:,}", world.device, first)
-            _steps(trainer, config.run, folder, world, peak=peak, stop=stop, on_step=on_step)
+            with _saver(trainer, config.run, folder) as saver:
+                _steps(trainer, config.run, saver, folder, world, peak=peak, stop=stop, on_step=on_step)
             context = config.model.context_size
             return world.on_first(
                 lambda: Summary.of(read_metrics(folder / METRICS), parameters=parameters, context=context)
             )
 
 
+def _saver(trainer: Trainer, run: RunConfig, folder: Path) -> Saver:
+    keep, background = run.keep_checkpoints, run.background_saves
+    return Saver(folder, trainer.state, keep=keep, keep_every=run.keep_every, background=background)
+
+
 def _went_back_to_the_latest(folder: Path, trainer: Trainer, world: World) -> bool:
-    newest = world.on_first(lambda: checkpoint.latest(folder) if checkpoint.steps(folder) else None)
+    newest = world.on_first(lambda: checkpoint_folders.latest(folder) if checkpoint_folders.steps(folder) else None)
     if newest is None:
         log.warning("%s has no checkpoint yet: training starts from the beginning", folder)
         return False
-    checkpoint.restore(newest, trainer.state)
-    world.on_first(lambda: checkpoint.set_aside(folder, after=trainer.state.step))
+    restore(newest, trainer.state)
+    world.on_first(lambda: checkpoint_folders.set_aside(folder, after=trainer.state.step))
     return True
 
 
@@ -106,6 +110,7 @@ def _written(world: World, run: RunConfig, folder: Path, done: int) -> Iterator[
 def _steps(
     trainer: Trainer,
     run: RunConfig,
+    saver: Saver,
     folder: Path,
     world: World,
     *,
@@ -131,6 +136,7 @@ def _steps(
             if last or stopped_by or step % run.checkpoint_every == 0:
                 trainer.require_finite()
                 world.on_first(lambda: sync(folder / METRICS))
-                checkpoint.save(folder, trainer.state, keep=run.keep_checkpoints, world=world)
+                saver.save()
             if stopped_by and not last:
+                saver.wait()
                 raise Interrupted(stopped_by, step, folder)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .config import OptimizerConfig
 
@@ -43,10 +42,6 @@ def load_state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
         parameter, _, key = name.rpartition("/")
         state.setdefault(parameter, {})[key] = tensor
     names = {parameter: name for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, DTensor):
-            held = {key: _shared(x, parameter) for key, x in state.get(name, {}).items()}
-            state[name] = held
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     optimizer.load_state_dict(
         {
@@ -54,10 +49,3 @@ def load_state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
             "param_groups": optimizer.state_dict()["param_groups"],
         }
     )
-
-
-def _shared(x: Tensor, parameter: DTensor) -> Tensor:
-    """A tensor of a parameter's shape, shared out as it is; a counter of steps stays."""
-    if x.shape != parameter.shape:
-        return x
-    return distribute_tensor(x.to(parameter.device), parameter.device_mesh, parameter.placements)

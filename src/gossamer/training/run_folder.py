@@ -10,13 +10,14 @@ from filelock import FileLock, Timeout
 
 from ..atomic import new_folder
 from .config import TrainConfig
-from .data import TOKENIZER, tokens_for
 from .distributed import ALONE, World
+from .journal import TOKENIZER
+from .preparation import tokens_for
 
 CONFIG = "config.toml"
 DATA = "data"
 LOCK = ".lock"
-MOVABLE = ("run.folder",)  # a run may be moved, and go on where it is
+MOVABLE = ("run.folder", "run.keep_checkpoints", "run.keep_every", "run.background_saves")  # change no number
 SPREAD = "parallel."  # and may go on over more processes or fewer
 
 

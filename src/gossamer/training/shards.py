@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +19,7 @@ SIDECAR_BYTES = 2**24
 FORMAT = "gossamer-tokens-1"
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 SHARD_TOKENS = 2**27
+NAME = re.compile(r"tokens-(\d{5,})\.bin")
 
 
 @dataclass(frozen=True)
@@ -94,24 +96,59 @@ class Shards:
 
 
 class ShardWriter:
-    """Tokens go in batch by batch; files of `SHARD_TOKENS` tokens come out."""
+    """Tokens go in batch by batch; files of `SHARD_TOKENS` tokens come out.
+
+    Attributes:
+        tokens: How many are written.
+    """
 
     def __init__(self, folder: Path, vocab_size: int):
         self.dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-        self.files: list[tuple[str, int]] = []
-        self._folder = folder
+        self.tokens = 0
+        self._folder, self._bytes = folder, DTYPES[self.dtype].itemsize
 
-    def append(self, tokens: Iterable[int]) -> None:
-        """Add `tokens` to the end of the row."""
-        row = np.fromiter(tokens, dtype=DTYPES[self.dtype])
-        while len(row):
-            if not self.files or self.files[-1][1] == SHARD_TOKENS:
-                self.files.append((f"tokens-{len(self.files):05d}.bin", 0))
-            name, count = self.files[-1]
-            part, row = np.split(row, [SHARD_TOKENS - count])
-            with open(self._folder / name, "ab") as file:
-                file.write(part.tobytes())
-            self.files[-1] = (name, count + len(part))
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        """(name, tokens) of each file."""
+        return [
+            (_name(number), min(SHARD_TOKENS, self.tokens - first))
+            for number, first in enumerate(range(0, self.tokens, SHARD_TOKENS))
+        ]
+
+    def append(self, tokens: bytes) -> None:
+        """Add tokens, as they lie in the files, to the end of the row."""
+        rest = memoryview(tokens)
+        while len(rest):
+            number, place = divmod(self.tokens, SHARD_TOKENS)
+            part = rest[: (SHARD_TOKENS - place) * self._bytes]
+            with open(self._folder / _name(number), "ab") as file:
+                file.write(part)
+            self.tokens, rest = self.tokens + len(part) // self._bytes, rest[len(part) :]
+
+    def go_on(self, tokens: int) -> None:
+        """Go on behind the first `tokens` tokens of what another writer left here; nothing else is kept."""
+        for path in self._folder.glob("*.bin"):
+            kept = 0
+            if found := NAME.fullmatch(path.name):
+                kept = min(max(tokens - int(found[1]) * SHARD_TOKENS, 0), SHARD_TOKENS)
+            if kept:
+                os.truncate(path, kept * self._bytes)
+            else:
+                path.unlink()
+        self.tokens = tokens
+
+    def written(self, first: int, count: int) -> bytes:
+        """What the files hold of tokens `first` to `first + count - 1`; less where they are cut short."""
+        parts, end = [], first + count
+        while first < end:
+            number, place = divmod(first, SHARD_TOKENS)
+            part = min(end - first, SHARD_TOKENS - place)
+            path, first = self._folder / _name(number), first + part
+            if path.is_file():
+                with open(path, "rb") as file:
+                    file.seek(place * self._bytes)
+                    parts.append(file.read(part * self._bytes))
+        return b"".join(parts)
 
 
 class TokenRow:
@@ -132,6 +169,10 @@ class TokenRow:
             parts.append(self._maps[shard][place : place + count])
             first, count, shard = first + len(parts[-1]), count - len(parts[-1]), shard + 1
         return np.concatenate(parts).astype(np.int64)
+
+
+def _name(number: int) -> str:
+    return f"tokens-{number:05d}.bin"
 
 
 def _require(holds: bool, fault: str) -> None:

@@ -4,16 +4,17 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from signal import Signals
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..models.gpt2 import GPT2, IGNORED_TARGET
+from ..models.gpt2 import GPT2
 from ..nn.recomputation import keeping_attention
 from . import run_folder
 from .beginning import weights_from
@@ -23,6 +24,8 @@ from .data import TokenDataset
 from .distributed import DTYPES, World, load_weights, local, parallelized
 from .metrics import Row
 from .optimizer import adamw
+from .piece import Piece, piece_of
+from .random_states import seed_random_states
 from .recall import recall
 from .schedule import learning_rate
 from .stages import enter_stage, indexer_parameters, indexers_of
@@ -79,6 +82,7 @@ class Trainer:
             adamw(model, config.optimizer),
             torch.amp.GradScaler(world.device.type, enabled=run.precision == "fp16"),
             tokens=self.training_data.shards.digest,
+            seed=run.seed,
         )
         self._learners = self._learners_apart()
         self._arrange()
@@ -86,18 +90,16 @@ class Trainer:
     def begin(self) -> None:
         """Take the weights that the run begins with from `run.start_from`, if it names a model.
 
+        All processes begin with the same weights, and from here on draw random numbers of their own.
+
         Raises:
             FileNotFoundError: There is none.
             ValueError: It has another shape, or is damaged.
         """
         if source := self._config.run.start_from:
             load_weights(self.state.model, weights_from(source, self.state.model.config))
-
-    def draw_apart(self) -> None:
-        """From here on, each process draws random numbers of its own: dropout is another in each."""
-        if self._world.rank:
-            seeds = np.random.SeedSequence([self._config.run.seed, self.state.step, self._world.rank])
-            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]) >> 1)
+        if self._world.rank:  # each drops out others
+            seed_random_states(self._config.run.seed, step=0, rank=self._world.rank)
 
     def update(self, step: int, *, asked: Signals | None = None) -> Row:
         """Do optimizer step number `step`, counted from 1, and say how it went. All processes say the same.
@@ -114,9 +116,8 @@ class Trainer:
         rate = learning_rate(here, self._phases[self._phase])
         for group in optimizer.param_groups:
             group["lr"] = rate
-        tokens, targets = map(self._stretch, self.training_data.batch(here - 1, self._world.data))
-        losses = self._backward(tokens, targets)
-        losses, correction = self._agreed(losses, _targets(targets), asked)
+        totals = self._backward(*self.training_data.batch(here - 1, self._world.data))
+        losses, correction = self._agreed(totals, asked)
         for name, loss in losses.items():
             if not math.isfinite(loss):
                 raise Diverged(f"the {name} is {loss}", step, rate)
@@ -153,12 +154,11 @@ class Trainer:
             rows = self._world.data.among(len(batch[0]))
             # Who has no sequence goes through one all the same, as the others may wait for its share of the weights.
             taken = slice(rows.start, rows.stop) if rows else slice(1)
-            tokens, targets = (self._stretch(part[taken]) for part in batch)
-            with self._precision():
-                loss = self._forward(self._moved(tokens), self._moved(targets)).loss
+            piece = self._piece(*(part[taken] for part in batch))
+            loss = self._outcome(piece).loss.item()
             if rows:
-                total += loss.item() * _targets(targets)
-                count += _targets(targets)
+                total += loss * piece.counted
+                count += piece.counted
         self.state.model.train()
         total, count = self._world.summed([total, count])
         if not math.isfinite(total):
@@ -206,12 +206,9 @@ class Trainer:
         """Read windows of text as long as the phase wants; each phase shuffles them anew."""
         self._phase, settings, tokens = phase, self._phases[phase], run_folder.tokens_folder(self._config)
         context, batch = settings.context_size, settings.batch_size
-        self.training_data = TokenDataset(
-            tokens, "training", context_size=context, batch_size=batch, seed=self._config.run.seed + phase
-        )
-        self.validation_data = TokenDataset(
-            tokens, "validation", context_size=context, batch_size=-(-batch // settings.gradient_accumulation)
-        )
+        text = partial(TokenDataset, tokens, context_size=context, packing=self._config.data.packing)
+        self.training_data = text(split="training", batch_size=batch, seed=self._config.run.seed + phase)
+        self.validation_data = text(split="validation", batch_size=-(-batch // settings.gradient_accumulation))
 
     def _arrange(self) -> None:
         """Make the model that of the phase: its windows, or its stage."""
@@ -247,21 +244,21 @@ class Trainer:
         return phase.batch_size * phase.context_size
 
     def _backward(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, float]:
-        """Add up the gradient of the losses, piece by piece, and give this process's share of their means.
+        """Add up the gradient of the losses, piece by piece; give this process's share of their means, and its targets.
 
         A piece counts by its targets, as if no target of the step were left out: how many are is known to all
         processes only later.
         """
-        pieces, totals = self._phases[self._phase].gradient_accumulation, {}
-        for number, (part, expected) in enumerate(
-            zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True), 1
-        ):
+        pieces, totals = self._phases[self._phase].gradient_accumulation, {"targets": 0.0}
+        for number, part in enumerate(zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True), 1):
+            piece = self._piece(*part)
             with self._apart_until(number == pieces):
-                share, losses = _targets(expected) / self._expected, self._losses(part, expected)
+                share, losses = piece.counted / self._expected, self._losses(piece)
                 # Each layer's indexer learns from its own loss alone: the sum has the gradient of each.
                 whole_loss = torch.cat([loss.flatten() for loss in losses.values()]).sum()
                 # Over the processes gradients are averaged, and are to be summed.
                 self.state.scaler.scale(share * self._world.size * whole_loss).backward()
+            totals["targets"] += piece.counted
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0.0) + share * loss.mean().item()
         for parameter in self.state.model.parameters():
@@ -273,36 +270,40 @@ class Trainer:
         """With DDP, gradients are summed over the processes once a step; with FSDP2 at each piece, for want of room."""
         return self._forward.no_sync() if self._is_ddp and not last else nullcontext()  # type: ignore[missing-attribute]
 
-    def _agreed(self, losses: dict[str, float], targets: int, asked: Signals | None) -> tuple[dict[str, float], float]:
+    def _agreed(self, totals: dict[str, float], asked: Signals | None) -> tuple[dict[str, float], float]:
         """(the mean losses over all processes, by what the gradients must be multiplied for targets left out)."""
-        signals = [float(asked is number) for number in STOPPING]
-        *means, counted = self._world.summed([*losses.values(), *signals, targets])
-        means, stops = means[: len(losses)], means[len(losses) :]
-        self.stop = next((number for number, times in zip(STOPPING, stops, strict=True) if times), None)
-        correction = self._expected / max(1, counted)
-        return {name: mean * correction for name, mean in zip(losses, means, strict=True)}, correction
+        sums = self._world.summed([*totals.values(), *(float(asked is number) for number in STOPPING)])
+        self.stop = next((number for number, times in zip(STOPPING, sums[len(totals) :], strict=True) if times), None)
+        losses = dict(zip(totals, sums, strict=False))
+        correction = self._expected / max(1, losses.pop("targets"))
+        return {name: loss * correction for name, loss in losses.items()}, correction
 
     def _lengthen(self, times: float) -> None:
         for parameter in self.state.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(times)
 
-    def _stretch(self, tokens: Int64[Tensor, "B N"]) -> Int64[Tensor, "B n"]:
-        """What this process has of the tokens of its sequences."""
-        return self._world.context.taken(tokens, 1)
+    def _piece(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> Piece:
+        end = self.training_data.end_of_document
+        return piece_of(tokens, targets, self._world, self._config.parallel, end=end)
 
     @property
     def _is_ddp(self) -> bool:
         return isinstance(getattr(self._forward, "_orig_mod", self._forward), DistributedDataParallel)
 
-    def _losses(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, Tensor]:
+    def _losses(self, piece: Piece) -> dict[str, Tensor]:
         """The loss and, where indexers learn, those of every layer's indexer."""
-        tokens, targets = self._moved(tokens), self._moved(targets)
+        if not self._indexers_learn:
+            return {"loss": self._outcome(piece).loss}
+        found = self._outcome(piece, indexer_losses=True)
+        return {"loss": found.loss, "indexer_loss": found.indexer_losses}
+
+    def _outcome(self, piece: Piece, **asked: bool) -> Any:
+        """What the model gives for it: its `GPT2Output`."""
+        around = {} if piece.around is None else {"cache": piece.around}
+        tokens, targets = self._moved(piece.tokens), self._moved(piece.targets)
         with self._precision():
-            if not self._indexers_learn:
-                return {"loss": self._forward(tokens, targets).loss}
-            found = self._forward(tokens, targets, indexer_losses=True)
-            return {"loss": found.loss, "indexer_loss": found.indexer_losses}
+            return self._forward(tokens, targets, **around, **asked)
 
     def _precision(self) -> AbstractContextManager:
         dtype = DTYPES[self._config.run.precision]
@@ -322,7 +323,3 @@ class Trainer:
             raise Diverged(f"the gradient's norm is {norm}", step, rate)
         if self._skips > MOST_SKIPS:
             raise Diverged(f"the gradient is not finite {self._skips} steps in a row, whatever the scale", step, rate)
-
-
-def _targets(targets: Int64[Tensor, "B N"]) -> int:
-    return int((targets != IGNORED_TARGET).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -29,6 +30,10 @@ import tokenizers
 import transformers
 
 from gossamer.integrations.huggingface import sparsify
+from gossamer.integrations.huggingface.gateway import Gateway, Limits
+from gossamer.integrations.huggingface.request_rules import ModelCard
+from gossamer.integrations.huggingface.serving import application
+from gossamer.integrations.huggingface.turns import InTurns
 
 SOURCES = str(Path(gossamer.__file__).parent.parent)
 ALPHABET = "".join(map(chr, range(32, 127)))
@@ -211,6 +216,38 @@ def test_clients_that_vanish_hold_nobody_up(server: Server, sparse: Writes) -> N
             pool.submit(vanish, server, "/v1/chat/completions", asked)
     leavers[0].close()
     assert complete(server, "I wait", 8) == sparse("I wait", 8)
+
+
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
+def test_a_client_that_vanishes_at_any_moment_ends_its_generation(version: str) -> None:
+    """It goes so many turns of the event loop after its request: before that is begun, before its stream is, within."""
+    state, card = InTurns(POSITIONS), ModelCard("tiny", POSITIONS, chats=True)
+    gateway = Gateway(application(sparsify(tiny(), PATTERN), tokenizer(), card, state), card, Limits(10**5, 8))
+    body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": ENDLESS, "stream": True}).encode()
+    asked = {"type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"", "root_path": ""}
+    asked |= {"query_string": b"", "headers": [(b"content-type", b"application/json")], "http_version": "1.1"}
+
+    async def leaves_after(turns: int) -> None:
+        parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> dict:
+            for part in parts:
+                return part
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict) -> None:
+            pass
+
+        await gateway({**asked, "asgi": {"spec_version": version}}, receive, send)
+        assert await asyncio.to_thread(state.turns.submit(int).result, PATIENCE) == 0, f"{turns} turns"
+
+    async def story() -> None:
+        for turns in range(12):
+            await leaves_after(turns)
+
+    asyncio.run(story())
 
 
 def vanish(server: Server, path: str, fields: dict) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from starlette.responses import JSONResponse
@@ -111,6 +113,15 @@ class Started:
         await self._send(message)
 
 
+_ENDINGS: ContextVar[list[Callable[[], None]] | None] = ContextVar("endings", default=None)
+
+
+def when_over(act: Callable[[], None]) -> None:
+    """Calls `act` when the request that is being answered is over, whether its answer was whole, cut or never begun."""
+    if (endings := _ENDINGS.get()) is not None:
+        endings.append(act)
+
+
 async def _until_done_or_gone(engine: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
     """Lets the engine answer, and cancels it as soon as the client has gone or the caller is cancelled."""
     gone = asyncio.Event()
@@ -122,6 +133,8 @@ async def _until_done_or_gone(engine: ASGIApp, scope: Scope, body: bytes, receiv
         await gone.wait()
         return DISCONNECT
 
+    endings: list[Callable[[], None]] = []
+    _ENDINGS.set(endings)
     answer = asyncio.ensure_future(engine(scope, received, send))
     absence = asyncio.ensure_future(_absence(receive))
     try:
@@ -130,7 +143,11 @@ async def _until_done_or_gone(engine: ASGIApp, scope: Scope, body: bytes, receiv
         gone.set()
         absence.cancel()
         answer.cancel()  # does nothing where it is done
-        await asyncio.wait({answer, absence})
+        try:
+            await asyncio.wait({answer, absence})
+        finally:
+            for act in endings:
+                act()
     if not answer.cancelled():
         answer.result()
 

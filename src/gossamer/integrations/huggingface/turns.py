@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.cli.serving.utils import GenerateManager, GenerationState
 
+from .gateway import when_over
 from .request_rules import Refusal
 
 if TYPE_CHECKING:
@@ -38,9 +39,15 @@ class Turns(GenerateManager):
         request_id: str,
         response_parser: Any = None,
     ) -> tuple[asyncio.Queue, DirectStreamer]:
-        """As the engine does it, after the request was made to fit the context."""
+        """As the engine does it, after the request was made to fit the context.
+
+        The engine ends a generation when the stream of its words is closed, which does not happen where its client
+        goes before the first one was asked for: the end of the request does it too.
+        """
         self._fit(inputs, gen_config)
-        return super().generate_streaming(model, processor, inputs, gen_config, request_id, response_parser)
+        queue, streamer = super().generate_streaming(model, processor, inputs, gen_config, request_id, response_parser)
+        when_over(streamer.cancel)
+        return queue, streamer
 
     async def generate_non_streaming(
         self,

@@ -12,6 +12,7 @@ import tomli_w
 
 from ...config import GPT2Config, tree
 from .data import DataConfig
+from .guard import GuardConfig
 from .optimizer import OptimizerConfig, ScheduleConfig
 from .parallel import ParallelConfig
 from .phase import Phase, PhaseConfig
@@ -40,6 +41,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     phase: tuple[PhaseConfig, ...] = ()
     """Phases that the run goes through one after another, `[[phase]]` in TOML; `run.steps` is then their sum.
     Empty: the run is one phase, on `schedule`."""
@@ -50,6 +52,11 @@ class TrainConfig:
             self._require_steps_of_the_phases()
         for number, phase in enumerate(self.phases, 1):
             self._require_phase_that_fits(number, phase)
+        if self.data.packing != "none" and self.model.indexer is not None:
+            raise ValueError(
+                f"TrainConfig: data.packing is {self.data.packing!r}, but an indexer chooses among the keys of a whole "
+                "sequence, other documents too; give data.packing='none'"
+            )
         if self.parallel.context > 1 and self.model.indexer is not None:
             raise ValueError(
                 f"TrainConfig: parallel.context is {self.parallel.context}, but an indexer chooses among all keys of a "

@@ -1,0 +1,106 @@
+"""`attend_shards`: attention of a sequence whose tokens lie in several processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..inputs import autocast, check_attention, check_kinds, check_scale
+from ..ops.boundary import unobserved
+from ..patterns.base import Pattern
+from . import keys
+from .course import Course, course
+from .keys import put, taken
+from .rows import guests_of
+from .shards import Shards
+from .softmax_part import Scores, SoftmaxPart
+
+
+@torch.compiler.disable  # processes meet in here
+def attend_shards(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B G N D"],
+    v: Float[Tensor, "B G N Dv"],
+    pattern: Pattern,
+    shards: Shards,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    backend: str | None = None,
+) -> Float[Tensor, "B H N Dv"]:
+    """What `attend` gives the whole sequence, for the tokens that this process holds; every process calls it.
+
+    Keys and values that its queries read of others are sent while those that it holds are attended to, and their
+    gradients come back while it makes its own. A window sends its last keys, whatever the length of the sequence, over
+    as many processes as it reaches; keys that many queries see (strided, sinks, global ones) are sent to who sees
+    them; blocks are sent if some query sees one. Queries that see much (`.T` of a few keys) travel themselves, and
+    their parts of one softmax are joined by log-sum-exp. So bytes follow the plan, and never the pairs.
+
+    Args:
+        q, k, v: The tokens `shards.first … shards.stop - 1` of each sequence.
+        shards: Who holds what; the same cuts in every process.
+
+    The others are those of `attend`. Dropout is drawn in each process from its own generator.
+
+    Raises:
+        ValueError: As `attend` does, and where the tensors are not as long as the shard.
+        Unsupported: No backend accepts a part of the problem.
+    """
+    q, k, v = autocast(q, k, v)
+    check_kinds({"q": q, "k": k, "v": v})
+    check_attention(q, k, v)
+    check_scale(scale)
+    held = shards.stop - shards.first
+    if q.shape[2] != held or k.shape[2] != held:
+        raise ValueError(f"q has {q.shape[2]} tokens and k {k.shape[2]}; give the {held} that shards says are held")
+    scores = Scores(q.shape[-1] ** -0.5 if scale is None else float(scale), softcap or 0.0, float(dropout), backend)
+    way = course(pattern, q.shape[1], k.shape[1], shards.bounds, shards.rank)
+    return _AttendShards.apply(q, k, v, way, shards, scores)
+
+
+class _AttendShards(torch.autograd.Function):
+    """One softmax over what is here and what comes; its backward goes over the same parts.
+
+    The backward of a part needs the output and the log-sum-exp of the whole softmax alone: so nothing is merged there,
+    and no log-sum-exp has a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, way: Course, shards: Shards, scores: Scores) -> Tensor:
+        trip = keys.depart(k, v, way, shards)
+        own = SoftmaxPart.of(way.own, scores, q.device)
+        out, lse = own.forward(q, k, v)
+        if not unobserved((q, k, v)):  # who keeps what operators gave, as selective checkpointing does, needs it whole
+            out, lse = out.clone(), lse.clone()
+        come = keys.arrive(trip, way, scores, q.device)
+        for some in come:
+            some.merge(q, out, lse)
+        guests = guests_of(way, shards, scores, q.device)
+        for some in guests:
+            some.forward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.way, ctx.shards, ctx.own, ctx.come, ctx.guests = way, shards, own, come, guests
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_out,) = gradients
+        q, k, v, out, lse = ctx.saved_tensors
+        apart = [some.backward(grad_out, q, k, v, out, lse) for some in ctx.guests]
+        if ctx.guests:  # these queries are done: what follows is of the others
+            grad_out = grad_out.clone()
+            for some in ctx.guests:
+                put(grad_out[some.own], some.mine, torch.zeros_like(taken(grad_out[some.own], some.mine)))
+        of_sides = [some.backward(grad_out, q, out, lse) for some in ctx.come]
+        trip = keys.give_back([(dk, dv) for _, dk, dv in of_sides], ctx.come, ctx.shards)
+        dq, dk, dv = ctx.own.backward(grad_out, q, k, v, out, lse)
+        for some, (of_queries, _, _) in zip(ctx.come, of_sides, strict=True):
+            some.add(of_queries, dq)
+        for some, (of_rows, *of_keys) in zip(ctx.guests, apart, strict=True):
+            some.add(of_rows, dq, of_keys, (dk, dv))
+        keys.take_back(trip, dk, dv, ctx.way)
+        return dq, dk, dv, None, None, None

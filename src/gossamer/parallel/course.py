@@ -1,0 +1,104 @@
+"""What each process computes and sends, for a pattern over a sequence in shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+from ..patterns import PerHead
+from ..patterns.base import Pattern
+from ..patterns.parse import checked_text
+from ..patterns.section import Run, counted, within
+from .heads import Heads, heads_of
+from .reads import Reads, Side, reads, section
+
+
+@dataclass(frozen=True, eq=False)
+class SidePart:
+    """Queries of this shard that read keys before it, or behind it, and the pattern between them as text."""
+
+    queries: slice
+    keys: slice
+    """Where the keys stand among all that the part's heads receive."""
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class RowsPart:
+    """Queries that travel to the keys, and the pattern between all of them and the keys of this shard as text."""
+
+    of_ranks: tuple[tuple[Run, ...], ...]
+    """Each shard's, counted from its first token."""
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What heads of one pattern exchange."""
+
+    heads: Heads
+    sent: tuple[tuple[Run, ...], ...]
+    """Keys that each rank is sent, counted from this shard's first token."""
+    received: tuple[int, ...]
+    """How many keys come from each rank."""
+    sides: tuple[SidePart, ...]
+    rows: RowsPart | None
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """All of it: the pattern among this shard's own tokens as text, and what heads exchange."""
+
+    own: str
+    parts: tuple[Part, ...]
+
+
+@lru_cache(maxsize=256)
+def course(pattern: Pattern, heads: int, key_heads: int, bounds: tuple[int, ...], rank: int) -> Course:
+    """The course of one process; made once for each pattern and way to cut the sequence.
+
+    Raises:
+        ValueError: The pattern is written for another number of heads.
+    """
+    here = ((bounds[rank], bounds[rank + 1], 1),)
+    own = [(section(shared, here, here), last - first) for first, last, shared in pattern.groups(heads)]
+    parts = tuple(_part(run, bounds, rank) for run in heads_of(pattern, heads, key_heads))
+    return Course(checked_text(own[0][0] if len(own) == 1 else PerHead(own)), parts)
+
+
+def _part(heads: Heads, bounds: tuple[int, ...], rank: int) -> Part:
+    ends = list(pairwise(bounds))
+    of_ranks = [reads(heads.pattern, bounds[-1], *end) for end in ends]
+    first, stop = ends[rank]
+    mine = of_ranks[rank]
+    return Part(
+        heads,
+        sent=tuple(_read(other, first, stop) if number != rank else () for number, other in enumerate(of_ranks)),
+        received=tuple(0 if number == rank else counted(_read(mine, *end)) for number, end in enumerate(ends)),
+        sides=_sides(heads.pattern, mine.sides, first),
+        rows=_rows(heads.pattern, of_ranks, ends, rank),
+    )
+
+
+def _read(found: Reads, first: int, stop: int) -> tuple[Run, ...]:
+    """Which of the tokens `first … stop - 1` are read, counted from `first`."""
+    return tuple(run for side in found.sides for run in within(side.keys, first, stop))
+
+
+def _sides(pattern: Pattern, sides: tuple[Side, ...], first: int) -> tuple[SidePart, ...]:
+    made, start = [], 0
+    for side in sides:
+        text = checked_text(section(pattern, ((side.first, side.stop, 1),), side.keys))
+        end = start + counted(side.keys)
+        made.append(SidePart(slice(side.first - first, side.stop - first), slice(start, end), text))
+        start = end
+    return tuple(made)
+
+
+def _rows(pattern: Pattern, of_ranks: list[Reads], ends: list[tuple[int, int]], rank: int) -> RowsPart | None:
+    every = tuple(run for found in of_ranks for run in found.rows)
+    if not every:
+        return None
+    own = tuple(within(found.rows, *end) for found, end in zip(of_ranks, ends, strict=True))
+    return RowsPart(own, checked_text(section(pattern, every, ((*ends[rank], 1),))))

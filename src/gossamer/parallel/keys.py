@@ -1,0 +1,140 @@
+"""Keys and values that travel to the queries which read them, and their gradients, which travel back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..indexed import merge_attention
+from ..patterns.section import Run, counted
+from .course import Course, Part, SidePart
+from .exchange import Trip
+from .shards import Shards
+from .softmax_part import Scores, SoftmaxPart
+
+
+def depart(k: Tensor, v: Tensor, course: Course, shards: Shards) -> Trip:
+    """Sends what others read of this shard."""
+    parcels, awaited = [], []
+    for rank in range(shards.count):
+        mine = [(part, x[:, part.heads.keys]) for part in course.parts for x in (k, v)]
+        parcels.append([taken(x, part.sent[rank]) for part, x in mine])
+        awaited.append([(_as_long(x, part.received[rank]), x.dtype) for part, x in mine])
+    return Trip(parcels, awaited, shards, k.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Come:
+    """Keys and values that the heads of a part have received, and what is computed over them."""
+
+    part: Part
+    k: Tensor
+    v: Tensor
+    sides: tuple[tuple[SidePart, SoftmaxPart], ...]
+
+    def merge(self, q: Tensor, out: Tensor, lse: Tensor) -> None:
+        """Joins the softmax over them to the one that `out` and `lse` hold, in place."""
+        for side, softmax in self.sides:
+            at = slice(None), self.part.heads.queries, side.queries
+            more = softmax.forward(q[at], self.k[:, :, side.keys], self.v[:, :, side.keys])
+            merged = merge_attention([(out[at], lse[at]), more])
+            out[at], lse[at] = merged
+
+    def backward(self, grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """(gradient of each side's queries, of the keys, of the values)."""
+        dq, dk, dv = [], [], []
+        for side, softmax in self.sides:
+            at = slice(None), self.part.heads.queries, side.queries
+            some = (x[at].contiguous() for x in (out, lse))
+            one, *others = softmax.backward(
+                grad_out[at], q[at], self.k[:, :, side.keys], self.v[:, :, side.keys], *some
+            )
+            dq.append(one)
+            for whole, x in zip((dk, dv), others, strict=True):
+                whole.append(x)
+        return dq, joined(dk, self.k[:, :, :0]), joined(dv, self.v[:, :, :0])
+
+    def add(self, of_queries: list[Tensor], dq: Tensor) -> None:
+        """Adds the gradients of each side's queries to those of all, in place."""
+        for (side, _), some in zip(self.sides, of_queries, strict=True):
+            dq[:, self.part.heads.queries, side.queries] += some
+
+
+def arrive(trip: Trip, course: Course, scores: Scores, device: torch.device) -> list[Come]:
+    """What others sent, for each part of the heads."""
+    come, found = trip.arrive(), []
+    for number, part in enumerate(course.parts):
+        k, v = (_together([parcel[2 * number + which] for parcel in come]) for which in (0, 1))
+        sides = tuple((side, SoftmaxPart.of(side.text, scores, device)) for side in part.sides)
+        found.append(Come(part, k, v, sides))
+    return found
+
+
+def give_back(gradients: Sequence[tuple[Tensor, Tensor]], come: Sequence[Come], shards: Shards) -> Trip:
+    """Sends the gradients of keys and values to where they came from."""
+    parcels: list[list[Tensor]] = [[] for _ in range(shards.count)]
+    awaited: list[list[tuple[tuple[int, ...], torch.dtype]]] = [[] for _ in range(shards.count)]
+    for one, pair in zip(come, gradients, strict=True):
+        for x in pair:
+            for rank, piece in enumerate(x.split(one.part.received, dim=2)):
+                parcels[rank].append(piece)
+            for rank, runs in enumerate(one.part.sent):
+                awaited[rank].append((_as_long(x, counted(runs)), x.dtype))
+    return Trip(parcels, awaited, shards, come[0].k.device)
+
+
+def take_back(trip: Trip, dk: Tensor, dv: Tensor, course: Course) -> None:
+    """Adds to this shard's gradients what others made of its keys; their sum is taken in at least float32."""
+    returned = trip.arrive()
+    for number, part in enumerate(course.parts):
+        for which, dx in enumerate((dk, dv)):
+            pieces = [parcel[2 * number + which] for parcel in returned]
+            _add_up(dx[:, part.heads.keys], [(runs, x) for runs, x in zip(part.sent, pieces, strict=True) if runs])
+
+
+def taken(x: Tensor, runs: Iterable[Run]) -> Tensor:
+    """Some tokens of [B, G, N, …]."""
+    return joined([x[:, :, first:stop:step] for first, stop, step in runs], x[:, :, :0])
+
+
+def joined(pieces: Sequence[Tensor], nothing: Tensor) -> Tensor:
+    """Tokens of [B, G, N, …] behind one another; `nothing` where there is no piece that has any."""
+    some = [x for x in pieces if x.shape[2]]
+    return torch.cat(some, dim=2) if len(some) > 1 else some[0] if some else nothing
+
+
+def put(x: Tensor, runs: Iterable[Run], new: Tensor) -> None:
+    """Writes `new` to some tokens of x [B, G, N, …]."""
+    start = 0
+    for first, stop, step in runs:
+        end = start + len(range(first, stop, step))
+        x[:, :, first:stop:step] = new[:, :, start:end]
+        start = end
+
+
+def _add_up(x: Tensor, pieces: list[tuple[tuple[Run, ...], Tensor]]) -> None:
+    """Adds pieces to some tokens each; everything between the first and the last is rounded once, if it is touched."""
+    if not pieces:
+        return
+    first = min(runs[0][0] for runs, _ in pieces)
+    hull = x[:, :, first : max(runs[-1][1] for runs, _ in pieces)]
+    total = hull.to(torch.promote_types(x.dtype, torch.float32), copy=True)
+    for runs, piece in pieces:
+        start = 0
+        for low, high, step in runs:
+            end = start + len(range(low, high, step))
+            total[:, :, low - first : high - first : step] += piece[:, :, start:end]
+            start = end
+    hull.copy_(total)
+
+
+def _together(pieces: list[Tensor]) -> Tensor:
+    return joined(pieces, pieces[0][:, :, :0])
+
+
+def _as_long(x: Tensor, tokens: int) -> tuple[int, ...]:
+    batch, heads, _, width = x.shape
+    return batch, heads, tokens, width

@@ -1,0 +1,204 @@
+"""A run that stands still ends by itself, and says first which process is where."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
+FILE = "stalled.txt"
+LONGEST_PAUSE = 10.0  # seconds between two heartbeats
+PATIENCE = 10.0  # seconds after which the store itself is given up
+STALLED = "stalled"
+STDERR = 2
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Where a process is: what `report` is made of.
+
+    Attributes:
+        count: Heartbeats so far; every process has the same ones in the same order.
+        seconds: How long it has been there, when this was written.
+        at: The line of code that its main thread is in.
+        written: When, in seconds of the wall clock.
+    """
+
+    rank: int
+    count: int
+    step: int
+    doing: str
+    seconds: float
+    at: str
+    host: str
+    pid: int
+    written: float
+
+
+class Watchdog:
+    """Ends this process when no `beat` comes for `timeout` seconds, in it or in another one that shares the store.
+
+    Each process writes where it is into the store, so that the report of one names those that the others wait for.
+
+    Args:
+        folder: Where `stalled.txt` goes, with a copy of what is printed to standard error.
+        store: What the processes of the run share; None where there is one.
+        end: Called with the exit code when all is said.
+    """
+
+    def __init__(
+        self,
+        timeout: float,
+        folder: Path,
+        *,
+        rank: int = 0,
+        size: int = 1,
+        store: dist.Store | None = None,
+        end: Callable[[int], Any] = os._exit,
+    ):
+        self._timeout, self._folder, self._rank, self._size, self._end = timeout, folder, rank, size, end
+        self._pause = min(timeout / 20, LONGEST_PAUSE)
+        self._main, self._over = threading.get_ident(), threading.Event()
+        self._store = None
+        if store is not None:  # a clone: calls of two threads on one store wait for each other
+            self._store = dist.PrefixStore("watchdog", store).clone()  # type: ignore[missing-attribute]
+            self._store.set_timeout(timedelta(seconds=PATIENCE))
+        self._place = 0, 0, "starts", time.monotonic()
+
+    def beat(self, step: int, doing: str) -> None:
+        """Say that `step` has come to `doing`; costs less than a microsecond."""
+        self._place = self._place[0] + 1, step, doing, time.monotonic()  # one assignment: never read half
+
+    def watch(self) -> None:
+        """Look every now and then until `stop`; runs in a thread of its own."""
+        while not self._over.wait(self._pause):
+            now = self._heartbeat()
+            with suppress(RuntimeError):  # the store's process is gone: this one still watches itself
+                self._write(now)
+                if self._store is not None and self._store.check([STALLED]):
+                    return self._give_up()
+            if now.seconds > self._timeout:
+                return self._give_up()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._over.set()
+
+    def _heartbeat(self) -> Heartbeat:
+        count, step, doing, since = self._place
+        return Heartbeat(
+            *(self._rank, count, step, doing, time.monotonic() - since, _line_of(self._main)),
+            *(socket.gethostname(), os.getpid(), time.time()),
+        )
+
+    def _write(self, heartbeat: Heartbeat) -> None:
+        if self._store is not None:
+            self._store.set(str(heartbeat.rank), json.dumps(asdict(heartbeat)))
+
+    def _give_up(self) -> None:
+        with suppress(RuntimeError):
+            if self._store is not None:
+                self._store.set(STALLED, str(self._rank))
+        text = report(self._heartbeat(), self._heard(), size=self._size, timeout=self._timeout, pause=self._pause)
+        with suppress(OSError):
+            os.write(STDERR, text.encode())
+            faulthandler.dump_traceback(STDERR)
+        with suppress(OSError), open(self._folder / FILE, "ab", buffering=0) as file:
+            file.write(text.encode())
+            faulthandler.dump_traceback(file)
+            os.fsync(file)
+        time.sleep(4 * self._pause)  # the others say where they are before a launcher ends them all
+        self._end(EXIT_CODE)
+
+    def _heard(self) -> list[Heartbeat]:
+        heard = []
+        with suppress(RuntimeError):
+            for rank in range(self._size):
+                if self._store is not None and rank != self._rank and self._store.check([str(rank)]):
+                    heard.append(Heartbeat(**json.loads(self._store.get(str(rank)))))
+        return heard
+
+
+@contextmanager
+def watched(
+    timeout: float, folder: Path, *, rank: int = 0, size: int = 1, store: dist.Store | None = None
+) -> Iterator[Watchdog]:
+    """A watchdog for as long as the block lasts."""
+    watchdog = Watchdog(timeout, folder, rank=rank, size=size, store=store)
+    thread = threading.Thread(target=watchdog.watch, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield watchdog
+    finally:
+        watchdog.stop()
+        thread.join(PATIENCE)
+
+
+def report(own: Heartbeat, others: Sequence[Heartbeat], *, size: int, timeout: float, pause: float) -> str:
+    """Where all processes are, first those that the others wait for; one line for all that are at the same place.
+
+    Args:
+        own: The process that reports.
+        others: The last heartbeats of those that wrote any.
+        pause: Seconds between two heartbeats; a process that is silent for much longer is called so.
+    """
+    now = own.written
+    current = [replace(beat, seconds=beat.seconds + max(0.0, now - beat.written)) for beat in (own, *others)]
+    current.sort(key=lambda beat: (beat.count, beat.step, beat.doing, beat.at, beat.rank))
+    lines = [
+        f"\nrank {own.rank} of {size}: the run stands still for over {timeout:g} s (parallel.timeout_seconds). "
+        f"Process {own.pid} on {own.host} ends with code {EXIT_CODE}, to be started again."
+    ]
+    for _, same in groupby(current, key=lambda beat: (beat.count, beat.step, beat.doing, beat.at)):
+        lines.append(_described(list(same), now, pause))
+    if missing := set(range(size)) - {beat.rank for beat in current}:
+        lines.append(f"  {_numbered(missing)}: not heard of")
+    behind = [beat for beat in current if beat.count == current[0].count]
+    if len(behind) < len(current):
+        places = ", ".join(f"rank {beat.rank} is process {beat.pid} on {beat.host}" for beat in behind[:8])
+        lines.append(f"  The others wait for {_numbered({beat.rank for beat in behind})}: {places}.")
+    return "\n".join(lines) + "\n"
+
+
+def _described(same: list[Heartbeat], now: float, pause: float) -> str:
+    one, longest = same[0], max(beat.seconds for beat in same)
+    text = (
+        f"  {_numbered({beat.rank for beat in same})}: step {one.step}, {one.doing}, for {longest:.1f} s, at {one.at}"
+    )
+    silent = {beat.rank: now - beat.written for beat in same if now - beat.written > 5 * pause + 1}
+    if silent:
+        text += f"; {_numbered(set(silent))} silent for up to {max(silent.values()):.1f} s"
+    return text
+
+
+def _numbered(ranks: set[int]) -> str:
+    """The ranks with gaps left out: ranks 0-2, 5."""
+    ordered = sorted(ranks)
+    ends = [a for a, b in pairwise(ordered) if b > a + 1]
+    starts = [b for a, b in pairwise(ordered) if b > a + 1]
+    runs = zip([ordered[0], *starts], [*ends, ordered[-1]], strict=True)
+    listed = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return f"rank{'s' * (len(ordered) > 1)} {listed}"
+
+
+def _line_of(thread: int) -> str:
+    """The line of code that a thread is in."""
+    frame = sys._current_frames().get(thread)
+    if frame is None:
+        return "its end"
+    code = frame.f_code
+    return f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}"

@@ -90,5 +90,5 @@ class TokenDataset:
             )
         tokens, targets = map(torch.Tensor.contiguous, (torch.from_numpy(rows)[:, :-1], torch.from_numpy(rows)[:, 1:]))
         if self.end_of_document is not None:
-            targets[tokens == self.end_of_document] = IGNORED_TARGET
+            targets = targets.masked_fill(tokens == self.end_of_document, IGNORED_TARGET)
         return tokens, targets

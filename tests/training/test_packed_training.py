@@ -16,6 +16,7 @@ from gossamer.tokenizer import ByteTokenizer
 from gossamer.training import run_folder
 from gossamer.training.config import DataConfig, TrainConfig
 from gossamer.training.data import TokenDataset
+from gossamer.training.distributed import ALONE
 from gossamer.training.loop import train
 from gossamer.training.metrics import read_metrics
 from gossamer.training.preparation import prepare
@@ -58,7 +59,7 @@ def documents(tokens: torch.Tensor, targets: torch.Tensor) -> Iterator[tuple[tor
 
 def trainer_of(config: TrainConfig) -> Trainer:
     run_folder.start(config)
-    made = Trainer(config, torch.device("cpu"))
+    made = Trainer(config, ALONE)
     made.state.model.double()
     return made
 
@@ -82,7 +83,9 @@ def test_a_step_has_the_loss_and_the_gradient_of_each_document_alone(packing) ->
         model, (tokens, targets) = trainer.state.model, trainer.training_data.batch(0)
         assert len(list(documents(tokens, targets))) > len(tokens) + 3
         assert len(document_lengths(tokens, END)) == len(list(documents(tokens, targets)))
-        found = trainer._backward(tokens, targets)["loss"]
+        losses, correction = trainer._agreed(trainer._backward(tokens, targets), None)
+        trainer._lengthen(correction)
+        found = losses["loss"]
         gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
         model.zero_grad()
         expected, whole = 0.0, (targets != -1).sum()

@@ -24,7 +24,7 @@ WORDS = {
     "ratio to it.",
     "training": "`gossamer.training.train`, bfloat16; the time is the median of optimizer steps after three. The GPT-2 "
     "has 12 layers, 12 heads of 64, a window of 1,024 in each and rotary positions, and recomputes all but attention; "
-    "its context is shared by all processes, 524,288 tokens each. FSDP2's has 24 layers, 16 heads of 128, a window of "
+    "its context is shared by all processes, 524,288 tokens each. FSDP2's has 12 layers, 16 heads of 128, a window of "
     "1,024, and 4 sequences of 8,192 tokens a process.",
 }
 

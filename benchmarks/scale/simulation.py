@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .figures import Figure
 
 PROCESSES = (4, 8, 64, 512)
-WEIGHTS = 1.3e9
+WEIGHTS, LAYERS = 0.7e9, 12
 """Of the model whose training was measured."""
 
 
@@ -79,7 +79,7 @@ def _of_windows(figure: Figure, link: Link) -> Iterator[Prediction]:
 
 def _of_fsdp(figure: Figure, link: Link) -> Iterator[Prediction]:
     """Weights are gathered twice in 16 bits, gradients scattered in 32; all but the first layer's is hidden."""
-    weights, layers = WEIGHTS, 24
+    weights, layers = WEIGHTS, LAYERS
     for processes in PROCESSES:
         gathered, scattered = (link.collective(size * weights / layers, processes) for size in (2, 4))
         exposed = gathered + max(layers * (2 * gathered + scattered) - figure.seconds, 0.0)

@@ -54,10 +54,10 @@ def _runs(text: Path, small: bool) -> Iterator[tuple[str, TrainConfig]]:
         f"GPT-2, {context:,} tokens of context",
         replace(base, model=long, run=recomputed, parallel=ParallelConfig(context=count)),
     )
-    deep = {"n_layer": 2, "n_head": 2, "n_embed": 64} if small else {"n_layer": 24, "n_head": 16, "n_embed": 2048}
+    deep = {"n_layer": 2, "n_head": 2, "n_embed": 64} if small else {"n_layer": 12, "n_head": 16, "n_embed": 2048}
     wide = _model(256 if small else 8192, 64 if small else 1024, vocab_size=300 if small else 50304, **deep)
     batches = replace(base.run, batch_size=4 * count, precision="fp32" if small else "bf16")
-    yield "FSDP2, 1.3 billion weights", replace(base, model=wide, run=batches, parallel=ParallelConfig(strategy="fsdp"))
+    yield "FSDP2, 0.7 billion weights", replace(base, model=wide, run=batches, parallel=ParallelConfig(strategy="fsdp"))
 
 
 def _model(context: int, window: int, *, vocab_size: int, n_layer: int, n_head: int, n_embed: int) -> GPT2Config:

@@ -93,7 +93,7 @@ def _went_back_to_the_latest(folder: Path, trainer: Trainer) -> bool:
         log.warning("%s has no checkpoint yet: training starts from the beginning", folder)
         return False
     restore(newest, trainer.state)
-    checkpoint_folders.set_aside(folder, after=trainer.state.step)
+    checkpoint_folders.settle(folder, at=trainer.state.step)
     return True
 
 

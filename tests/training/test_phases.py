@@ -15,6 +15,7 @@ from gossamer.cli.train import Train, settings_below
 from gossamer.models.gpt2 import GPT2
 from gossamer.training import checkpoint_folders
 from gossamer.training.config import PhaseConfig, RunConfig, TrainConfig
+from gossamer.training.distributed import ALONE
 from gossamer.training.longformer_lm import longformer_lm_training
 from gossamer.training.loop import train
 from gossamer.training.metrics import read_metrics
@@ -66,7 +67,7 @@ def test_a_step_is_of_its_phase(staged: Staged) -> None:
     """Its windows, its context, its batch: the loss is that of a model made so, on text read so."""
     config = staged(model={"dropout": 0.0})
     start(config)
-    trainer = Trainer(config, torch.device("cpu"))
+    trainer = Trainer(config, ALONE)
     for step, shape, windows in ((1, (4, 8), (2, 4)), (2, (4, 8), (2, 4)), (3, (4, 8), (2, 4)), (4, (2, 16), (4, 8))):
         weights = {name: value.clone() for name, value in trainer.state.model.state_dict().items()}
         row = trainer.update(step)

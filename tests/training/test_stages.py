@@ -15,6 +15,7 @@ from gossamer.models.gpt2 import GPT2
 from gossamer.nn.indexing import chosen
 from gossamer.training import checkpoint_folders
 from gossamer.training.config import PhaseConfig, RunConfig, Stage, TrainConfig
+from gossamer.training.distributed import ALONE
 from gossamer.training.loop import train
 from gossamer.training.metrics import read_metrics
 from gossamer.training.recall import recall
@@ -42,7 +43,7 @@ def staged(tiny: Callable[..., TrainConfig]) -> Staged:
 
 def trainer_of(config: TrainConfig) -> Trainer:
     start(config)
-    made = Trainer(config, torch.device("cpu"))
+    made = Trainer(config, ALONE)
     made.begin()
     return made
 

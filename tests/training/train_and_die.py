@@ -31,7 +31,7 @@ def live(config: TrainConfig, rank: int, ranks: int, meeting: Path) -> None:
     if ranks > 1:
         store = dist.FileStore(str(meeting), ranks)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    train(config, resume=Path(config.run.folder, "config.toml").is_file())
+    train(config, resume="auto")
 
 
 def children(config: TrainConfig, ranks: int, meeting: Path) -> list[int]:

@@ -69,7 +69,7 @@ def loaded(command: Generate) -> Writer:
         WrongUsage: A pattern is given for a model that has its own.
     """
     from ..training.config import RunConfig
-    from ..training.loop import pick_device
+    from ..training.distributed import pick_device
 
     device = pick_device(RunConfig(device=command.device))
     if is_of_transformers(command.model):

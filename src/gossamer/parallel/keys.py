@@ -23,7 +23,7 @@ def depart(k: Tensor, v: Tensor, course: Course, shards: Shards) -> Trip:
         mine = [(part, x[:, part.heads.keys]) for part in course.parts for x in (k, v)]
         parcels.append([taken(x, part.sent[rank]) for part, x in mine])
         awaited.append([(_as_long(x, part.received[rank]), x.dtype) for part, x in mine])
-    return Trip(parcels, awaited, shards)
+    return Trip(parcels, awaited, shards, k.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def give_back(gradients: Sequence[tuple[Tensor, Tensor]], come: Sequence[Come], 
                 parcels[rank].append(piece)
             for rank, runs in enumerate(one.part.sent):
                 awaited[rank].append((_as_long(x, counted(runs)), x.dtype))
-    return Trip(parcels, awaited, shards)
+    return Trip(parcels, awaited, shards, come[0].k.device)
 
 
 def take_back(trip: Trip, dk: Tensor, dv: Tensor, course: Course) -> None:

@@ -187,10 +187,13 @@ def restore(checkpoint: str | Path, state: State) -> None:
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
-    """All that is saved as tensors: the model's under the names of its file, others with their kind before the name."""
+    """All that is saved as tensors: the model's under the names of its file, others with their kind before the name.
+
+    In one order always, in which they are also given out to be written: what is the same has the same files.
+    """
     optimizer = {_of_optimizer(name): tensor for name, tensor in state_tensors(state.model, state.optimizer).items()}
     random = {_own(name): tensor for name, tensor in random_states().items()}
-    return {**as_stored(state.model.state_dict()), **optimizer, **random}
+    return dict(sorted({**as_stored(state.model.state_dict()), **optimizer, **random}.items()))
 
 
 def _read(checkpoint: Path, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..indexed import merge_attention
+from ..ops.merge import merge_into
 from ..patterns.section import Run, counted
 from .course import Course, Part, SidePart
 from .exchange import Trip
@@ -40,8 +40,7 @@ class Come:
         for side, softmax in self.sides:
             at = slice(None), self.part.heads.queries, side.queries
             more = softmax.forward(q[at], self.k[:, :, side.keys], self.v[:, :, side.keys])
-            merged = merge_attention([(out[at], lse[at]), more])
-            out[at], lse[at] = merged
+            merge_into(out[at], lse[at], *more)
 
     def backward(self, grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """(gradient of each side's queries, of the keys, of the values)."""

@@ -15,7 +15,8 @@ from gossamer.config import GPT2Config
 from gossamer.models import config_file
 from gossamer.models.gpt2 import GPT2
 from gossamer.training import checkpoint, storage
-from gossamer.training.checkpoint import CheckpointError, Saver, State, folder_of, latest, restore, steps
+from gossamer.training.checkpoint import Saver, State, restore
+from gossamer.training.checkpoint_folders import CheckpointError, folder_of, latest, set_aside, steps
 from gossamer.training.config import OptimizerConfig
 from gossamer.training.manifest import damage
 from gossamer.training.optimizer import adamw
@@ -235,7 +236,7 @@ def test_damaged_ones_are_set_aside_so_that_their_steps_can_be_saved_again(run: 
         cut(run / "checkpoints" / "step-00000003" / "model.safetensors")
         training = state()
         restore(latest(run), training)
-        checkpoint.set_aside(run, after=training.step)
+        set_aside(run, after=training.step)
         train(training)
         assert save(run, training, keep=3).name == "step-00000003"
     assert sorted(os.listdir(run / "checkpoints"))[-1] == "step-00000003.damaged"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gossamer.training.checkpoint import steps
+from gossamer.training.checkpoint_folders import steps
 from gossamer.training.config import TrainConfig
 from gossamer.training.manifest import damage
 from gossamer.training.metrics import read_metrics

@@ -12,10 +12,11 @@ import torch
 
 from gossamer.models.gpt2 import GPT2
 from gossamer.training import storage, trainer
-from gossamer.training.checkpoint import CheckpointError, latest
+from gossamer.training.checkpoint_folders import CheckpointError, latest
 from gossamer.training.config import RunConfig, TrainConfig
+from gossamer.training.distributed import pick_device
 from gossamer.training.interruption import Interrupted
-from gossamer.training.loop import pick_device, train
+from gossamer.training.loop import train
 from gossamer.training.metrics import read_metrics
 from gossamer.training.trainer import Diverged
 
@@ -157,7 +158,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tiny: Tiny, tmp_pa
 
 def test_a_run_that_diverges_keeps_its_checkpoints(tiny: Tiny, tmp_path, monkeypatch) -> None:
     def spoil() -> None:
-        monkeypatch.setattr(trainer.Trainer, "_backward", lambda *arguments: {"loss": float("nan")})
+        monkeypatch.setattr(trainer.Trainer, "_backward", lambda *arguments: {"targets": 1.0, "loss": float("nan")})
 
     with pytest.raises(Diverged, match="step 4: the loss is nan"):
         train(tiny(checkpoint_every=2), on_step=after(3, spoil))

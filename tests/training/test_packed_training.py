@@ -16,6 +16,7 @@ from gossamer.tokenizer import ByteTokenizer
 from gossamer.training import run_folder
 from gossamer.training.config import DataConfig, TrainConfig
 from gossamer.training.data import TokenDataset
+from gossamer.training.distributed import ALONE
 from gossamer.training.loop import train
 from gossamer.training.metrics import read_metrics
 from gossamer.training.preparation import prepare
@@ -58,7 +59,7 @@ def documents(tokens: torch.Tensor, targets: torch.Tensor) -> Iterator[tuple[tor
 
 def trainer_of(config: TrainConfig) -> Trainer:
     run_folder.start(config)
-    made = Trainer(config, torch.device("cpu"))
+    made = Trainer(config, ALONE)
     made.state.model.double()
     return made
 

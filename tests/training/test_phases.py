@@ -13,8 +13,9 @@ import torch
 from gossamer.cli.flags import parsed
 from gossamer.cli.train import Train, settings_below
 from gossamer.models.gpt2 import GPT2
-from gossamer.training import checkpoint
+from gossamer.training import checkpoint_folders
 from gossamer.training.config import PhaseConfig, RunConfig, TrainConfig
+from gossamer.training.distributed import ALONE
 from gossamer.training.longformer_lm import longformer_lm_training
 from gossamer.training.loop import train
 from gossamer.training.metrics import read_metrics
@@ -59,14 +60,14 @@ def test_a_run_goes_through_its_phases(staged: Staged, tmp_path: Path) -> None:
     assert summary.steps == 6
     assert [row["phase"] for row in seen] == [1, 1, 1, 2, 2, 2]
     assert [row["learning_rate"] for row in seen] == [1e-3, 2e-3, 2e-3, 1e-3, 1e-3, 1e-3]
-    assert GPT2.load(checkpoint.latest(tmp_path / "run")).config.windows == (4, 8)
+    assert GPT2.load(checkpoint_folders.latest(tmp_path / "run")).config.windows == (4, 8)
 
 
 def test_a_step_is_of_its_phase(staged: Staged) -> None:
     """Its windows, its context, its batch: the loss is that of a model made so, on text read so."""
     config = staged(model={"dropout": 0.0})
     start(config)
-    trainer = Trainer(config, torch.device("cpu"))
+    trainer = Trainer(config, ALONE)
     for step, shape, windows in ((1, (4, 8), (2, 4)), (2, (4, 8), (2, 4)), (3, (4, 8), (2, 4)), (4, (2, 16), (4, 8))):
         weights = {name: value.clone() for name, value in trainer.state.model.state_dict().items()}
         row = trainer.update(step)
@@ -95,13 +96,13 @@ def test_a_run_stopped_before_at_or_after_a_border_goes_on_bit_for_bit(
         train(config, on_step=kill)
     train(config, resume=True)
     assert rows(tmp_path / "run") == rows(tmp_path / "straight")
-    one, other = (GPT2.load(checkpoint.latest(tmp_path / name)).state_dict() for name in ("straight", "run"))
+    one, other = (GPT2.load(checkpoint_folders.latest(tmp_path / name)).state_dict() for name in ("straight", "run"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_no_token_sees_a_later_one_after_training(staged: Staged, tmp_path: Path) -> None:
     train(staged())
-    model = GPT2.load(checkpoint.latest(tmp_path / "run")).eval()
+    model = GPT2.load(checkpoint_folders.latest(tmp_path / "run")).eval()
     tokens = torch.randint(257, (2, 32))
     changed = tokens.clone()
     changed[:, 20:] = (changed[:, 20:] + 1) % 257

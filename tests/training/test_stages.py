@@ -13,8 +13,9 @@ import torch
 from gossamer.config import GPT2Config, IndexerConfig
 from gossamer.models.gpt2 import GPT2
 from gossamer.nn.indexing import chosen
-from gossamer.training import checkpoint
+from gossamer.training import checkpoint_folders
 from gossamer.training.config import PhaseConfig, RunConfig, Stage, TrainConfig
+from gossamer.training.distributed import ALONE
 from gossamer.training.loop import train
 from gossamer.training.metrics import read_metrics
 from gossamer.training.recall import recall
@@ -42,7 +43,7 @@ def staged(tiny: Callable[..., TrainConfig]) -> Staged:
 
 def trainer_of(config: TrainConfig) -> Trainer:
     start(config)
-    made = Trainer(config, torch.device("cpu"))
+    made = Trainer(config, ALONE)
     made.begin()
     return made
 
@@ -167,14 +168,14 @@ def test_a_run_stopped_anywhere_goes_on_bit_for_bit(staged: Staged, tmp_path: Pa
     )
     assert straight == resumed
     assert all("recall" in row and "indexer_loss" in row for row in straight[3:])
-    one, other = (GPT2.load(checkpoint.latest(tmp_path / name)).state_dict() for name in ("straight", "run"))
+    one, other = (GPT2.load(checkpoint_folders.latest(tmp_path / name)).state_dict() for name in ("straight", "run"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_run_begins_with_the_weights_of_another(staged: Staged, tmp_path: Path) -> None:
     dense = staged(folder=str(tmp_path / "dense"), model={"indexer": None})
     train(replace(dense, run=replace(dense.run, steps=4)))
-    source = checkpoint.latest(tmp_path / "dense")
+    source = checkpoint_folders.latest(tmp_path / "dense")
     trainer = trainer_of(staged("warm_up", "sparse", start_from=str(source)))
     stored = GPT2.load(source).state_dict()
     began = weights(trainer.state.model)

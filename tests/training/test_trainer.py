@@ -10,6 +10,7 @@ from torch import Tensor
 from gossamer.models.gpt2 import GPT2, GPT2Output
 from gossamer.nn import keeping_attention
 from gossamer.training.config import OptimizerConfig, TrainConfig
+from gossamer.training.distributed import ALONE
 from gossamer.training.run_folder import start
 from gossamer.training.trainer import MOST_SKIPS, Diverged, Trainer
 
@@ -24,7 +25,7 @@ def trainer(tiny: Tiny, tmp_path) -> Callable[..., Trainer]:
         config = tiny(folder=str(tmp_path / f"run{len(made)}"), **settings)
         made.append(config)
         start(config)
-        return Trainer(config, torch.device("cpu"))
+        return Trainer(config, ALONE)
 
     return build
 
@@ -64,7 +65,7 @@ def test_a_piece_counts_by_its_targets(trainer, monkeypatch) -> None:
     targets[2] = -1
     rows = []
     for each in (one, many):
-        monkeypatch.setattr(each.training_data, "batch", lambda step: (tokens, targets))
+        monkeypatch.setattr(each.training_data, "batch", lambda *_: (tokens, targets))
         rows.append(each.update(1))
     assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-6)
     assert rows[1]["gradient_norm"] == pytest.approx(rows[0]["gradient_norm"], rel=1e-5)

@@ -88,9 +88,9 @@ def opened(command: Convert) -> DenseModel:
     from ..convert import open_model
     from ..convert.checkpoint import read_config
     from ..convert.writing import require_free
-    from ..training.checkpoint import FOLDER
+    from ..training.checkpoint_folders import FOLDER
     from ..training.config import RunConfig
-    from ..training.loop import pick_device
+    from ..training.distributed import pick_device
 
     if not command.model.is_dir():
         raise FileNotFoundError(f"--model {command.model} is no folder; give the folder of a model")

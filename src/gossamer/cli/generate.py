@@ -69,7 +69,7 @@ def loaded(command: Generate) -> Writer:
         WrongUsage: A pattern is given for a model that has its own.
     """
     from ..training.config import RunConfig
-    from ..training.loop import pick_device
+    from ..training.distributed import pick_device
 
     device = pick_device(RunConfig(device=command.device))
     if is_of_transformers(command.model):
@@ -95,7 +95,7 @@ def locate(model: Path) -> tuple[Path, Path]:
         CheckpointError: It is a run whose checkpoints are all damaged.
     """
     from ..tokenizer import FILE, GPT2_FILES
-    from ..training.checkpoint import FOLDER, latest
+    from ..training.checkpoint_folders import FOLDER, latest
 
     if not model.exists():
         raise FileNotFoundError(f"--model {model} does not exist; give a run's folder, such as runs/gpt2")

@@ -85,7 +85,7 @@ def _serve(command: Serve, pattern: Pattern | None, listener: socket.socket) -> 
     from ..integrations.huggingface.gateway import Limits
     from ..integrations.huggingface.serving import card_of, load, serve
     from ..training.config import RunConfig
-    from ..training.loop import pick_device
+    from ..training.distributed import pick_device
 
     logging.getLogger("transformers").setLevel(logging.INFO if command.debug else logging.ERROR)
     device = pick_device(RunConfig(device=command.device))

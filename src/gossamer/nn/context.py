@@ -29,13 +29,22 @@ class ContextShard:
     differentiable = True
     padding = None
 
-    def __init__(self, shards: Shards, *, exchange: Exchange = "keys", documents: Sequence[int] | None = None):
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        exchange: Exchange = "keys",
+        documents: Sequence[int] | None = None,
+        capacity: int | None = None,
+    ):
         """
         Args:
             exchange: "keys": processes send one another the keys that the pattern's plan reads. "heads": tokens for
                 heads, for any pattern, where the key heads can be shared out evenly (Ulysses).
             documents: Lengths of the documents that the whole sequence is packed with; none sees another, and
                 positions start anew in each. They must reach to its end.
+            capacity: Tokens that a document, or the sequence, may have: what an adaptive window is resolved from. By
+                default those of the whole sequence.
 
         Raises:
             ValueError: The exchange is unknown, or the documents' lengths do not sum to the sequence's.
@@ -49,21 +58,13 @@ class ContextShard:
             )
         self.shards, self.exchange = shards, exchange
         self.documents = None if documents is None else tuple(documents)
-
-    @property
-    def length(self) -> int:
-        """Tokens of the sequence before this process's."""
-        return self.shards.first
+        self.length = shards.first
+        self.capacity = shards.length if capacity is None else capacity
 
     @property
     def stop(self) -> int:
         """Tokens of the sequence up to the last of this process's."""
         return self.shards.stop
-
-    @property
-    def capacity(self) -> int:
-        """Tokens of the whole sequence."""
-        return self.shards.length
 
     def positions(self, tokens: int, device: torch.device) -> Int64[Tensor, " N"]:
         """Positions of this process's tokens in the sequence, or each in its own document."""

@@ -31,7 +31,7 @@ class _Gathered(torch.autograd.Function):
             [((*x.shape[:-2], length, x.shape[-1]), x.dtype) for x in new] if rank < shards.rank else []
             for rank, length in enumerate(shards.sizes)
         ]
-        come = Trip(parcels, awaited, shards).arrive()
+        come = Trip(parcels, awaited, shards, new[0].device).arrive()
         come[shards.rank] = list(new)
         return tuple(torch.cat(pieces, dim=-2) for pieces in zip(*come[: shards.rank + 1], strict=True))
 
@@ -41,7 +41,9 @@ class _Gathered(torch.autograd.Function):
         pieces = [x.split(shards.sizes[: shards.rank + 1], dim=-2) for x in gradients]
         parcels = [[some[rank] for some in pieces] if rank < shards.rank else [] for rank in range(shards.count)]
         form = [(tuple(some[-1].shape), some[-1].dtype) for some in pieces]
-        come = Trip(parcels, [form if rank > shards.rank else [] for rank in range(shards.count)], shards).arrive()
+        come = Trip(
+            parcels, [form if rank > shards.rank else [] for rank in range(shards.count)], shards, gradients[0].device
+        ).arrive()
         come[shards.rank] = [some[-1] for some in pieces]
         return None, *map(_sum, zip(*come[shards.rank :], strict=True))
 

@@ -99,7 +99,7 @@ def _to_tokens(x: Tensor, shards: Shards) -> Tensor:
 def _exchanged(pieces: tuple[Tensor, ...], shapes: list[tuple[int, ...]], shards: Shards) -> list[Tensor]:
     parcels = [[] if rank == shards.rank else [piece] for rank, piece in enumerate(pieces)]
     awaited = [[] if rank == shards.rank else [(shape, pieces[0].dtype)] for rank, shape in enumerate(shapes)]
-    come = Trip(parcels, awaited, shards).arrive()
+    come = Trip(parcels, awaited, shards, pieces[0].device).arrive()
     come[shards.rank] = [pieces[shards.rank]]
     return [piece for (piece,) in come]
 

@@ -28,14 +28,14 @@ class Trip:
     travels. What a process sends to itself must be empty: it has it.
     """
 
-    def __init__(self, parcels: Parcels, awaited: Forms, shards: Shards):
+    def __init__(self, parcels: Parcels, awaited: Forms, shards: Shards, device: torch.device):
         """
         Args:
             parcels: For each rank what it is sent.
             awaited: For each rank the shapes and dtypes of what it sends here.
+            device: Where all of it is, also where nothing is sent or awaited: processes must agree on who carries it.
         """
         self._awaited = awaited
-        device = next((x.device for parcel in parcels for x in parcel), torch.device("cpu"))
         sent = [sum(_size((tuple(x.shape), x.dtype)) for x in parcel) for parcel in parcels]
         self._come = [sum(map(_size, forms)) for forms in awaited]
         self._packed = _packed([x for parcel in parcels for x in parcel], sum(sent), device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..indexed import merge_attention
+from ..ops.merge import merge_into
 from ..patterns.section import Run, counted
 from .course import Course, Part, SidePart
 from .exchange import Trip
@@ -23,7 +23,7 @@ def depart(k: Tensor, v: Tensor, course: Course, shards: Shards) -> Trip:
         mine = [(part, x[:, part.heads.keys]) for part in course.parts for x in (k, v)]
         parcels.append([taken(x, part.sent[rank]) for part, x in mine])
         awaited.append([(_as_long(x, part.received[rank]), x.dtype) for part, x in mine])
-    return Trip(parcels, awaited, shards)
+    return Trip(parcels, awaited, shards, k.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,7 @@ class Come:
         for side, softmax in self.sides:
             at = slice(None), self.part.heads.queries, side.queries
             more = softmax.forward(q[at], self.k[:, :, side.keys], self.v[:, :, side.keys])
-            merged = merge_attention([(out[at], lse[at]), more])
-            out[at], lse[at] = merged
+            merge_into(out[at], lse[at], *more)
 
     def backward(self, grad_out: Tensor, q: Tensor, out: Tensor, lse: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
         """(gradient of each side's queries, of the keys, of the values)."""
@@ -83,7 +82,7 @@ def give_back(gradients: Sequence[tuple[Tensor, Tensor]], come: Sequence[Come], 
                 parcels[rank].append(piece)
             for rank, runs in enumerate(one.part.sent):
                 awaited[rank].append((_as_long(x, counted(runs)), x.dtype))
-    return Trip(parcels, awaited, shards)
+    return Trip(parcels, awaited, shards, come[0].k.device)
 
 
 def take_back(trip: Trip, dk: Tensor, dv: Tensor, course: Course) -> None:

@@ -48,7 +48,7 @@ class Guests:
         awaited = [
             [] if of == rank else [(_as_many(x, count), x.dtype) for x in own] for of, count in enumerate(counts)
         ]
-        come = Trip(parcels, awaited, self.shards).arrive()
+        come = Trip(parcels, awaited, self.shards, own[0].device).arrive()
         come[rank] = list(own)
         return [torch.cat(some, dim=2) for some in zip(*come, strict=True)]
 
@@ -57,7 +57,9 @@ class Guests:
         rank, pieces = self.shards.rank, [x.split(self.counts, dim=2) for x in every]
         parcels = [[] if to == rank else [some[to] for some in pieces] for to in range(self.shards.count)]
         form = [(tuple(some[rank].shape), some[rank].dtype) for some in pieces]
-        come = Trip(parcels, [[] if of == rank else form for of in range(self.shards.count)], self.shards).arrive()
+        come = Trip(
+            parcels, [[] if of == rank else form for of in range(self.shards.count)], self.shards, every[0].device
+        ).arrive()
         come[rank] = [some[rank] for some in pieces]
         return come
 

@@ -18,7 +18,7 @@ from ..models.gpt2 import GPT2
 from ..nn.self_attention import SelfAttention
 from ..plan import shortened
 from ..tokenizer import load_tokenizer
-from ..training.checkpoint import latest
+from ..training.checkpoint_folders import latest
 from ..training.journal import TOKENIZER
 from ..training.metrics import FILE as METRICS
 from ..training.metrics import Summary, read_metrics

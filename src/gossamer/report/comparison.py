@@ -16,7 +16,7 @@ from ..machine import Machine, this_machine
 from ..models.gpt2 import GPT2
 from ..plan import plan
 from ..tokenizer import load_tokenizer
-from ..training.checkpoint import latest
+from ..training.checkpoint_folders import latest
 from ..training.config import TrainConfig
 from ..training.data import TokenDataset
 from ..training.journal import TOKENIZER

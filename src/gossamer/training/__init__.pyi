@@ -1,5 +1,5 @@
-from .checkpoint import CheckpointError as CheckpointError
-from .checkpoint import latest as latest
+from .checkpoint_folders import CheckpointError as CheckpointError
+from .checkpoint_folders import latest as latest
 from .config import DataConfig as DataConfig
 from .config import GuardConfig as GuardConfig
 from .config import OptimizerConfig as OptimizerConfig

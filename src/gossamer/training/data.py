@@ -15,6 +15,7 @@ from ..tokenizer import load_tokenizer
 from .config import Packing
 from .journal import TOKENIZER
 from .shards import Shards, TokenRow
+from .share import WHOLE, Share
 from .sources import UnreadableText
 
 Split = Literal["training", "validation"]
@@ -71,10 +72,13 @@ class TokenDataset:
         self._slack = count - 1 - self.windows * context_size
         self._epoch, self._order, self._shift = -1, np.empty(0, np.int64), 0
 
-    def batch(self, step: int) -> tuple[Int64[Tensor, "B N"], Int64[Tensor, "B N"]]:
-        """(tokens, the token after each) of training step `step`, counted from 0; -1 is a target that is left out."""
-        draws = range(step * self._batch, (step + 1) * self._batch)
-        return self._tensors([self._drawn(draw) for draw in draws])
+    def batch(self, step: int, share: Share = WHOLE) -> tuple[Int64[Tensor, "B N"], Int64[Tensor, "B N"]]:
+        """(tokens, the token after each) of training step `step`, counted from 0; -1 is a target that is left out.
+
+        Args:
+            share: Of the step's sequences, those that are read.
+        """
+        return self._tensors([self._drawn(step * self._batch + row) for row in share.among(self._batch)])
 
     def in_order(self, limit: int) -> Iterator[tuple[Int64[Tensor, "B N"], Int64[Tensor, "B N"]]]:
         """The first `limit` windows of the split, or all there are, in batches; the last may be short."""

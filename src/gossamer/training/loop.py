@@ -1,15 +1,17 @@
-"""Train a GPT-2 on a CPU or one GPU: a plain loop that can be stopped anywhere and resumed exactly."""
+"""Train a GPT-2 on one device or many: a plain loop that can be stopped anywhere and resumed exactly."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import Literal
 
 from ..atomic import sync
 from ..measure import Peak, peak_memory
-from . import checkpoint, random_states, run_folder
+from . import checkpoint_folders, random_states, run_folder
+from .checkpoint import Saver, restore
 from .config import RunConfig, TrainConfig
+from .distributed import World, joined
 from .interruption import Interrupted, StopRequest, stop_signals
 from .metrics import FILE as METRICS
 from .metrics import Row, Summary, metrics_log, read_metrics
@@ -19,7 +21,9 @@ from .trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, *, resume: bool = False, on_step: Callable[[Row], None] | None = None) -> Summary:
+def train(
+    config: TrainConfig, *, resume: bool | Literal["auto"] = False, on_step: Callable[[Row], None] | None = None
+) -> Summary:
     """Train as `config` says, into a folder from which the model loads and the run resumes bit for bit.
 
     `config.run.folder` holds `config.toml`, `tokenizer/`, `data/` (unless `data.folder` is elsewhere),
@@ -30,103 +34,108 @@ def train(config: TrainConfig, *, resume: bool = False, on_step: Callable[[Row],
     the layers), `indexer_gradient_norm` and, after an evaluation, `recall` (recall@k: see `recall`). The caller's
     random number generators are left as they were.
 
+    Processes that torchrun started, or that have a process group, train together, as `config.parallel` says: each calls
+    this, and a row says what is true of all of them (but memory, which is the first one's). What goes wrong in the
+    folder raises the same error in each.
+
     Args:
-        resume: Go on from the newest whole checkpoint, or from the start where there is none yet.
-        on_step: Called with each row after it is written.
+        resume: Go on from the newest whole checkpoint, or from the start where there is none yet. "auto": do so where
+            `run.folder` holds a run, and start it where it does not; for jobs that are started again.
+        on_step: Called with each row after it is written, in every process.
 
     Raises:
         ValueError: Something in `config`, or its text, cannot be used; nothing was written.
-        FileExistsError: `run.folder` is not new and `resume` is False.
+        FileExistsError: `run.folder` is not new, and not to be resumed.
         FileNotFoundError: `resume` is True and `run.folder` holds no run.
-        Interrupted: SIGINT or SIGTERM came; the step was finished and everything saved.
+        Interrupted: SIGINT or SIGTERM came to any process; the step was finished and everything saved.
         Diverged: The loss or a gradient is not finite.
         CheckpointError: A checkpoint could not be written, or none can be read.
     """
-    device = pick_device(config.run)
-    with (
-        run_folder.opened(config, resume=resume) as folder,
-        random_states.apart(config.run.seed),
-        peak_memory(device) as peak,
-        stop_signals() as stop,
-    ):
-        trainer = Trainer(config, device)
-        if not (resume and _went_back_to_the_latest(folder, trainer)):
-            trainer.begin()
-        parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
-        log.debug("training %s parameters on %s, from step %s", f"{parameters:,}", device, trainer.state.step + 1)
-        with checkpoint.Saver(
-            folder,
-            trainer.state,
-            keep=config.run.keep_checkpoints,
-            keep_every=config.run.keep_every,
-            background=config.run.background_saves,
-        ) as saver:
-            _steps(trainer, config.run, saver, folder, peak=peak, stop=stop, on_step=on_step)
-    return Summary.of(read_metrics(folder / METRICS), parameters=parameters, context=config.model.context_size)
+    with joined(config) as world:
+        if resume == "auto":
+            resume = world.on_first(lambda: run_folder.holds_run(config.run.folder))
+        with (
+            run_folder.opened(config, resume=resume, world=world) as folder,
+            random_states.apart(config.run.seed),
+            peak_memory(world.device) as peak,
+            stop_signals() as stop,
+        ):
+            trainer = Trainer(config, world)
+            if not (resume and _went_back_to_the_latest(folder, trainer, world)):
+                trainer.begin()
+            parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
+            first = trainer.state.step + 1
+            log.debug("training %s parameters on %s, from step %s", f"{parameters:,}", world.device, first)
+            with _saver(trainer, config.run, folder) as saver:
+                _steps(trainer, config.run, saver, folder, world, peak=peak, stop=stop, on_step=on_step)
+            context = config.model.context_size
+            return world.on_first(
+                lambda: Summary.of(read_metrics(folder / METRICS), parameters=parameters, context=context)
+            )
 
 
-def pick_device(config: RunConfig) -> torch.device:
-    """The device that `config` names; auto is the first GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: There is no such device here, or it lacks the precision.
-    """
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]  # CUDA adds a page of advice
-        raise ValueError(f"run.device is {name!r}, which cannot be used here ({reason}); give auto or cpu") from error
-    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError("run.precision is bf16, which this GPU lacks; give fp16 or fp32")
-    return device
+def _saver(trainer: Trainer, run: RunConfig, folder: Path) -> Saver:
+    keep, background = run.keep_checkpoints, run.background_saves
+    return Saver(folder, trainer.state, keep=keep, keep_every=run.keep_every, background=background)
 
 
-def _went_back_to_the_latest(folder: Path, trainer: Trainer) -> bool:
-    try:
-        newest = checkpoint.latest(folder)
-    except FileNotFoundError:
+def _went_back_to_the_latest(folder: Path, trainer: Trainer, world: World) -> bool:
+    newest = world.on_first(lambda: checkpoint_folders.latest(folder) if checkpoint_folders.steps(folder) else None)
+    if newest is None:
         log.warning("%s has no checkpoint yet: training starts from the beginning", folder)
         return False
-    checkpoint.restore(newest, trainer.state)
-    checkpoint.set_aside(folder, after=trainer.state.step)
+    restore(newest, trainer.state)
+    world.on_first(lambda: checkpoint_folders.set_aside(folder, after=trainer.state.step))
     return True
+
+
+@contextmanager
+def _written(world: World, run: RunConfig, folder: Path, done: int) -> Iterator[Callable[[Row], None]]:
+    """A function that writes and shows a row: the first process's does, for all of them."""
+    if world.rank:
+        yield lambda row: None
+        return
+    with (
+        metrics_log(folder / METRICS, step=done) as record,
+        progress(run.steps, done=done, every=run.report_every) as show,
+    ):
+
+        def write(row: Row) -> None:
+            record(row)
+            show(row)
+
+        yield write
 
 
 def _steps(
     trainer: Trainer,
     run: RunConfig,
-    saver: checkpoint.Saver,
+    saver: Saver,
     folder: Path,
+    world: World,
     *,
     peak: Peak,
     stop: StopRequest,
     on_step: Callable[[Row], None] | None,
 ) -> None:
     done = trainer.state.step
-    with (
-        metrics_log(folder / METRICS, step=done) as record,
-        progress(run.steps, done=done, every=run.report_every) as show,
-    ):
+    with _written(world, run, folder, done) as write:
         for step in range(done + 1, run.steps + 1):
-            row = trainer.update(step)
+            row = trainer.update(step, asked=stop.signal)
             last = step == run.steps
             if last or step % run.evaluate_every == 0:
                 row["validation_loss"] = trainer.evaluate()
                 if (found := trainer.recall()) is not None:
                     row["recall"] = found
             row["peak_memory_bytes"] = peak.bytes
-            record(row)
-            show(row)
+            write(row)
             if on_step is not None:
                 on_step(row)
-            stopped_by = stop.signal
+            # Several learn in the update who was asked before it, so that they stop at the same step.
+            stopped_by = stop.signal if world.size == 1 else trainer.stop
             if last or stopped_by or step % run.checkpoint_every == 0:
                 trainer.require_finite()
-                sync(folder / METRICS)
+                world.on_first(lambda: sync(folder / METRICS))
                 saver.save()
             if stopped_by and not last:
                 saver.wait()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -57,10 +58,12 @@ def apart(seed: int) -> Iterator[None]:
 
 
 def _gpus() -> list[int]:
-    """Every GPU, the current one first."""
+    """Every GPU that this process draws on, the current one first."""
     if not torch.cuda.is_available():
         return []
     count, current = torch.cuda.device_count(), torch.cuda.current_device()
+    if dist.is_available() and dist.is_initialized():  # the others are other processes'
+        return [current]
     return [(current + index) % count for index in range(count)]
 
 

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from ..atomic import new_folder
 from .config import TrainConfig
+from .distributed import ALONE, World
 from .journal import TOKENIZER
 from .preparation import tokens_for
 
@@ -29,7 +30,7 @@ def start(config: TrainConfig) -> None:
         ValueError: The text or the tokenizer cannot be used; nothing was made.
     """
     folder = Path(config.run.folder)
-    if (folder / CONFIG).is_file():
+    if holds_run(folder):
         raise FileExistsError(f"run.folder {folder} holds a run; resume it, or give another folder for a new one")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"run.folder {folder} is not an empty folder; give a new one")
@@ -59,9 +60,16 @@ def require_same(config: TrainConfig) -> None:
         )
 
 
+def holds_run(folder: str | Path) -> bool:
+    """Whether a run was started in the folder."""
+    return Path(folder, CONFIG).is_file()
+
+
 @contextmanager
-def opened(config: TrainConfig, *, resume: bool) -> Iterator[Path]:
-    """The run's folder, new or resumed, which no other process may enter during the block.
+def opened(config: TrainConfig, *, resume: bool, world: World = ALONE) -> Iterator[Path]:
+    """The run's folder, new or resumed, which no other process but those of `world` may enter during the block.
+
+    The first of them makes it while the others wait; all raise what it raises.
 
     Raises:
         FileExistsError: The run is new and its folder is not.
@@ -69,17 +77,21 @@ def opened(config: TrainConfig, *, resume: bool) -> Iterator[Path]:
         ValueError: The run is resumed with another configuration, or its text cannot be used.
         RuntimeError: Another process is training it.
     """
-    if resume:
-        require_same(config)
-    else:
-        start(config)
     folder = Path(config.run.folder)
+    lock = FileLock(folder / LOCK)
+
+    def enter() -> None:
+        (require_same if resume else start)(config)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RuntimeError(f"another process is training the run in {folder}; wait for it or stop it") from None
+
+    world.on_first(enter)
     try:
-        lock = FileLock(folder / LOCK).acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(f"another process is training the run in {folder}; wait for it or stop it") from None
-    with lock:
         yield folder
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -2,31 +2,36 @@
 
 import math
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from signal import Signals
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
-from ..models.gpt2 import GPT2, IGNORED_TARGET
-from ..nn.packing import packed
+from ..models.gpt2 import GPT2
 from ..nn.recomputation import keeping_attention
 from . import run_folder
 from .beginning import weights_from
 from .checkpoint import State
 from .config import TrainConfig
 from .data import TokenDataset
+from .distributed import DTYPES, World, load_weights, local, parallelized
 from .metrics import Row
 from .optimizer import adamw
+from .piece import Piece, piece_of
+from .random_states import seed_random_states
 from .recall import recall
 from .schedule import learning_rate
 from .stages import enter_stage, indexer_parameters, indexers_of
 
 KEPT = {"none": False, "full": True, "selective": keeping_attention}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STOPPING = (Signals.SIGTERM, Signals.SIGINT)
 MOST_SKIPS = 20  # halvings of fp16's loss scale in a row: from 65,536 down to 1/16
 
 
@@ -55,23 +60,27 @@ class Trainer:
 
     Args:
         config: The run; its folder has been made.
-        device: Where the model lives.
+        world: Who trains it, and where this process's share of it lives.
+
+    Attributes:
+        stop: The signal by which any of the processes was asked to stop before the last update, as all of them know.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device):
+    def __init__(self, config: TrainConfig, world: World):
         run = config.run
-        self._config, self._device, self._skips = config, device, 0
+        self._config, self._world, self._device, self._skips = config, world, world.device, 0
+        self.stop: Signals | None = None
         self._phases = config.phases
         self._read_for(0)
         torch.manual_seed(run.seed)
         vocabulary = self.training_data.shards.vocab_size
-        model = GPT2(replace(config.model, unpadded_vocab_size=vocabulary)).to(device)
+        model = GPT2(replace(config.model, unpadded_vocab_size=vocabulary))
         model.checkpointing = KEPT[run.activation_checkpointing]
-        self._forward = torch.compile(model) if run.compile else model
+        self._forward = parallelized(model, world, config)
         self.state = State(
             model,
             adamw(model, config.optimizer),
-            torch.amp.GradScaler(device.type, enabled=run.precision == "fp16"),
+            torch.amp.GradScaler(world.device.type, enabled=run.precision == "fp16"),
             tokens=self.training_data.shards.digest,
             seed=run.seed,
         )
@@ -81,15 +90,22 @@ class Trainer:
     def begin(self) -> None:
         """Take the weights that the run begins with from `run.start_from`, if it names a model.
 
+        All processes begin with the same weights, and from here on draw random numbers of their own.
+
         Raises:
             FileNotFoundError: There is none.
             ValueError: It has another shape, or is damaged.
         """
         if source := self._config.run.start_from:
-            self.state.model.load_state_dict(weights_from(source, self.state.model.config))
+            load_weights(self.state.model, weights_from(source, self.state.model.config))
+        if self._world.rank:  # each drops out others
+            seed_random_states(self._config.run.seed, step=0, rank=self._world.rank)
 
-    def update(self, step: int) -> Row:
-        """Do optimizer step number `step`, counted from 1, and say how it went.
+    def update(self, step: int, *, asked: Signals | None = None) -> Row:
+        """Do optimizer step number `step`, counted from 1, and say how it went. All processes say the same.
+
+        Args:
+            asked: The signal by which this process was asked to stop, which the others learn of.
 
         Raises:
             Diverged: The loss or the gradient is not finite; the weights are as they were.
@@ -100,12 +116,14 @@ class Trainer:
         rate = learning_rate(here, self._phases[self._phase])
         for group in optimizer.param_groups:
             group["lr"] = rate
-        tokens, targets = self.training_data.batch(here - 1)
-        losses = self._backward(tokens, targets)
+        totals = self._backward(*self.training_data.batch(here - 1, self._world.data))
+        losses, correction = self._agreed(totals, asked)
         for name, loss in losses.items():
             if not math.isfinite(loss):
                 raise Diverged(f"the {name} is {loss}", step, rate)
         scaler.unscale_(optimizer)
+        if correction != 1.0:
+            self._lengthen(correction)
         norms = {name: self._clipped(learners) for name, learners in self._learners.items()}
         self._require_progress(max(norms.values()), step, rate)
         scaler.step(optimizer)
@@ -119,7 +137,7 @@ class Trainer:
             **losses,
             "learning_rate": rate,
             **{name: norm if math.isfinite(norm) else None for name, norm in norms.items()},
-            "tokens_per_second": targets.numel() / seconds,
+            "tokens_per_second": self._expected / seconds,
             "seconds": seconds,
         }
 
@@ -132,10 +150,17 @@ class Trainer:
         """
         self.state.model.eval()
         total, count = 0.0, 0
-        for tokens, targets in self.validation_data.in_order(self._config.run.evaluate_sequences):
-            total += self._outcome(tokens, targets).loss.item() * _targets(targets)
-            count += _targets(targets)
+        for batch in self.validation_data.in_order(self._config.run.evaluate_sequences):
+            rows = self._world.data.among(len(batch[0]))
+            # Who has no sequence goes through one all the same, as the others may wait for its share of the weights.
+            taken = slice(rows.start, rows.stop) if rows else slice(1)
+            piece = self._piece(*(part[taken] for part in batch))
+            loss = self._outcome(piece).loss.item()
+            if rows:
+                total += loss * piece.counted
+                count += piece.counted
         self.state.model.train()
+        total, count = self._world.summed([total, count])
         if not math.isfinite(total):
             raise self._diverged(f"the validation loss is {total}")
         return total / count
@@ -148,10 +173,10 @@ class Trainer:
         """
         if not self._indexers_learn:
             return None
-        tokens, _ = next(self.validation_data.in_order(self._config.run.evaluate_sequences))
+        tokens, targets = map(self._moved, next(self.validation_data.in_order(self._config.run.evaluate_sequences)))
         self.state.model.eval()
         with self._precision():
-            _, seen = self.state.model.features(self._moved(tokens), return_intermediate=True)
+            seen = self._forward(tokens, targets, return_intermediate=True).intermediates
         self.state.model.train()
         return recall(indexers_of(self.state.model), seen)  # type: ignore[bad-argument-type]
 
@@ -161,8 +186,10 @@ class Trainer:
         Raises:
             Diverged: One is not.
         """
-        for name, parameter in self.state.model.named_parameters():
-            if not parameter.isfinite().all():
+        parameters = dict(self.state.model.named_parameters())
+        spoiled = torch.stack([~local(parameter).isfinite().all() for parameter in parameters.values()])
+        for name, anywhere in zip(parameters, self._world.summed(spoiled.tolist()), strict=True):
+            if anywhere:
                 raise self._diverged(f"the weights {name} are not finite")
 
     def _enter(self, step: int) -> int:
@@ -185,10 +212,13 @@ class Trainer:
 
     def _arrange(self) -> None:
         """Make the model that of the phase: its windows, or its stage."""
-        phase = self._phases[self._phase]
+        phase, model = self._phases[self._phase], self.state.model
         if phase.windows:
-            self.state.model.widen(phase.windows)
-        enter_stage(self.state.model, phase.stage)
+            model.widen(phase.windows)
+        before = [parameter.requires_grad for parameter in model.parameters()]
+        enter_stage(model, phase.stage)
+        if self._is_ddp and before != [parameter.requires_grad for parameter in model.parameters()]:
+            self._forward = parallelized(model, self._world, self._config)  # it waits for what learns to have gradients
 
     @property
     def _indexers_learn(self) -> bool:
@@ -203,34 +233,77 @@ class Trainer:
         return {"gradient_norm": others} | ({"indexer_gradient_norm": indexers} if indexers else {})
 
     def _clipped(self, parameters: list[nn.Parameter]) -> float:
-        return nn.utils.clip_grad_norm_(parameters, self._config.optimizer.gradient_clip).item()
+        """The length of a gradient, whoever holds it, which is shortened where it is too long."""
+        norm = nn.utils.clip_grad_norm_(parameters, self._config.optimizer.gradient_clip)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    @property
+    def _expected(self) -> int:
+        """Targets of a step in all processes, if none is left out."""
+        phase = self._phases[self._phase]
+        return phase.batch_size * phase.context_size
 
     def _backward(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, float]:
-        """Add up the gradient of the mean losses, piece by piece; a piece counts by its targets."""
-        pieces, totals, whole = self._phases[self._phase].gradient_accumulation, {}, _targets(targets)
-        for part, expected in zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True):
-            share, losses = _targets(expected) / whole, self._losses(part, expected)
-            # Each layer's indexer learns from its own loss alone: the sum has the gradient of each.
-            whole_loss = torch.cat([loss.flatten() for loss in losses.values()]).sum()
-            self.state.scaler.scale(share * whole_loss).backward()
+        """Add up the gradient of the losses, piece by piece; give this process's share of their means, and its targets.
+
+        A piece counts by its targets, as if no target of the step were left out: how many are is known to all
+        processes only later.
+        """
+        pieces, totals = self._phases[self._phase].gradient_accumulation, {"targets": 0.0}
+        for number, part in enumerate(zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True), 1):
+            piece = self._piece(*part)
+            with self._apart_until(number == pieces):
+                share, losses = piece.counted / self._expected, self._losses(piece)
+                # Each layer's indexer learns from its own loss alone: the sum has the gradient of each.
+                whole_loss = torch.cat([loss.flatten() for loss in losses.values()]).sum()
+                # Over the processes gradients are averaged, and are to be summed.
+                self.state.scaler.scale(share * self._world.size * whole_loss).backward()
+            totals["targets"] += piece.counted
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0.0) + share * loss.mean().item()
+        for parameter in self.state.model.parameters():
+            if not parameter.requires_grad:  # a sharded weight has a gradient even where it rests
+                parameter.grad = None
         return totals
 
-    def _losses(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, Tensor]:
+    def _apart_until(self, last: bool) -> AbstractContextManager:
+        """With DDP, gradients are summed over the processes once a step; with FSDP2 at each piece, for want of room."""
+        return self._forward.no_sync() if self._is_ddp and not last else nullcontext()  # type: ignore[missing-attribute]
+
+    def _agreed(self, totals: dict[str, float], asked: Signals | None) -> tuple[dict[str, float], float]:
+        """(the mean losses over all processes, by what the gradients must be multiplied for targets left out)."""
+        sums = self._world.summed([*totals.values(), *(float(asked is number) for number in STOPPING)])
+        self.stop = next((number for number, times in zip(STOPPING, sums[len(totals) :], strict=True) if times), None)
+        losses = dict(zip(totals, sums, strict=False))
+        correction = self._expected / max(1, losses.pop("targets"))
+        return {name: loss * correction for name, loss in losses.items()}, correction
+
+    def _lengthen(self, times: float) -> None:
+        for parameter in self.state.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(times)
+
+    def _piece(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> Piece:
+        end = self.training_data.end_of_document
+        return piece_of(tokens, targets, self._world, self._config.parallel, end=end)
+
+    @property
+    def _is_ddp(self) -> bool:
+        return isinstance(getattr(self._forward, "_orig_mod", self._forward), DistributedDataParallel)
+
+    def _losses(self, piece: Piece) -> dict[str, Tensor]:
         """The loss and, where indexers learn, those of every layer's indexer."""
         if not self._indexers_learn:
-            return {"loss": self._outcome(tokens, targets).loss}
-        found = self._outcome(tokens, targets, indexer_losses=True)
+            return {"loss": self._outcome(piece).loss}
+        found = self._outcome(piece, indexer_losses=True)
         return {"loss": found.loss, "indexer_loss": found.indexer_losses}
 
-    def _outcome(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"], **asked: Any) -> Any:
-        """What the model gives for some sequences, or for the documents that are packed in them: its `GPT2Output`."""
-        if (end := self.training_data.end_of_document) is not None:
-            tokens, targets, asked["cache"] = packed(tokens, targets, end)
-        tokens, targets = self._moved(tokens), self._moved(targets)
+    def _outcome(self, piece: Piece, **asked: bool) -> Any:
+        """What the model gives for it: its `GPT2Output`."""
+        around = {} if piece.around is None else {"cache": piece.around}
+        tokens, targets = self._moved(piece.tokens), self._moved(piece.targets)
         with self._precision():
-            return self._forward(tokens, targets, **asked)
+            return self._forward(tokens, targets, **around, **asked)
 
     def _precision(self) -> AbstractContextManager:
         dtype = DTYPES[self._config.run.precision]
@@ -250,7 +323,3 @@ class Trainer:
             raise Diverged(f"the gradient's norm is {norm}", step, rate)
         if self._skips > MOST_SKIPS:
             raise Diverged(f"the gradient is not finite {self._skips} steps in a row, whatever the scale", step, rate)
-
-
-def _targets(targets: Int64[Tensor, "B N"]) -> int:
-    return int((targets != IGNORED_TARGET).sum())

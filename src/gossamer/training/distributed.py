@@ -1,0 +1,233 @@
+"""The processes of a run: how they find each other, what each has of the work, and the model spread over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..models.gpt2 import GPT2
+from .config import RunConfig, TrainConfig
+from .share import Share
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together, seen by one of them.
+
+    Attributes:
+        device: Where this one's share of the model is computed.
+        rank: Which of them this one is, from 0.
+        size: How many there are.
+        mesh: All of them as [data, context]: those of a row share one sequence. None: one that needs no others.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    mesh: DeviceMesh | None = None
+
+    @property
+    def data(self) -> Share:
+        """Which share of a batch's sequences this process takes."""
+        return self._share("data")
+
+    @property
+    def context(self) -> Share:
+        """Which share of each sequence's tokens it takes."""
+        return self._share("context")
+
+    @property
+    def context_group(self) -> dist.ProcessGroup | None:
+        """Those that share this process's sequences; None where it needs no others."""
+        return None if self.mesh is None else self.mesh.get_group("context")
+
+    def summed(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over all processes, which all receive."""
+        if self.size == 1:
+            return list(numbers)
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    def on_first(self, act: Callable[[], Result]) -> Result:
+        """What the first process finds, which alone acts; all others wait for it, and raise what it raised."""
+        if self.size == 1:
+            return act()
+        told: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                told[0] = act()
+            except Exception as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0)
+        found, error = told
+        if error is not None:
+            raise error
+        return found
+
+    def _share(self, axis: str) -> Share:
+        if self.mesh is None:
+            return Share()
+        return Share(self.mesh.get_local_rank(axis), self.mesh[axis].size())
+
+
+ALONE = World(torch.device("cpu"))
+"""One process, of whose device nothing is asked."""
+
+
+@contextmanager
+def joined(config: TrainConfig) -> Iterator[World]:
+    """The processes that torchrun started, met for the length of the block; or this one alone.
+
+    A process group that is there already is used, and left as it is.
+
+    Raises:
+        ValueError: There is no such device here, or the work cannot be shared by so many.
+    """
+    launched = dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
+    if not launched and config.parallel.strategy == "ddp":
+        _require_shares(config, 1)
+        yield World(pick_device(config.run))
+        return
+    device = pick_device(config.run, launched=launched)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    ours = not dist.is_initialized()
+    if ours:
+        alone: dict[str, Any] = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=config.parallel.timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+            **alone,
+        )
+    try:
+        size, context = dist.get_world_size(), config.parallel.context
+        _require_shares(config, size)
+        mesh = init_device_mesh(device.type, (size // context, context), mesh_dim_names=("data", "context"))
+        yield World(device, dist.get_rank(), size, mesh)
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def pick_device(config: RunConfig, *, launched: bool = False) -> torch.device:
+    """The device that `config` names; auto is a GPU if there is one, else the CPU.
+
+    Processes that were launched together take the GPUs of their machine in order.
+
+    Raises:
+        ValueError: There is no such device here, it lacks the precision, or all would share one GPU.
+    """
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if launched and name.startswith("cuda:"):
+        raise ValueError(f"run.device is {name!r}, which all processes would share; give cuda, and each takes its own")
+    if launched and name == "cuda":
+        name = f"cuda:{_place_on_machine()}"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]  # CUDA adds a page of advice
+        raise ValueError(f"run.device is {name!r}, which cannot be used here ({reason}); give auto or cpu") from error
+    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("run.precision is bf16, which this GPU lacks; give fp16 or fp32")
+    return device
+
+
+def parallelized(model: GPT2, world: World, config: TrainConfig) -> nn.Module:
+    """What to call instead of the model, which is spread over the processes as `config.parallel` says.
+
+    The gradients of its parameters are the mean over all processes. With fsdp the model itself is sharded in place, so
+    make its optimizer after this.
+    """
+    compiled = config.run.compile
+    if world.mesh is None:
+        model.to(world.device)
+        return torch.compile(model) if compiled else model  # type: ignore[bad-return]
+    if config.parallel.strategy == "fsdp":
+        _shard(model, world, config)
+        return model
+    device = [world.device] if world.device.type == "cuda" else None
+    spread = DistributedDataParallel(model.to(world.device), device_ids=device, gradient_as_bucket_view=True)
+    return torch.compile(spread) if compiled else spread  # type: ignore[bad-return]
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a model, which may be spread over processes, weights that every one of them has whole."""
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        set_model_state_dict(model, dict(weights), options=StateDictOptions(full_state_dict=True))
+    else:
+        model.load_state_dict(weights)
+
+
+def local(x: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be shared out."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def _shard(model: GPT2, world: World, config: TrainConfig) -> None:
+    """FSDP2, one layer after another: a GPU never holds more than a layer that is not yet shared out.
+
+    GPUs gather layers in the precision of the run and all else in float32: the residual stream stays float32 too, as
+    under autocast in one process. A CPU gathers all in float32, as its norms take no other weights beside float32.
+    """
+    parallel, precision = config.parallel, DTYPES[config.run.precision]
+    on_gpu = world.device.type == "cuda"
+    settings = {
+        "mesh": init_device_mesh(world.device.type, (world.size,)),
+        "offload_policy": CPUOffloadPolicy(pin_memory=on_gpu) if parallel.offload else OffloadPolicy(),
+    }
+    low = MixedPrecisionPolicy()
+    if on_gpu and precision != torch.float32:
+        low = MixedPrecisionPolicy(precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.h:
+        if config.run.compile:
+            block.compile()
+        fully_shard(block, mp_policy=low, reshard_after_forward=parallel.reshard_after_forward, **settings)
+    fully_shard(model, **settings)
+    for part in model.modules():
+        if isinstance(part, FSDPModule):  # what is gathered first decides for good which weights can learn: here, all
+            part.unshard()
+            part.reshard()
+
+
+def _place_on_machine() -> int:
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_node_local_rank(fallback_rank=rank % max(1, torch.cuda.device_count()))
+
+
+def _require_shares(config: TrainConfig, size: int) -> None:
+    context = config.parallel.context
+    if size % context:
+        raise ValueError(
+            f"parallel.context is {context}, which does not divide the number of processes, {size}; start a multiple "
+            f"of {context} with torchrun --nproc-per-node, or give another parallel.context"
+        )
+    data = size // context
+    for number, phase in enumerate(config.phases, 1):
+        shares = data * phase.gradient_accumulation
+        if phase.batch_size < shares:
+            raise ValueError(
+                f"phase {number} has batch_size={phase.batch_size}, too few sequences for {data} processes with "
+                f"gradient_accumulation={phase.gradient_accumulation} pieces each; give at least {shares}, or a larger "
+                f"parallel.context"
+            )

@@ -8,33 +8,28 @@ from torch import nn
 
 from ..models.gpt2 import GPT2
 from .config import TrainConfig
+from .distributed import World, gathered_in
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-SUMMED = 4  # bytes of a number of a gradient: in float32, whatever the precision
+FLOAT32 = 4  # bytes: of a number of a gradient, and of a weight outside the layers, whatever the precision
 
 
-def learning_bytes(model: GPT2, config: TrainConfig, *, processes: int, pieces: int) -> int:
+def learning_bytes(model: GPT2, config: TrainConfig, world: World, *, pieces: int) -> int:
     """Bytes that all processes together send in a step for weights and gradients, by rings.
 
     With ddp each gradient goes twice to all but one: once to be summed and once as the sum. With fsdp a layer's weights
     go to all but one for the forward and, with `reshard_after_forward`, once more for the backward, its gradients once;
-    those of no layer are gathered once. That is for each of the `pieces` of a batch, while ddp waits for the last one.
-    The handful of numbers that all agree on in each step is left out, and what attention exchanges counts by itself.
+    weights of no layer are gathered once. That is for each of the `pieces` of a batch, while ddp waits for the last
+    one. The few numbers that all agree on in each step are left out, and what attention exchanges counts by itself.
     """
-    to_others = processes - 1
+    others = world.size - 1
     if config.parallel.strategy == "ddp":
-        learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        return 2 * to_others * SUMMED * learned
-    layers = _shared_out(model.h.parameters(), processes)
-    rest = _shared_out(model.parameters(), processes) - layers
-    gathers = 1 + config.parallel.reshard_after_forward
-    gathered = gathers * BYTES[config.run.precision] * layers + BYTES["fp32"] * rest
-    return pieces * to_others * (gathered + SUMMED * (layers + rest))
+        return 2 * others * FLOAT32 * sum(each.numel() for each in model.parameters() if each.requires_grad)
+    layers = _shared_out(model.h.parameters(), world.size)
+    rest = _shared_out(model.parameters(), world.size) - layers
+    of_layers = (1 + config.parallel.reshard_after_forward) * gathered_in(config, world.device).itemsize * layers
+    return pieces * others * (of_layers + FLOAT32 * rest + FLOAT32 * (layers + rest))
 
 
 def _shared_out(parameters: Iterable[nn.Parameter], processes: int) -> int:
     """Numbers in weights whose rows are shared out, every share as large as the largest."""
-    return sum(
-        -(-parameter.shape[0] // processes) * processes * (parameter.numel() // parameter.shape[0])
-        for parameter in parameters
-    )
+    return sum(-(-each.shape[0] // processes) * processes * (each.numel() // each.shape[0]) for each in parameters)

@@ -40,6 +40,8 @@ WITHOUT_TORCH = (
     "patterns",
     "config",
     "training.config",
+    "training.preparation",
+    "training.tokenising",
     "generation_config",
     "tokenizer",
 )

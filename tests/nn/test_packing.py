@@ -6,9 +6,10 @@ import torch
 
 from gossamer import GPT2, GPT2Config
 from gossamer.config import IndexerConfig, SparseAttentionConfig
+from gossamer.nn import packing
 from gossamer.nn.packing import Packing, document_lengths
-from gossamer.nn.recomputation import keeping_attention
-from gossamer.patterns import Causal, PerHead, Sinks, Strided, Window
+from gossamer.nn.recomputation import Keeping, keeping_attention
+from gossamer.patterns import Causal, Documents, Packed, PerHead, Sinks, Strided, Window
 
 CONTEXT = 40
 LENGTHS = (1, 9, 40, 3, 17, 2, 26)
@@ -46,9 +47,7 @@ def gradients(made: GPT2) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in made.named_parameters()}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True, keeping_attention], ids=["kept", "recomputed", "selective"])
-@pytest.mark.parametrize("kind", MODELS)
-def test_loss_and_gradients_are_those_of_each_document_alone(kind: str, checkpointing) -> None:
+def check_loss_and_gradients(kind: str, checkpointing: bool | Keeping = False) -> None:
     tokens, targets = row()
     packed, alone = model(kind), model(kind)
     packed.checkpointing = checkpointing
@@ -64,6 +63,44 @@ def test_loss_and_gradients_are_those_of_each_document_alone(kind: str, checkpoi
     for name, gradient in gradients(packed).items():
         wanted = gradients(alone)[name]
         assert (gradient - wanted).abs().max() <= 200 * eps * wanted.abs().max(), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True, keeping_attention], ids=["kept", "recomputed", "selective"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_loss_and_gradients_are_those_of_each_document_alone(kind: str, checkpointing: bool | Keeping) -> None:
+    check_loss_and_gradients(kind, checkpointing)
+
+
+def patterns_from_the_rows_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "Packed", lambda pattern, lengths: pattern & Documents(lengths))
+
+
+def documents_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "Packed", lambda pattern, lengths: pattern)
+
+
+def positions_that_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Packing, "positions", lambda self, tokens, device: torch.arange(tokens) % CONTEXT)
+
+
+def documents_that_end_a_token_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = (LENGTHS[0] + 1, LENGTHS[1] - 1, *LENGTHS[2:])
+    monkeypatch.setattr(packing, "Packed", lambda pattern, lengths: Packed(pattern, late))
+
+
+FAULTS = (
+    patterns_from_the_rows_start,
+    documents_that_see_each_other,
+    positions_that_go_on,
+    documents_that_end_a_token_late,
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_planted_fault_is_seen(fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_loss_and_gradients("design")
 
 
 @pytest.mark.parametrize("kind", MODELS)

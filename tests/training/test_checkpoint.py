@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,16 @@ from gossamer.models import config_file
 from gossamer.models.gpt2 import GPT2
 from gossamer.training import checkpoint, storage
 from gossamer.training.checkpoint import Saver, State, restore
-from gossamer.training.checkpoint_folders import CheckpointError, folder_of, latest, set_aside, steps
+from gossamer.training.checkpoint_folders import CheckpointError, folder_of, latest, settle, steps
 from gossamer.training.config import OptimizerConfig
 from gossamer.training.manifest import damage
 from gossamer.training.optimizer import adamw
 
 
-def state(*, step: int = 0, seed: int = 0) -> State:
+def state(*, step: int = 0, seed: int = 0, **shape: int) -> State:
     torch.manual_seed(seed)
-    model = GPT2(GPT2Config(vocab_size=11, context_size=8, n_layer=1, n_head=1, n_embed=8))
+    small = GPT2Config(vocab_size=11, context_size=8, n_layer=1, n_head=1, n_embed=8)
+    model = GPT2(replace(small, **shape))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=True)
     return State(model, adamw(model, OptimizerConfig()), scaler, tokens="digest", step=step)
 
@@ -179,6 +181,12 @@ def test_other_tokens_are_refused(run: Path) -> None:
         restore(latest(run), other)
 
 
+def test_another_model_is_refused(run: Path) -> None:
+    for shape in ({"n_embed": 16}, {"n_layer": 2}):
+        with pytest.raises(CheckpointError, match=r"start a new run"):
+            restore(latest(run), state(**shape))
+
+
 FILES = ["model.safetensors", "optimizer.safetensors", "random.safetensors", "training.json", "config.json"]
 
 
@@ -231,12 +239,19 @@ def test_unfinished_folders_are_not_checkpoints(run: Path) -> None:
     assert latest(run).name == "step-00000003"
 
 
+def test_what_killed_processes_left_is_removed_on_the_next_resume(run: Path) -> None:
+    for left in (".step-00000003.here.1.partial", ".step-00000009.elsewhere.2.partial"):
+        shutil.copytree(latest(run), run / "checkpoints" / left)
+    settle(run, at=3)
+    assert sorted(os.listdir(run / "checkpoints")) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
 def test_damaged_ones_are_set_aside_so_that_their_steps_can_be_saved_again(run: Path) -> None:
     for _ in range(2):
         cut(run / "checkpoints" / "step-00000003" / "model.safetensors")
         training = state()
         restore(latest(run), training)
-        set_aside(run, after=training.step)
+        settle(run, at=training.step)
         train(training)
         assert save(run, training, keep=3).name == "step-00000003"
     assert sorted(os.listdir(run / "checkpoints"))[-1] == "step-00000003.damaged"

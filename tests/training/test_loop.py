@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from gossamer.models.gpt2 import GPT2
-from gossamer.training import storage, trainer
+from gossamer.training import checkpoint_folders, storage, trainer
 from gossamer.training.checkpoint_folders import CheckpointError, latest
 from gossamer.training.config import RunConfig, TrainConfig
 from gossamer.training.distributed import pick_device
@@ -108,6 +109,24 @@ def test_a_signal_finishes_the_step_saves_and_stops(tiny: Tiny, tmp_path, number
     assert (caught.value.signal, caught.value.step) == (number, 3)
     assert latest(tmp_path / "run").name == "step-00000003"
     train(tiny(), resume=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_a_run_that_is_stopped_waits_for_what_is_being_saved(tiny: Tiny, tmp_path, monkeypatch) -> None:
+    """The checkpoint of step 2 is being written, slowly, when the signal comes."""
+    train(tiny(folder=str(tmp_path / "straight")))
+    write = storage.save_file
+
+    def slow(*arguments, **settings) -> None:
+        time.sleep(0.1)
+        write(*arguments, **settings)
+
+    monkeypatch.setattr(storage, "save_file", slow)
+    with pytest.raises(Interrupted, match="SIGTERM after step 3"):
+        train(tiny(checkpoint_every=2), on_step=after(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert checkpoint_folders.steps(tmp_path / "run") == [2, 3]
+    train(tiny(checkpoint_every=2), resume=True)
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
 
 

@@ -25,6 +25,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.stateful import Stateful
 
 from ..atomic import remove_folder
@@ -39,6 +40,7 @@ from .storage import OPTIMIZER, RANDOM, CheckpointWriter, room_for, tensors_in
 log = logging.getLogger(__name__)
 
 FACTS = "training.json"
+MOST_NUMBERS = 2**16  # of a generator's state; the largest has some thousands
 PATIENCE = timedelta(hours=2)  # of the processes for the first one, which puts the model together
 
 
@@ -134,6 +136,8 @@ class Saver:
             yield
         except (Exception, CheckpointException) as error:
             self._writer.abandon(error)
+            if (interruption := _interruption(error)) is not None:
+                raise interruption from None
             older = steps(self._run)
             left = f"the checkpoint of step {older[-1]} is intact" if older else "there is no older one"
             raise CheckpointError(
@@ -159,7 +163,7 @@ def restore(checkpoint: str | Path, state: State) -> None:
     random states of its own, which follow from the seed, the step and its rank.
 
     Raises:
-        CheckpointError: It was trained on other tokens than `state` is.
+        CheckpointError: It was trained on other tokens than `state` is, or is of another model.
     """
     checkpoint = Path(checkpoint)
     facts = json.loads((checkpoint / FACTS).read_text(encoding="utf-8"))
@@ -183,26 +187,45 @@ def restore(checkpoint: str | Path, state: State) -> None:
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
-    """All that is saved as tensors: the model's under the names of its file, others with their kind before the name."""
+    """All that is saved as tensors: the model's under the names of its file, others with their kind before the name.
+
+    In one order always, in which they are also given out to be written: what is the same has the same files.
+    """
     optimizer = {_of_optimizer(name): tensor for name, tensor in state_tensors(state.model, state.optimizer).items()}
     random = {_own(name): tensor for name, tensor in random_states().items()}
-    return {**as_stored(state.model.state_dict()), **optimizer, **random}
+    return dict(sorted({**as_stored(state.model.state_dict()), **optimizer, **random}.items()))
 
 
 def _read(checkpoint: Path, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Read the model into its place; returned are the optimizer's tensors and the random states of all processes."""
     reader = HuggingFaceStorageReader(str(checkpoint))
     metadata, parameters = reader.read_metadata(), dict(state.model.named_parameters())
-    random = {name: room_for(stored) for name, stored in tensors_in(metadata, RANDOM).items()}
     optimizer = {}
     for name, stored in tensors_in(metadata, OPTIMIZER).items():
-        parameter = parameters[name.split("/")[1]]
-        alike = parameter.shape == stored.size  # moments are shared out as their parameter is; counts are not
-        optimizer[name] = torch.empty_like(parameter) if alike else room_for(stored)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is meant
-        dcp.load({**as_stored(state.model.state_dict()), **optimizer, **random}, storage_reader=reader)
+        parameter = parameters.get(name.split("/")[1])
+        if parameter is not None and parameter.shape == stored.size:  # a moment, shared out as its parameter is
+            optimizer[name] = torch.empty_like(parameter)
+        else:
+            optimizer[name] = _small(name, stored)
+    random = {name: _small(name, stored) for name, stored in tensors_in(metadata, RANDOM).items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is meant
+            dcp.load({**as_stored(state.model.state_dict()), **optimizer, **random}, storage_reader=reader)
+    except CheckpointException as error:
+        raise CheckpointError(
+            f"{checkpoint} is no checkpoint of this run: {_reason(error)}; start a new run"
+        ) from error
     return {name.removeprefix(_of_optimizer("")): tensor for name, tensor in optimizer.items()}, random
+
+
+def _small(name: str, stored: TensorStorageMetadata) -> Tensor:
+    """Room for a count or a generator's state; before anything grows with a number that was read from a file."""
+    if stored.size.numel() > MOST_NUMBERS:
+        raise CheckpointError(
+            f"{name} has shape {list(stored.size)}, which is not of this run's model; start a new run"
+        )
+    return room_for(stored)
 
 
 def _facts_writer(state: State) -> Callable[[Path], None]:
@@ -232,6 +255,12 @@ def _reason(error: BaseException) -> str:
     if not dist.is_initialized():
         return str(faults[0])
     return "; ".join(f"process {rank}: {fault}" for rank, fault in faults.items())
+
+
+def _interruption(error: BaseException) -> BaseException | None:
+    """What a person or the system did to this process while it saved, which is no fault."""
+    faults = error.failures.values() if isinstance(error, CheckpointException) else ()
+    return next((fault for fault, _ in faults if not isinstance(fault, Exception)), None)
 
 
 def _of_optimizer(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from pathlib import Path
 
 from ..atomic import remove_folder
@@ -54,10 +55,16 @@ def folder_of(run: str | Path, step: int) -> Path:
     return Path(run, FOLDER, f"step-{step:08d}")
 
 
-def set_aside(run: str | Path, *, after: int) -> None:
-    """Rename the checkpoints of later steps, which are damaged, so that the steps can be saved again."""
+def settle(run: str | Path, *, at: int) -> None:
+    """Make a resumed run ready to save again: only the process that holds the run's lock may do so.
+
+    Checkpoints of steps after `at`, which are damaged, are renamed, and what killed processes left half written, or
+    half removed, on whatever machine, is removed.
+    """
+    for left in Path(run, FOLDER).glob(".*.partial"):
+        shutil.rmtree(left)
     for step in steps(run):
-        if step > after:
+        if step > at:
             path = folder_of(run, step)
             aside = path.with_name(f"{path.name}.damaged")
             if aside.exists():

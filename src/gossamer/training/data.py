@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,22 +13,9 @@ from ..models.gpt2 import IGNORED_TARGET
 from ..tokenizer import load_tokenizer
 from .config import Packing
 from .journal import TOKENIZER
-from .shards import Shards, TokenRow
+from .shards import Shards, Split, TokenRow, extent, require_window
 from .share import WHOLE, Share
-from .sources import UnreadableText
-
-Split = Literal["training", "validation"]
-
-
-def require_window(shards: Shards, split: Split, context_size: int) -> None:
-    """Refuse a split that is shorter than one window and the token after it."""
-    _, count = _extent(shards, split)
-    if count <= context_size:
-        raise UnreadableText(
-            f"the {split} split has {count} of the text's {shards.tokens} tokens, and a context_size of "
-            f"{context_size} needs {context_size + 1}; give more text, a smaller model.context_size or "
-            f"another data.validation_share than {shards.validation_share}"
-        )
+from .shuffle import Shuffle
 
 
 class TokenDataset:
@@ -65,12 +51,12 @@ class TokenDataset:
         self.end_of_document = None if packing == "none" else load_tokenizer(Path(folder, TOKENIZER)).end_of_text
         require_window(self.shards, split, context_size)
         self._row = TokenRow(folder, self.shards)
-        self._first, count = _extent(self.shards, split)
+        self._first, count = extent(self.shards, split)
         self._context, self._batch, self._seed = context_size, batch_size, seed
         # One window is given up, where there are several, to make room for the shift of an epoch.
         self.windows = max(1, (count - 1) // context_size - 1)
         self._slack = count - 1 - self.windows * context_size
-        self._epoch, self._order, self._shift = -1, np.empty(0, np.int64), 0
+        self._epoch, self._order = -1, Shuffle(self.windows, "")
 
     def batch(self, step: int, share: Share = WHOLE) -> tuple[Int64[Tensor, "B N"], Int64[Tensor, "B N"]]:
         """(tokens, the token after each) of training step `step`, counted from 0; -1 is a target that is left out.
@@ -90,11 +76,8 @@ class TokenDataset:
     def _drawn(self, draw: int) -> int:
         epoch, place = divmod(draw, self.windows)
         if epoch != self._epoch:
-            # random_raw is the one stream that numpy promises never to change
-            noise = np.random.Philox(key=[self._seed, epoch]).random_raw(self.windows + 1)
-            self._epoch, self._order = epoch, np.argsort(noise[1:], kind="stable")
-            self._shift = int(noise[0] % np.uint64(self._slack + 1))
-        return int(self._order[place]) * self._context + self._shift
+            self._epoch, self._order = epoch, Shuffle(self.windows, f"{self._seed} {epoch}")
+        return self._order[place] * self._context + self._order.number % (self._slack + 1)
 
     def _tensors(self, starts: list[int]) -> tuple[Tensor, Tensor]:
         rows: NDArray[np.int64] = np.stack(
@@ -107,13 +90,5 @@ class TokenDataset:
             )
         tokens, targets = map(torch.Tensor.contiguous, (torch.from_numpy(rows)[:, :-1], torch.from_numpy(rows)[:, 1:]))
         if self.end_of_document is not None:
-            targets[tokens == self.end_of_document] = IGNORED_TARGET
+            targets = targets.masked_fill(tokens == self.end_of_document, IGNORED_TARGET)
         return tokens, targets
-
-
-def _extent(shards: Shards, split: Split) -> tuple[int, int]:
-    """(first token, tokens) of a split."""
-    training = shards.tokens - shards.validation_tokens
-    if split not in get_args(Split):
-        raise ValueError(f"split is {split!r}; give one of {', '.join(get_args(Split))}")
-    return (0, training) if split == "training" else (training, shards.validation_tokens)

@@ -85,7 +85,7 @@ def _went_back_to_the_latest(folder: Path, trainer: Trainer, world: World) -> bo
         log.warning("%s has no checkpoint yet: training starts from the beginning", folder)
         return False
     restore(newest, trainer.state)
-    world.on_first(lambda: checkpoint_folders.set_aside(folder, after=trainer.state.step))
+    world.on_first(lambda: checkpoint_folders.settle(folder, at=trainer.state.step))
     return True
 
 

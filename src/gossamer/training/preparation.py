@@ -8,10 +8,9 @@ from typing import get_args
 from ..tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, load_tokenizer
 from . import sources, tokenising
 from .config import DataConfig
-from .data import Split, require_window
 from .dataset_text import DatasetText, Where, named
 from .journal import TOKENIZER, making, sweep
-from .shards import SHARD_TOKENS, SIDECAR, Shards, ShardWriter
+from .shards import SHARD_TOKENS, SIDECAR, Shards, ShardWriter, Split, require_window
 from .sources import Corpus, Text, python_library_sources
 
 TRAINING_TEXT = 2**28

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +26,8 @@ def restore_random_states(states: Mapping[str, Tensor]) -> None:
     """Give the generators the states that `random_states` read; GPUs that are not here are left out."""
     torch.set_rng_state(states["cpu"])
     version, _, _ = random.getstate()
-    *words, gauss = states["python"].tolist()
-    random.setstate((version, tuple(map(int, words)), None if math.isnan(gauss) else gauss))
+    *words, has_gauss, gauss = states["python"].tolist()
+    random.setstate((version, tuple(map(int, words)), gauss if has_gauss else None))
     *words, position, has_gauss, gauss = states["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), int(position), int(has_gauss), gauss))
     for place, index in enumerate(_gpus()):
@@ -69,7 +68,7 @@ def _gpus() -> list[int]:
 
 def _python_state() -> Tensor:
     _, words, gauss = random.getstate()  # the words have 32 bits: float64 holds them exactly
-    return torch.tensor([*words, math.nan if gauss is None else gauss], dtype=torch.float64)
+    return torch.tensor([*words, gauss is not None, gauss or 0.0], dtype=torch.float64)
 
 
 def _numpy_state() -> Tensor:

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .sources import UnreadableText
 
 SIDECAR = "tokens.json"
 SIDECAR_BYTES = 2**24
@@ -20,6 +22,9 @@ FORMAT = "gossamer-tokens-1"
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 SHARD_TOKENS = 2**27
 NAME = re.compile(r"tokens-(\d{5,})\.bin")
+
+
+Split = Literal["training", "validation"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,25 @@ class Shards:
         shards = cls(**{name: stored[name] for name in names} | {"files": files, "sources": tuple(stored["sources"])})
         _require(shards.validation_tokens <= shards.tokens, "validation_tokens is more than there are")
         return shards
+
+
+def extent(shards: Shards, split: Split) -> tuple[int, int]:
+    """(first token, tokens) of a split."""
+    training = shards.tokens - shards.validation_tokens
+    if split not in get_args(Split):
+        raise ValueError(f"split is {split!r}; give one of {', '.join(get_args(Split))}")
+    return (0, training) if split == "training" else (training, shards.validation_tokens)
+
+
+def require_window(shards: Shards, split: Split, context_size: int) -> None:
+    """Refuse a split that is shorter than one window and the token after it."""
+    _, count = extent(shards, split)
+    if count <= context_size:
+        raise UnreadableText(
+            f"the {split} split has {count} of the text's {shards.tokens} tokens, and a context_size of "
+            f"{context_size} needs {context_size + 1}; give more text, a smaller model.context_size or "
+            f"another data.validation_share than {shards.validation_share}"
+        )
 
 
 class ShardWriter:

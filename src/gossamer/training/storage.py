@@ -137,7 +137,8 @@ def _write(path: Path, items: list[WriteItem], planner: SavePlanner, *, in_parts
         if tensor.numel():  # a process may hold an empty part: there are fewer rows than processes
             tensors[item.index.fqn] = tensor.cpu().contiguous()
             offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}  # type: ignore[missing-attribute]
-    save_file(tensors, path, metadata={"format": "pt"} | ({SHARDS: json.dumps(offsets)} if in_parts else {}))
+    # One entry: safetensors writes several in any order, and what is the same is to have the same fingerprint.
+    save_file(tensors, path, metadata={SHARDS: json.dumps(offsets)} if in_parts else {"format": "pt"})
     sync(path)
 
 

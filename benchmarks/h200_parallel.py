@@ -1,0 +1,97 @@
+"""Measures links, context-parallel attention and training over several GPUs, and says whether promises hold.
+
+    for n in 1 2 4; do torchrun --nproc-per-node $n benchmarks/h200_parallel.py; done
+        [--only links context training] [--folder FOLDER] [--traces FOLDER] [--commit COMMIT] [--small]
+
+Each call measures with its number of processes, a GPU each, and keeps what FOLDER holds of others; efficiencies of
+training need calls with one and with more. `--traces` keeps the timelines; `--commit` names the code where its copy has
+no history; `--small` is a rehearsal that any machine can run. Writes `h200_parallel.json` and `.md` after each section.
+Exits with 1 if a promise is broken.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from scale.context import context_figures
+from scale.figures import Figure
+from scale.links import link_figures
+from scale.page import page, promises
+from scale.simulation import predictions
+from scale.training import training_figures
+
+from gossamer.atomic import write_file
+from gossamer.machine import Machine, this_machine
+
+RESULTS = Path(__file__).parent / "results"
+NAME = "h200_parallel"
+SECTIONS = {"links": link_figures, "context": context_figures, "training": training_figures}
+
+Machines = dict[str, tuple[Machine, str]]
+
+
+def earlier(folder: Path) -> tuple[list[Figure], Machines]:
+    """What earlier calls have measured."""
+    path = folder / f"{NAME}.json"
+    if not path.is_file():
+        return [], {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    machines = {name: (Machine(**machine), date) for name, (machine, date) in record["machines"].items()}
+    return [Figure(**each) for each in record["figures"]], machines
+
+
+def write(figures: Sequence[Figure], machines: Machines, folder: Path) -> str:
+    """Leaves what is known so far in the folder; returns the page."""
+    record = {
+        "figures": [asdict(each) for each in figures],
+        "machines": {name: (asdict(machine), date) for name, (machine, date) in machines.items()},
+        "promises": [asdict(each) for each in promises(figures)],
+        "simulated, not measured": [asdict(each) for each in predictions(figures)],
+    }
+    text = page(figures, machines)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / f"{NAME}.json", f"{json.dumps(record, indent=1)}\n".encode())
+    write_file(folder / f"{NAME}.md", f"{text}\n".encode())
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    flags.add_argument("--folder", type=Path, default=RESULTS)
+    flags.add_argument("--traces", type=Path)
+    flags.add_argument("--commit", default=this_machine().commit)
+    flags.add_argument("--small", action="store_true")
+    asked = flags.parse_args(arguments)
+    on_gpus = torch.cuda.is_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo")
+    rank, count = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cuda", dist.get_node_local_rank()) if on_gpus else torch.device("cpu")
+    if on_gpus:
+        torch.cuda.set_device(device)
+    figures, machines = earlier(asked.folder)
+    sections = SECTIONS | {"context": partial(context_figures, traces=asked.traces)}
+    for name in (name for name in SECTIONS if name in asked.only):
+        figures = [each for each in figures if (each.section, each.processes) != (name, count)]
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        machines[f"{name} {count}"] = replace(this_machine(), commit=asked.commit), date
+        for figure in sections[name](device, small=asked.small):
+            figures.append(figure)
+            if rank == 0:
+                print(figure, flush=True)
+                write(figures, machines, asked.folder)
+    if rank == 0:
+        print(write(figures, machines, asked.folder))
+    dist.destroy_process_group()
+    return 0 if all(promise.kept for promise in promises(figures)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""A checkpoint of several processes is one: whole or not there, and read by any number of them, however they share."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from gossamer.config import GPT2Config
+from gossamer.models.gpt2 import GPT2
+from gossamer.training import storage
+from gossamer.training.checkpoint import Saver, State, restore
+from gossamer.training.checkpoint_folders import CheckpointError, latest, steps
+from gossamer.training.config import OptimizerConfig
+from gossamer.training.manifest import damage
+from gossamer.training.optimizer import adamw, state_tensors
+from tests.distributed.launch import run_ranks
+
+SEED = 11
+WORLDS = [(4, True), (3, True), (2, True), (2, False), (1, False)]
+"""Numbers of processes, and whether each holds a part of the weights (FSDP2) or all of them."""
+
+
+class Processes:
+    """The processes of a launch, of which some may go on as a smaller world.
+
+    Args:
+        folder: Where they meet.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder, self._rank, self._worlds = folder, dist.get_rank(), 0
+        dist.destroy_process_group()
+
+    @contextmanager
+    def first(self, size: int) -> Iterator[bool]:
+        """Within the block the first so many are all there are; whether this one is among them."""
+        self._worlds += 1
+        if size > 1 and self._rank < size:
+            store = dist.FileStore(str(self._folder / f"meeting{self._worlds}"), size)
+            dist.init_process_group("gloo", store=store, rank=self._rank, world_size=size)
+        yield self._rank < size
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def state(*, sharded: bool, seed: int = 0) -> State:
+    """A model so narrow that of four processes some hold nothing of a tensor."""
+    torch.manual_seed(seed)
+    model = GPT2(GPT2Config(vocab_size=11, context_size=3, n_layer=1, n_head=1, n_embed=2))
+    if sharded:
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        fully_shard(model.h[0], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    return State(model, adamw(model, OptimizerConfig()), scaler, tokens="digest", seed=SEED)
+
+
+def train(state: State) -> None:
+    """A step with the same gradient in every world."""
+    generator = torch.Generator().manual_seed(state.step)
+    for parameter in state.model.parameters():
+        gradient = torch.randn(parameter.shape, generator=generator)
+        if isinstance(parameter, DTensor):
+            gradient = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
+        parameter.grad = gradient
+    state.optimizer.step()
+    state.step += 1
+
+
+def everything(state: State) -> dict[str, Tensor]:
+    """Every weight, and what the optimizer has of it."""
+    tensors = dict(state.model.named_parameters()) | state_tensors(state.model, state.optimizer)
+    return {name: (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone() for name, x in tensors.items()}
+
+
+def expected(run: Path) -> Path:
+    return run / "expected.safetensors"
+
+
+def save(run: Path, *, sharded: bool) -> dict[str, Any]:
+    """Save twice, the second time while the state is at step 2, and say what is drawn then."""
+    saved, rank = state(sharded=sharded), dist.get_rank() if dist.is_initialized() else 0
+    train(saved)
+    torch.manual_seed(rank)
+    with Saver(run, saved, keep=2, background=True) as saver:
+        saver.save()
+        train(saved)
+        saver.save()
+        whole = everything(saved)
+        train(saved)  # while the second is written
+    if rank == 0:
+        save_file(whole, expected(run))
+    return {"steps": steps(run), "drew": torch.rand(1).item(), "files": sorted(os.listdir(latest(run)))}
+
+
+def read(run: Path, *, sharded: bool) -> dict[str, Any]:
+    """Read into a fresh state what `save` wrote, and say what differs, and what is drawn then."""
+    fresh = state(sharded=sharded, seed=5)
+    restore(latest(run), fresh)
+    drew, whole = torch.rand(1).item(), everything(fresh)
+    train(fresh)
+    stored = load_file(expected(run))
+    differing = [name for name in whole.keys() | stored.keys() if not torch.equal(whole[name], stored[name])]
+    return {"step": fresh.step, "differing": differing, "drew": drew}
+
+
+def fill_disk_of_the_second(run: Path) -> dict[str, Any]:
+    """Save in the background while one process finds no room, then when there is some again."""
+
+    def full(*arguments: Any, **settings: Any) -> None:
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    saved = state(sharded=True)
+    train(saved)
+    with Saver(run, saved, keep=1, background=True) as saver:
+        saver.save()
+        saver.wait()
+        train(saved)
+        with patch.object(storage, "save_file", full if dist.get_rank() == 1 else storage.save_file):
+            saver.save()
+            train(saved)
+            try:
+                saver.wait()
+                said = ""
+            except CheckpointError as error:
+                said = str(error)
+        dist.barrier()  # the first one cleans up
+        left = sorted(os.listdir(run / "checkpoints"))
+        fault = damage(latest(run))
+        dist.barrier()
+        saver.save()
+    return {"said": said, "left": left, "fault": fault, "then": steps(run)}
+
+
+def all_of_it(folder: Path) -> dict[Any, dict[str, Any]]:
+    """What each world found, by what it did."""
+    processes, found = Processes(folder), {}
+    for writer in WORLDS:
+        size, sharded = writer
+        run = folder / f"run-{size}-{sharded}"
+        with processes.first(size) as present:
+            if present:
+                found[writer] = save(run, sharded=sharded)
+        for reader in WORLDS:
+            size, sharded = reader
+            with processes.first(size) as present:
+                if present:
+                    found[writer, reader] = read(run, sharded=sharded)
+    with processes.first(2) as present:
+        if present:
+            found["full"] = fill_disk_of_the_second(folder / "full")
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, dict[str, Any]]]:
+    """What each of four processes found."""
+    return run_ranks(all_of_it, 4, tmp_path_factory.mktemp("worlds"))
+
+
+@pytest.mark.parametrize("writer", WORLDS)
+@pytest.mark.parametrize("reader", WORLDS)
+def test_any_number_of_processes_reads_what_any_number_wrote(found, writer: tuple, reader: tuple) -> None:
+    for mine in found[: reader[0]]:
+        assert mine[writer, reader]["step"] == 3
+        assert mine[writer, reader]["differing"] == []
+
+
+@pytest.mark.parametrize("writer", WORLDS)
+@pytest.mark.parametrize("reader", WORLDS)
+def test_each_process_draws_on_where_it_was_and_new_ones_by_themselves(found, writer: tuple, reader: tuple) -> None:
+    draws = [mine[writer, reader]["drew"] for mine in found[: reader[0]]]
+    known = [mine[writer]["drew"] for mine in found[: writer[0]]]
+    both = min(len(draws), len(known))
+    assert draws[:both] == known[:both]
+    assert len({*draws, *known}) == max(len(draws), len(known))
+
+
+@pytest.mark.parametrize("writer", WORLDS)
+def test_each_process_writes_its_own_files_and_the_model_is_one(found, writer: tuple) -> None:
+    size, files = writer[0], found[0][writer]["files"]
+    endings = [f"-{rank + 1:05d}-of-{size:05d}" for rank in range(size)] if size > 1 else [""]
+    own = [f"{kind}{ending}.safetensors" for kind in ("optimizer", "random") for ending in endings]
+    assert files == sorted([*own, "model.safetensors", "config.json", "training.json", "manifest.json"])
+    assert found[0][writer]["steps"] == [1, 2]
+
+
+def test_a_full_disk_of_one_process_is_told_to_all_and_leaves_the_last_checkpoint_intact(found) -> None:
+    for mine in found[:2]:
+        told = mine["full"]
+        assert re.search(r"step 2 could not be written .*: process 1: .*No space left.*step 1 is intact", told["said"])
+        assert told["left"] == ["step-00000001"]
+        assert told["fault"] is None
+        assert told["then"] == [3]

@@ -175,7 +175,9 @@ def require_equal(found: Measured, one: Measured, exact: Measured, of: Case, nam
     rounding = 16 * torch.finfo(of.dtype).eps
     for numbers in ("losses", "norms", "validation"):
         measured = [np.array(getattr(each, numbers)) for each in (found, one, exact)]
-        unlucky = rounding if low == torch.float32 else torch.finfo(low).eps / 8  # one process may hit a number by chance
+        unlucky = (
+            rounding if low == torch.float32 else torch.finfo(low).eps / 8
+        )  # one process may hit a number by chance
         assert far(*measured, unlucky * measured[-1].max()) <= 1, f"{name}: {numbers}"
     for step, gradients in enumerate(exact.gradients):
         assert found.gradients[step].keys() == gradients.keys(), name

@@ -21,11 +21,11 @@ def main(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=SIZE)
     with watched(TIMEOUT, folder, rank=rank, size=SIZE, store=store) as watchdog:
         for step in range(1, SLEEPS_IN + 1):
-            watchdog.beat(step, "reads data")
+            watchdog.beat("reads data", step=step)
             if (rank, step) == (1, SLEEPS_IN):
                 print(time.time(), flush=True)
                 falls_asleep()
-            watchdog.beat(step, "sums gradients")
+            watchdog.beat("sums gradients", step=step)
             dist.all_reduce(torch.ones(1))
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import pytest
 import torch
 
 from gossamer.models.gpt2 import GPT2
-from gossamer.training import checkpoint_folders, storage, trainer
+from gossamer.training import checkpoint_folders, storage, tracking, trainer
 from gossamer.training.checkpoint_folders import CheckpointError, latest
-from gossamer.training.config import RunConfig, TrainConfig
+from gossamer.training.config import GuardConfig, RunConfig, TrainConfig
 from gossamer.training.distributed import pick_device
 from gossamer.training.interruption import Interrupted
 from gossamer.training.loop import train
 from gossamer.training.metrics import read_metrics
+from gossamer.training.operations import operations
 from gossamer.training.trainer import Diverged
+from gossamer.training.watchdog import Watchdog
 
 Tiny = Callable[..., TrainConfig]
 
@@ -177,12 +180,84 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tiny: Tiny, tmp_pa
 
 def test_a_run_that_diverges_keeps_its_checkpoints(tiny: Tiny, tmp_path, monkeypatch) -> None:
     def spoil() -> None:
-        monkeypatch.setattr(trainer.Trainer, "_backward", lambda *arguments: {"targets": 1.0, "loss": float("nan")})
+        found = {"targets": 1.0, "sent": 0.0, "loss": float("nan")}
+        monkeypatch.setattr(trainer.Trainer, "_backward", lambda *arguments: found)
 
-    with pytest.raises(Diverged, match="step 4: the loss is nan"):
-        train(tiny(checkpoint_every=2), on_step=after(3, spoil))
+    config = replace(tiny(checkpoint_every=2), guard=GuardConfig(most_skips=0))
+    with pytest.raises(Diverged, match="step 4: loss is nan"):
+        train(config, on_step=after(3, spoil))
     assert latest(tmp_path / "run").name == "step-00000002"
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_steps_that_were_left_out_are_left_out_again_after_a_resume(tiny: Tiny, tmp_path, monkeypatch, capsys) -> None:
+    """What the guard remembers is in the checkpoints: each spike is one by the steps taken before it."""
+    clip = torch.nn.utils.clip_grad_norm_
+    long = (6, 7, 11)
+
+    def stretched(parameters: list, most: float) -> torch.Tensor:
+        seen.append(1)
+        return clip(parameters, most) * (1e3 if len(seen) in long else 1.0)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", stretched)
+    guard = GuardConfig(spike_factor=30.0, spike_window=4, most_skips=2)
+    config = replace(tiny(steps=12, checkpoint_every=1), guard=guard)
+    seen: list[int] = []
+    train(replace(config, run=replace(config.run, folder=str(tmp_path / "straight"))))
+    straight = read_metrics(tmp_path / "straight" / "metrics.jsonl")
+    assert [row["step"] for row in straight if "skipped" in row] == list(long)
+    assert "step 6/12  left out: gradient_norm is" in capsys.readouterr().err
+    seen.clear()
+    for resume, end in ((False, 5), (True, 6), (True, 8)):
+        with pytest.raises(Killed):
+            train(config, resume=resume, on_step=after(end, kill))
+        del seen[end - 1 :]  # the last step was not saved yet, and comes again
+    train(config, resume=True)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row.get("skipped") for row in rows] == [row.get("skipped") for row in straight]
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+
+
+def test_a_row_says_what_the_step_cost(tiny: Tiny, tmp_path) -> None:
+    train(tiny(peak_flops=1e9, profile_steps=(2,)))
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    needed = operations(tiny().model, length=16)
+    for row in rows:
+        assert row["mfu"] == pytest.approx(4 * needed.total / row["seconds"] / 1e9)
+        assert row["attention_share"] == needed.attention_share
+        assert row["communication_bytes"] == 0
+    assert [row["step"] for row in rows if "exposed_seconds" in row] == [2]
+    assert (rows[1]["communication_seconds"], rows[1]["exposed_seconds"]) == (0.0, 0.0)
+    assert [trace.name for trace in (tmp_path / "run" / "traces").iterdir()] == ["step-00000002.rank-0.json.gz"]
+
+
+def test_a_run_is_tracked_and_what_is_not_installed_is_said_before_anything_is_written(
+    tiny: Tiny, tmp_path, monkeypatch
+) -> None:
+    config = tiny(track=("tensorboard",))
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="which is not installed"):
+        patch.setattr(tracking, "find_spec", lambda package: None)
+        train(config)
+    assert not (tmp_path / "run").exists()
+    train(config)
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_what_is_watched_and_left_out_may_change_on_the_way(tiny: Tiny, tmp_path) -> None:
+    with pytest.raises(Killed):
+        train(tiny(checkpoint_every=2), on_step=after(3, kill))
+    other = replace(tiny(checkpoint_every=2, profile_steps=(4,), peak_flops=1e12), guard=GuardConfig(most_skips=3))
+    train(other, resume=True)
+    assert (tmp_path / "run" / "traces").is_dir()
+
+
+def test_a_run_that_stands_still_ends_with_a_report(tiny: Tiny, tmp_path, monkeypatch) -> None:
+    """The training loop beats: a step that hangs is found in the activity that hangs."""
+    beats: list[str] = []
+    monkeypatch.setattr(Watchdog, "beat", lambda watchdog, doing, **more: beats.append(doing))
+    train(tiny(steps=2, evaluate_every=2, gradient_accumulation=2))
+    once = ["reads data", *["goes forward", "goes backward"] * 2, "agrees with the others", "updates weights"]
+    assert beats == [*once, *once, *["evaluates"] * 2, "saves"]
 
 
 def test_weights_that_diverged_are_not_saved(tiny: Tiny, tmp_path, monkeypatch) -> None:

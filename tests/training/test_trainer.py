@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,20 +11,22 @@ from torch import Tensor
 
 from gossamer.models.gpt2 import GPT2, GPT2Output
 from gossamer.nn import keeping_attention
-from gossamer.training.config import OptimizerConfig, TrainConfig
+from gossamer.training.config import GuardConfig, OptimizerConfig, TrainConfig
 from gossamer.training.distributed import ALONE
 from gossamer.training.run_folder import start
-from gossamer.training.trainer import MOST_SKIPS, Diverged, Trainer
+from gossamer.training.trainer import Diverged, Trainer
 
 Tiny = Callable[..., TrainConfig]
+TIMES = {"seconds": 0.0, "tokens_per_second": 0.0}
 
 
 @pytest.fixture
 def trainer(tiny: Tiny, tmp_path) -> Callable[..., Trainer]:
     made = []
 
-    def build(**settings) -> Trainer:
+    def build(guard: dict[str, Any] | None = None, **settings) -> Trainer:
         config = tiny(folder=str(tmp_path / f"run{len(made)}"), **settings)
+        config = replace(config, guard=GuardConfig(**(guard or {})))
         made.append(config)
         start(config)
         return Trainer(config, ALONE)
@@ -32,6 +36,11 @@ def trainer(tiny: Tiny, tmp_path) -> Callable[..., Trainer]:
 
 def weights(trainer: Trainer) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in trainer.state.model.parameters()])
+
+
+def moments_of(trainer: Trainer) -> Tensor:
+    """All that the optimizer remembers."""
+    return torch.cat([x.flatten() for state in trainer.state.optimizer.state.values() for x in state.values()])
 
 
 def test_a_step_reads_its_batch_at_its_learning_rate(trainer) -> None:
@@ -123,23 +132,54 @@ def test_an_evaluation_is_the_mean_over_the_validation_split_and_changes_nothing
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_named_and_changes_nothing(trainer, monkeypatch, value: float) -> None:
-    each = trainer()
+def test_a_loss_that_is_not_finite_is_left_out_named_and_changes_nothing(trainer, monkeypatch, value: float) -> None:
+    each = trainer(guard={"most_skips": 2})
     each.update(1)
-    before, forward = weights(each), GPT2.forward
+    before, forward, moments = weights(each), GPT2.forward, moments_of(each)
 
     def spoiled(model: GPT2, tokens: Tensor, targets: Tensor) -> GPT2Output:
         output = forward(model, tokens, targets)
         return output._replace(loss=output.loss * value)
 
     monkeypatch.setattr(GPT2, "forward", spoiled)
+    for step in (2, 3):
+        row = each.update(step)
+        assert (row["loss"], row["skipped"], each.state.step) == (None, f"loss is {value}", step)
     with pytest.raises(
-        Diverged, match=rf"step 2: the loss is {value} at learning rate 0\.001; .*lower optimizer"
+        Diverged,
+        match=rf"step 4: loss is {value}, and the 2 steps before it were left out, at .* 0\.000\d+; .*lower optimizer",
     ) as error:
-        each.update(2)
-    assert (error.value.step, error.value.learning_rate) == (2, 1e-3)
+        each.update(4)
+    assert error.value.step == 4
+    assert torch.equal(weights(each), before) and torch.equal(moments_of(each), moments)
+    assert each.state.step == 3
+
+
+def test_the_step_after_one_that_was_left_out_is_the_usual_one(trainer, monkeypatch) -> None:
+    """What a spoiled gradient leaves behind is nothing: the next step is that of a run without it."""
+    spoiled, other = trainer(model={"dropout": 0.0}), trainer(model={"dropout": 0.0})
+    hook = spoiled.state.model.wpe.weight.register_hook(lambda gradient: gradient * math.nan)
+    assert "skipped" in spoiled.update(1)
+    hook.remove()
+    row = spoiled.update(2)
+    other.state.step = 1
+    assert {**other.update(2), **TIMES} == {**row, **TIMES} and "skipped" not in row
+    assert torch.equal(weights(spoiled), weights(other))
+
+
+def test_a_spike_is_left_out(trainer) -> None:
+    each = trainer(steps=20, guard={"spike_factor": 10.0, "spike_window": 4})
+    for step in range(1, 6):
+        assert "skipped" not in each.update(step)
+    before = weights(each)
+    hook = each.state.model.wpe.weight.register_hook(lambda gradient: gradient * 1e4)
+    row = each.update(6)
+    assert "gradient_norm is" in row["skipped"] and "over 10 times the median of the last 4" in row["skipped"]
+    assert math.isfinite(row["loss"]) and row["gradient_norm"] > 10
     assert torch.equal(weights(each), before)
-    assert each.state.step == 1
+    hook.remove()
+    assert "skipped" not in each.update(7)
+    assert not torch.equal(weights(each), before)
 
 
 def test_an_evaluation_that_is_not_finite_is_named(trainer) -> None:
@@ -155,25 +195,25 @@ def poison_gradients(each: Trainer) -> None:
     each.state.model.wpe.weight.register_hook(lambda gradient: gradient * math.nan)
 
 
-def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing(trainer) -> None:
-    each = trainer()
+def test_a_gradient_that_is_not_finite_ends_the_run_at_once_where_none_may_be_left_out(trainer) -> None:
+    each = trainer(guard={"most_skips": 0})
     poison_gradients(each)
     before = weights(each)
-    with pytest.raises(Diverged, match=r"step 1: the gradient's norm is nan at learning rate 0\.0005"):
+    with pytest.raises(Diverged, match=r"step 1: gradient_norm is nan, and the 0 steps before .* at .* 0\.0005"):
         each.update(1)
     assert torch.equal(weights(each), before)
 
 
-def test_fp16_skips_steps_that_overflow_but_not_for_ever(trainer) -> None:
+def test_fp16_leaves_out_steps_that_overflow_but_not_for_ever(trainer) -> None:
     each = trainer(precision="fp16", steps=100)
     poison_gradients(each)
-    before, scale = weights(each), each.state.scaler.get_scale()
-    for step in range(1, MOST_SKIPS + 1):
+    before, scale, most = weights(each), each.state.scaler.get_scale(), GuardConfig().most_skips
+    for step in range(1, most + 1):
         assert each.update(step)["gradient_norm"] is None
         assert each.state.scaler.get_scale() == scale / 2**step
     assert torch.equal(weights(each), before)
-    with pytest.raises(Diverged, match="the gradient is not finite 21 steps in a row"):
-        each.update(MOST_SKIPS + 1)
+    with pytest.raises(Diverged, match="gradient_norm is nan, and the 20 steps before it were left out"):
+        each.update(most + 1)
 
 
 def test_weights_that_are_not_finite_are_named(trainer) -> None:

@@ -58,7 +58,7 @@ def test_one_process_ends_when_no_beat_comes(tmp_path: Path, capfd: pytest.Captu
     thread = threading.Thread(target=watchdog.watch)
     thread.start()
     for step in range(1, 6):
-        watchdog.beat(step, "learns")
+        watchdog.beat("learns", step=step)
         time.sleep(timeout / 4)  # slow, and alive
     assert not codes
     thread.join(60)
@@ -74,7 +74,7 @@ def test_a_run_that_goes_on_or_ends_is_left_alone(tmp_path: Path) -> None:
     with watched(2, tmp_path) as watchdog:
         for step in range(4):
             time.sleep(0.6)
-            watchdog.beat(step, "learns")
+            watchdog.beat("learns", step=step)
     assert threading.active_count() == threads
     assert not (tmp_path / FILE).exists()
 

@@ -54,7 +54,8 @@ def read_run(name: str, folder: str | Path, summary: Summary) -> Run:
     """
     rows = read_metrics(Path(folder, METRICS))
     curve = {
-        kind: tuple((row["step"], row[kind]) for row in rows if kind in row) for kind in ("loss", "validation_loss")
+        kind: tuple((row["step"], row[kind]) for row in rows if row.get(kind) is not None)
+        for kind in ("loss", "validation_loss")
     }
     return Run(
         name=name,

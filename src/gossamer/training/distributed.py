@@ -22,6 +22,7 @@ from .config import RunConfig, TrainConfig
 from .meeting import launched_store
 from .share import Share
 
+GRACE = 60.0  # seconds by which the watchdog, which says who is waited for, is ahead of a process group, which does not
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Result = TypeVar("Result")
@@ -57,6 +58,11 @@ class World:
     def context_group(self) -> dist.ProcessGroup | None:
         """Those that share this process's sequences; None where it needs no others."""
         return None if self.mesh is None else self.mesh.get_group("context")
+
+    @property
+    def store(self) -> dist.Store | None:
+        """What all processes read and write; None where there is no other."""
+        return None if self.mesh is None else dist.group.WORLD.get_group_store()  # type: ignore[missing-attribute]
 
     def summed(self, numbers: Sequence[float]) -> list[float]:
         """The sum of each number over all processes, which all receive."""
@@ -111,7 +117,7 @@ def joined(config: TrainConfig) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if ours:
-        timeout = timedelta(seconds=config.parallel.timeout_seconds)
+        timeout = timedelta(seconds=config.parallel.timeout_seconds + GRACE)
         store, rank, size = launched_store(timeout) if launched else (dist.HashStore(), 0, 1)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -175,6 +181,14 @@ def parallelized(model: GPT2, world: World, config: TrainConfig) -> nn.Module:
     return torch.compile(spread) if compiled else spread  # type: ignore[bad-return]
 
 
+def gathered_in(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """What processes gather each other's shares of a layer's weights in: GPUs in the precision of the run.
+
+    A CPU gathers all in float32, as its norms take no other weights beside float32.
+    """
+    return DTYPES[config.run.precision] if device.type == "cuda" else torch.float32
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give a model, which may be spread over processes, weights that every one of them has whole."""
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -191,17 +205,16 @@ def local(x: Tensor) -> Tensor:
 def _shard(model: GPT2, world: World, config: TrainConfig) -> None:
     """FSDP2, one layer after another: a GPU never holds more than a layer that is not yet shared out.
 
-    GPUs gather layers in the precision of the run and all else in float32: the residual stream stays float32 too, as
-    under autocast in one process. A CPU gathers all in float32, as its norms take no other weights beside float32.
+    What is in no layer is gathered in float32: the residual stream stays float32 too, as under autocast in one process.
     """
-    parallel, precision = config.parallel, DTYPES[config.run.precision]
+    parallel, precision = config.parallel, gathered_in(config, world.device)
     on_gpu = world.device.type == "cuda"
     settings = {
         "mesh": init_device_mesh(world.device.type, (world.size,)),
         "offload_policy": CPUOffloadPolicy(pin_memory=on_gpu) if parallel.offload else OffloadPolicy(),
     }
     low = MixedPrecisionPolicy()
-    if on_gpu and precision != torch.float32:
+    if precision != torch.float32:
         low = MixedPrecisionPolicy(precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.h:
         if config.run.compile:

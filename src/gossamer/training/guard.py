@@ -53,10 +53,11 @@ class Guard:
         """What `fault` remembers, as JSON can hold it."""
         return {"skips": self.skips, "phase": self._phase, "norms": {n: list(seen) for n, seen in self._norms.items()}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.skips, self._phase = state["skips"], state["phase"]
-        self._norms = {name: deque(seen, maxlen=self._config.spike_window) for name, seen in state["norms"].items()}
+        self.skips, self._phase = state_dict["skips"], state_dict["phase"]
+        window = self._config.spike_window
+        self._norms = {name: deque(seen, maxlen=window) for name, seen in state_dict["norms"].items()}
 
     def _spike(self, norms: Mapping[str, float]) -> str | None:
         factor, window = self._config.spike_factor, self._config.spike_window

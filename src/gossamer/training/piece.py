@@ -28,6 +28,11 @@ class Piece(NamedTuple):
         """Targets that are not left out."""
         return int((self.targets != IGNORED_TARGET).sum())
 
+    @property
+    def sent(self) -> int:
+        """Bytes that attention has sent to other processes so far."""
+        return self.around.shards.traffic.nbytes if isinstance(self.around, ContextShard) else 0
+
 
 def piece_of(
     tokens: Int64[Tensor, "B N"],

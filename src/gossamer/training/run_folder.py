@@ -17,8 +17,11 @@ from .preparation import tokens_for
 CONFIG = "config.toml"
 DATA = "data"
 LOCK = ".lock"
-MOVABLE = ("run.folder", "run.keep_checkpoints", "run.keep_every", "run.background_saves")  # change no number
-SPREAD = "parallel."  # and may go on over more processes or fewer
+MOVABLE = (  # what changes no number
+    *("run.folder", "run.keep_checkpoints", "run.keep_every", "run.background_saves"),
+    *("run.track", "run.profile_steps", "run.peak_flops"),
+)
+FREE = ("parallel.", "guard.")  # a run may go on over more processes or fewer, and leave out other steps than before
 
 
 def start(config: TrainConfig) -> None:
@@ -52,7 +55,7 @@ def require_same(config: TrainConfig) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"run.folder {path.parent} holds no run to resume; start it without resume")
     for name, (given, stored) in config.changes(TrainConfig.from_toml(path)).items():
-        if name in MOVABLE or name.startswith(SPREAD):
+        if name in MOVABLE or name.startswith(FREE):
             continue
         raise ValueError(
             f"{name} is {given!r}, but the run in {path.parent} was started with {stored!r}; "

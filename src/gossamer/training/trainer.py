@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,9 +20,11 @@ from ..nn.recomputation import keeping_attention
 from . import run_folder
 from .beginning import weights_from
 from .checkpoint import State
+from .communication import learning_bytes
 from .config import TrainConfig
 from .data import TokenDataset
 from .distributed import DTYPES, World, load_weights, local, parallelized
+from .guard import Guard
 from .metrics import Row
 from .optimizer import adamw
 from .piece import Piece, piece_of
@@ -32,7 +35,6 @@ from .stages import enter_stage, indexer_parameters, indexers_of
 
 KEPT = {"none": False, "full": True, "selective": keeping_attention}
 STOPPING = (Signals.SIGTERM, Signals.SIGINT)
-MOST_SKIPS = 20  # halvings of fp16's loss scale in a row: from 65,536 down to 1/16
 
 
 class Diverged(RuntimeError):
@@ -47,7 +49,7 @@ class Diverged(RuntimeError):
         super().__init__(
             f"step {step}: {what} at learning rate {rate:.3g}; the checkpoints are as they were. Start a new "
             "run with a lower optimizer.learning_rate or more schedule.warmup_steps, and with run.precision "
-            "fp32 or bf16 if it was fp16"
+            "fp32 or bf16 if it was fp16; or resume it with another guard"
         )
         self.step, self.learning_rate = step, rate
 
@@ -64,13 +66,16 @@ class Trainer:
 
     Attributes:
         stop: The signal by which any of the processes was asked to stop before the last update, as all of them know.
+        beat: Called with what this process does next, for whoever watches it.
     """
 
     def __init__(self, config: TrainConfig, world: World):
         run = config.run
-        self._config, self._world, self._device, self._skips = config, world, world.device, 0
+        self._config, self._world, self._device = config, world, world.device
         self.stop: Signals | None = None
+        self.beat: Callable[[str], None] = lambda doing: None
         self._phases = config.phases
+        self._guard, self._exchanged = Guard(config.guard), 0
         self._read_for(0)
         torch.manual_seed(run.seed)
         vocabulary = self.training_data.shards.vocab_size
@@ -83,6 +88,7 @@ class Trainer:
             torch.amp.GradScaler(world.device.type, enabled=run.precision == "fp16"),
             tokens=self.training_data.shards.digest,
             seed=run.seed,
+            memories={"guard": self._guard},
         )
         self._learners = self._learners_apart()
         self._arrange()
@@ -104,11 +110,13 @@ class Trainer:
     def update(self, step: int, *, asked: Signals | None = None) -> Row:
         """Do optimizer step number `step`, counted from 1, and say how it went. All processes say the same.
 
+        A step that the guard finds fault with changes no weight, and its row says why it was `skipped`.
+
         Args:
             asked: The signal by which this process was asked to stop, which the others learn of.
 
         Raises:
-            Diverged: The loss or the gradient is not finite; the weights are as they were.
+            Diverged: More steps in a row were left out than the guard allows; the weights are as they were.
         """
         began = time.perf_counter()
         optimizer, scaler = self.state.optimizer, self.state.scaler
@@ -117,16 +125,18 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = rate
         totals = self._backward(*self.training_data.batch(here - 1, self._world.data))
+        self.beat("agrees with the others")
         losses, correction = self._agreed(totals, asked)
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                raise Diverged(f"the {name} is {loss}", step, rate)
         scaler.unscale_(optimizer)
         if correction != 1.0:
             self._lengthen(correction)
-        norms = {name: self._clipped(learners) for name, learners in self._learners.items()}
-        self._require_progress(max(norms.values()), step, rate)
-        scaler.step(optimizer)
+        norms = self._lengths()
+        fault = self._guard.fault(losses, norms)
+        if self._guard.is_exhausted:
+            raise Diverged(f"{fault}, and the {self._guard.skips - 1} steps before it were left out,", step, rate)
+        self.beat("updates weights")
+        if fault is None:
+            scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
         self.state.step = step
@@ -134,11 +144,13 @@ class Trainer:
         return {
             "step": step,
             "phase": self._phase + 1,
-            **losses,
+            **_finite(losses),
             "learning_rate": rate,
-            **{name: norm if math.isfinite(norm) else None for name, norm in norms.items()},
+            **_finite(norms),
             "tokens_per_second": self._expected / seconds,
             "seconds": seconds,
+            "communication_bytes": self._exchanged + self._learning_bytes,
+            **({} if fault is None else {"skipped": fault}),
         }
 
     @torch.no_grad()
@@ -155,6 +167,7 @@ class Trainer:
             # Who has no sequence goes through one all the same, as the others may wait for its share of the weights.
             taken = slice(rows.start, rows.stop) if rows else slice(1)
             piece = self._piece(*(part[taken] for part in batch))
+            self.beat("evaluates")
             loss = self._outcome(piece).loss.item()
             if rows:
                 total += loss * piece.counted
@@ -200,6 +213,7 @@ class Trainer:
         if phase != self._phase:
             self._read_for(phase)
             self._arrange()
+        self._guard.enter(phase)
         return step
 
     def _read_for(self, phase: int) -> None:
@@ -232,6 +246,13 @@ class Trainer:
         others = [parameter for parameter in self.state.model.parameters() if parameter not in apart]
         return {"gradient_norm": others} | ({"indexer_gradient_norm": indexers} if indexers else {})
 
+    def _lengths(self) -> dict[str, float]:
+        """The lengths of the gradients, each shortened where it is too long: to the last bit the same in all processes,
+        as they decide the same by them."""
+        own = [self._clipped(learners) for learners in self._learners.values()]
+        sums = self._world.summed(own)
+        return {name: total / self._world.size for name, total in zip(self._learners, sums, strict=True)}
+
     def _clipped(self, parameters: list[nn.Parameter]) -> float:
         """The length of a gradient, whoever holds it, which is shortened where it is too long."""
         norm = nn.utils.clip_grad_norm_(parameters, self._config.optimizer.gradient_clip)
@@ -243,22 +264,31 @@ class Trainer:
         phase = self._phases[self._phase]
         return phase.batch_size * phase.context_size
 
+    @property
+    def _learning_bytes(self) -> int:
+        pieces = self._phases[self._phase].gradient_accumulation
+        return learning_bytes(self.state.model, self._config, self._world, pieces=pieces)
+
     def _backward(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, float]:
-        """Add up the gradient of the losses, piece by piece; give this process's share of their means, and its targets.
+        """Add up the gradient of the losses, piece by piece; give this process's share of their means, its targets and
+        the bytes that its attention has sent.
 
         A piece counts by its targets, as if no target of the step were left out: how many are is known to all
         processes only later.
         """
-        pieces, totals = self._phases[self._phase].gradient_accumulation, {"targets": 0.0}
+        pieces, totals = self._phases[self._phase].gradient_accumulation, {"targets": 0.0, "sent": 0.0}
         for number, part in enumerate(zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True), 1):
+            self.beat("goes forward")
             piece = self._piece(*part)
             with self._apart_until(number == pieces):
                 share, losses = piece.counted / self._expected, self._losses(piece)
                 # Each layer's indexer learns from its own loss alone: the sum has the gradient of each.
                 whole_loss = torch.cat([loss.flatten() for loss in losses.values()]).sum()
+                self.beat("goes backward")
                 # Over the processes gradients are averaged, and are to be summed.
                 self.state.scaler.scale(share * self._world.size * whole_loss).backward()
             totals["targets"] += piece.counted
+            totals["sent"] += piece.sent
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0.0) + share * loss.mean().item()
         for parameter in self.state.model.parameters():
@@ -275,6 +305,7 @@ class Trainer:
         sums = self._world.summed([*totals.values(), *(float(asked is number) for number in STOPPING)])
         self.stop = next((number for number, times in zip(STOPPING, sums[len(totals) :], strict=True) if times), None)
         losses = dict(zip(totals, sums, strict=False))
+        self._exchanged = int(losses.pop("sent"))
         correction = self._expected / max(1, losses.pop("targets"))
         return {name: loss * correction for name, loss in losses.items()}, correction
 
@@ -317,9 +348,7 @@ class Trainer:
     def _diverged(self, what: str) -> Diverged:
         return Diverged(what, self.state.step, self.state.optimizer.param_groups[0]["lr"])
 
-    def _require_progress(self, norm: float, step: int, rate: float) -> None:
-        self._skips = 0 if math.isfinite(norm) else self._skips + 1
-        if self._skips and not self.state.scaler.is_enabled():
-            raise Diverged(f"the gradient's norm is {norm}", step, rate)
-        if self._skips > MOST_SKIPS:
-            raise Diverged(f"the gradient is not finite {self._skips} steps in a row, whatever the scale", step, rate)
+
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    """As JSON can hold them."""
+    return {name: number if math.isfinite(number) else None for name, number in numbers.items()}

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
@@ -49,6 +49,16 @@ class Heartbeat:
     written: float
 
 
+class Place(NamedTuple):
+    """Where a process is, since when by its own clock, and how long it may be there."""
+
+    count: int
+    step: int
+    doing: str
+    since: float
+    timeout: float
+
+
 class Watchdog:
     """Ends this process when no `beat` comes for `timeout` seconds, in it or in another one that shares the store.
 
@@ -77,11 +87,18 @@ class Watchdog:
         if store is not None:  # a clone: calls of two threads on one store wait for each other
             self._store = dist.PrefixStore("watchdog", store).clone()  # type: ignore[missing-attribute]
             self._store.set_timeout(timedelta(seconds=PATIENCE))
-        self._place = 0, 0, "starts", time.monotonic()
+        self._place = Place(0, 0, "starts", time.monotonic(), timeout)
 
-    def beat(self, step: int, doing: str) -> None:
-        """Say that `step` has come to `doing`; costs less than a microsecond."""
-        self._place = self._place[0] + 1, step, doing, time.monotonic()  # one assignment: never read half
+    def beat(self, doing: str, *, step: int | None = None, timeout: float | None = None) -> None:
+        """Say what comes next; costs about a microsecond.
+
+        Args:
+            step: Which step it is in; None: the one of the beat before.
+            timeout: How long it may take, where that is not what other things may.
+        """
+        count, before, *_ = self._place
+        step, timeout = before if step is None else step, self._timeout if timeout is None else timeout
+        self._place = Place(count + 1, step, doing, time.monotonic(), timeout)  # one assignment: never read half
 
     def watch(self) -> None:
         """Look every now and then until `stop`; runs in a thread of its own."""
@@ -91,7 +108,7 @@ class Watchdog:
                 self._write(now)
                 if self._store is not None and self._store.check([STALLED]):
                     return self._give_up()
-            if now.seconds > self._timeout:
+            if now.seconds > self._place.timeout:
                 return self._give_up()
 
     def stop(self) -> None:
@@ -99,7 +116,7 @@ class Watchdog:
         self._over.set()
 
     def _heartbeat(self) -> Heartbeat:
-        count, step, doing, since = self._place
+        count, step, doing, since, _ = self._place
         return Heartbeat(
             *(self._rank, count, step, doing, time.monotonic() - since, _line_of(self._main)),
             *(socket.gethostname(), os.getpid(), time.time()),
@@ -113,7 +130,8 @@ class Watchdog:
         with suppress(RuntimeError):
             if self._store is not None:
                 self._store.set(STALLED, str(self._rank))
-        text = report(self._heartbeat(), self._heard(), size=self._size, timeout=self._timeout, pause=self._pause)
+        heard, timeout = self._heard(), self._place.timeout
+        text = report(self._heartbeat(), heard, size=self._size, timeout=timeout, pause=self._pause)
         with suppress(OSError):
             os.write(STDERR, text.encode())
             faulthandler.dump_traceback(STDERR)

@@ -41,7 +41,6 @@ def _merge(
     kept, added = tl.exp(mine - peak), tl.exp(other - peak)
     total = kept + added
     whole = tl.where(total == 0.0, 1.0, total)
-    tl.store(at, peak + tl.log(total), there)
     mask = there[:, None] & (columns < width)[None, :]
     place = out + b * out_b + h * out_h + rows[:, None] * out_q + columns[None, :]
     some_place = some_out + b * some_b + h * some_h + rows[:, None] * some_q + columns[None, :]
@@ -49,3 +48,5 @@ def _merge(
     come = tl.load(some_place, mask & (added > 0.0)[:, None], 0.0).to(tl.float32)  # where nothing is seen is no number
     joined = held * (kept / whole)[:, None] + come * (added / whole)[:, None]
     tl.store(place, joined.to(out.dtype.element_ty), mask)
+    tl.debug_barrier()  # several warps read a row's old log-sum-exp: none may be late
+    tl.store(at, peak + tl.log(total), there)

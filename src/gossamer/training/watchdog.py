@@ -51,7 +51,7 @@ class Heartbeat:
 
 
 class Place(NamedTuple):
-    """Where a process is, since when by its own clock, how long it may be there; how long it was stopped before that."""
+    """Where a process is, since when by its own clock, how long it may be there; how long it was stopped before."""
 
     count: int
     step: int

@@ -9,6 +9,7 @@ import pytest
 
 from gossamer.cli.flags import WrongUsage
 from gossamer.cli.prepare import run
+from gossamer.training import preparation
 from gossamer.training.shards import Shards
 
 from .conftest import TINY, Here
@@ -64,6 +65,17 @@ def test_a_data_set_of_files_becomes_tokens(here: Here, tmp_path: Path) -> None:
 def test_a_command_line_that_makes_no_sense_is_named(arguments: tuple[str, ...], fault: str) -> None:
     with pytest.raises(WrongUsage, match=fault):
         run(arguments)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_stopped_preparation_says_that_it_goes_on(tmp_path: Path, monkeypatch, capsys, stop) -> None:
+    def stopped(*arguments: object, **settings: object) -> None:
+        raise stop
+
+    monkeypatch.setattr(preparation, "tokens_for", stopped)
+    with pytest.raises(stop):
+        run(("--data.folder", str(tmp_path / "tokens")))
+    assert "what is done is kept, and the same command goes on from there" in capsys.readouterr().err
 
 
 def test_a_runs_file_says_what_to_prepare(tmp_path: Path, capsys) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,15 +48,19 @@ def run(arguments: Sequence[str]) -> None:
     from ..training.preparation import tokens_for
 
     began = time.perf_counter()
-    with _showing() as show:
-        shards = tokens_for(
-            command.data,
-            command.data.folder,
-            vocab_size=command.vocab_size,
-            context_size=settings.model.context_size if command.config else 1,
-            workers=command.workers,
-            on_unit=show,
-        )
+    try:
+        with _showing() as show:
+            shards = tokens_for(
+                command.data,
+                command.data.folder,
+                vocab_size=command.vocab_size,
+                context_size=settings.model.context_size if command.config else 1,
+                workers=command.workers,
+                on_unit=show,
+            )
+    except (KeyboardInterrupt, SystemExit):
+        print("gossamer: stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        raise
     print(_described(command.data.folder, shards, time.perf_counter() - began))
 
 

@@ -9,6 +9,7 @@ from .config import RunConfig as RunConfig
 from .config import ScheduleConfig as ScheduleConfig
 from .config import TrainConfig as TrainConfig
 from .data import TokenDataset as TokenDataset
+from .dataset_text import DatasetText as DatasetText
 from .interruption import Interrupted as Interrupted
 from .longformer_lm import longformer_lm_training as longformer_lm_training
 from .loop import train as train

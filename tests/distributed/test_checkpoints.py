@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,14 +27,31 @@ from gossamer.models.gpt2 import GPT2
 from gossamer.training import storage
 from gossamer.training.checkpoint import Saver, State, restore
 from gossamer.training.checkpoint_folders import CheckpointError, latest, steps
-from gossamer.training.config import OptimizerConfig
+from gossamer.training.config import OptimizerConfig, ParallelConfig
+from gossamer.training.loop import train
 from gossamer.training.manifest import damage
+from gossamer.training.metrics import Row, read_metrics
 from gossamer.training.optimizer import adamw, state_tensors
 from tests.distributed.launch import run_ranks
+from tests.training.kill_many import tiny
 
 SEED = 11
 WORLDS = [(4, True), (3, True), (2, True), (2, False), (1, False)]
 """Numbers of processes, and whether each holds a part of the weights (FSDP2) or all of them."""
+
+
+ALONE = (1, {})
+JOURNEYS = {
+    "alone": [ALONE],
+    "fewer": [(4, {"strategy": "ddp"}), (2, {"strategy": "ddp"}), ALONE],
+    "more": [ALONE, (2, {"strategy": "ddp"}), (4, {"strategy": "ddp", "context": 2})],
+    "shared otherwise": [(2, {"strategy": "fsdp"}), (2, {"strategy": "ddp"}), (4, {"strategy": "fsdp"})],
+    "back": [(4, {"strategy": "fsdp", "context": 2}), ALONE, (3, {"strategy": "fsdp"})],
+}
+"""Runs by the numbers of processes that train them one after another, and how these share."""
+STOPS = (4, 8)
+"""Steps after which a run is killed, a step behind a checkpoint; the rest of it is what the last ones train."""
+STEPS = 11
 
 
 class Processes:
@@ -70,7 +89,7 @@ def state(*, sharded: bool, seed: int = 0) -> State:
     return State(model, adamw(model, OptimizerConfig()), scaler, tokens="digest", seed=SEED)
 
 
-def train(state: State) -> None:
+def step(state: State) -> None:
     """A step with the same gradient in every world."""
     generator = torch.Generator().manual_seed(state.step)
     for parameter in state.model.parameters():
@@ -95,14 +114,14 @@ def expected(run: Path) -> Path:
 def save(run: Path, *, sharded: bool) -> dict[str, Any]:
     """Save twice, the second time while the state is at step 2, and say what is drawn then."""
     saved, rank = state(sharded=sharded), dist.get_rank() if dist.is_initialized() else 0
-    train(saved)
+    step(saved)
     torch.manual_seed(rank)
     with Saver(run, saved, keep=2, background=True) as saver:
         saver.save()
-        train(saved)
+        step(saved)
         saver.save()
         whole = everything(saved)
-        train(saved)  # while the second is written
+        step(saved)  # while the second is written
     if rank == 0:
         save_file(whole, expected(run))
     return {"steps": steps(run), "drew": torch.rand(1).item(), "files": sorted(os.listdir(latest(run)))}
@@ -113,7 +132,7 @@ def read(run: Path, *, sharded: bool) -> dict[str, Any]:
     fresh = state(sharded=sharded, seed=5)
     restore(latest(run), fresh)
     drew, whole = torch.rand(1).item(), everything(fresh)
-    train(fresh)
+    step(fresh)
     stored = load_file(expected(run))
     differing = [name for name in whole.keys() | stored.keys() if not torch.equal(whole[name], stored[name])]
     return {"step": fresh.step, "differing": differing, "drew": drew}
@@ -126,14 +145,14 @@ def fill_disk_of_the_second(run: Path) -> dict[str, Any]:
         raise SafetensorError("Error while serializing: No space left on device (os error 28)")
 
     saved = state(sharded=True)
-    train(saved)
+    step(saved)
     with Saver(run, saved, keep=1, background=True) as saver:
         saver.save()
         saver.wait()
-        train(saved)
+        step(saved)
         with patch.object(storage, "save_file", full if dist.get_rank() == 1 else storage.save_file):
             saver.save()
-            train(saved)
+            step(saved)
             try:
                 saver.wait()
                 said = ""
@@ -145,6 +164,32 @@ def fill_disk_of_the_second(run: Path) -> dict[str, Any]:
         dist.barrier()
         saver.save()
     return {"said": said, "left": left, "fault": fault, "then": steps(run)}
+
+
+class Killed(Exception):
+    """Stands for the power going out: nothing is saved."""
+
+
+def travel(folder: Path, name: str, processes: Processes) -> None:
+    """Train a run in one world after another, in float64."""
+    plain = tiny(folder / name, folder / "text.txt", seed=0)
+    torch.set_default_dtype(torch.float64)
+    for (size, parallel), stop in zip_longest(JOURNEYS[name], STOPS[: len(JOURNEYS[name]) - 1]):
+        config = replace(
+            plain,
+            model=replace(plain.model, dropout=0.0),
+            run=replace(plain.run, steps=STEPS, checkpoint_every=3, evaluate_every=6),
+            parallel=ParallelConfig(**parallel),
+        )
+
+        def kill(row: Row, stop: int | None = stop) -> None:
+            if row["step"] == stop:
+                raise Killed
+
+        with processes.first(size) as present, suppress(Killed):
+            if present:
+                train(config, resume="auto", on_step=kill)
+    torch.set_default_dtype(torch.float32)
 
 
 def all_of_it(folder: Path) -> dict[Any, dict[str, Any]]:
@@ -164,13 +209,23 @@ def all_of_it(folder: Path) -> dict[Any, dict[str, Any]]:
     with processes.first(2) as present:
         if present:
             found["full"] = fill_disk_of_the_second(folder / "full")
+    for name in JOURNEYS:
+        travel(folder, name, processes)
     return found
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, dict[str, Any]]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all of it happens."""
+    folder = tmp_path_factory.mktemp("worlds")
+    (folder / "text.txt").write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(120)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[Any, dict[str, Any]]]:
     """What each of four processes found."""
-    return run_ranks(all_of_it, 4, tmp_path_factory.mktemp("worlds"))
+    return run_ranks(all_of_it, 4, folder)
 
 
 @pytest.mark.parametrize("writer", WORLDS)
@@ -207,3 +262,14 @@ def test_a_full_disk_of_one_process_is_told_to_all_and_leaves_the_last_checkpoin
         assert told["left"] == ["step-00000001"]
         assert told["fault"] is None
         assert told["then"] == [3]
+
+
+@pytest.mark.usefixtures("found")
+@pytest.mark.parametrize("name", [name for name in JOURNEYS if name != "alone"])
+def test_a_run_goes_on_in_any_number_of_processes_as_if_it_had_never_stopped(folder: Path, name: str) -> None:
+    """In float64, losses and gradients differ by the order in which they were summed, and by nothing else."""
+    one, other = (read_metrics(folder / run / "metrics.jsonl") for run in ("alone", name))
+    assert [row["step"] for row in other] == [row["step"] for row in one] == list(range(1, STEPS + 1))
+    for key in ("loss", "gradient_norm", "validation_loss"):
+        expected, got = ([row[key] for row in rows if key in row] for rows in (one, other))
+        assert got == pytest.approx(expected, rel=64 * torch.finfo(torch.float64).eps)

@@ -7,14 +7,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
+from gossamer.training.config import ParallelConfig, TrainConfig
 from gossamer.training.watchdog import EXIT_CODE, FILE, Heartbeat, Watchdog, report, watched
 
-from .stands_still import SIZE, SLEEPS_IN, TIMEOUT
+from .stands_still import SIZE, SLEEPS_IN
 
 
 def heartbeat(rank: int, count: int, **changes: object) -> Heartbeat:
@@ -29,27 +33,23 @@ def heartbeat(rank: int, count: int, **changes: object) -> Heartbeat:
     return Heartbeat(rank=rank, count=count, **{**here, "written": 1000.0, **changes})
 
 
-def test_a_group_of_which_one_falls_asleep_ends_and_names_it(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("stands_still.py")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), tmp_path],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(SIZE)
-    ]  # fmt: skip
+def test_a_group_of_which_one_falls_asleep_ends_and_names_it(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    script, toml, timeout = Path(__file__).with_name("stands_still.py"), tmp_path / "config.toml", 5.0
+    replace(tiny(), parallel=ParallelConfig(timeout_seconds=timeout)).to_toml(toml)
+    settings = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    start = partial(subprocess.Popen, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
+    ranks = [start([sys.executable, script, str(rank), toml]) for rank in range(SIZE)]
     said = [rank.communicate(timeout=120) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [EXIT_CODE] * SIZE, said
-    asleep, ended = float(said[1][0]), (tmp_path / FILE).stat().st_mtime
-    assert TIMEOUT - 0.5 < ended - asleep < 2 * TIMEOUT + 2  # a heartbeat later, on a busy machine
+    asleep, ended = float(said[1][0]), (tmp_path / "run" / FILE).stat().st_mtime
+    assert timeout - 0.5 < ended - asleep < 1.5 * timeout + 2  # some heartbeats later, on a busy machine
     for rank, (_, errors) in enumerate(said):
-        assert f"rank {rank} of {SIZE}: the run stands still for over {TIMEOUT:g} s" in errors
-        assert f"rank 1: step {SLEEPS_IN}, reads data, for" in errors
-        assert f"rank 0: step {SLEEPS_IN}, sums gradients, for" in errors
+        assert f"rank {rank} of {SIZE}: the run stands still for over {timeout:g} s" in errors
+        assert f"rank 1: step {SLEEPS_IN}, goes forward, for" in errors
+        assert f"rank 0: step {SLEEPS_IN}, goes backward, for" in errors  # where gradients are summed
         assert f"The others wait for rank 1: rank 1 is process {ranks[1].pid} on" in errors
     assert "in falls_asleep" in said[1][1]  # its own stack
-    assert "in falls_asleep" in (tmp_path / FILE).read_text()
+    assert "in falls_asleep" in (tmp_path / "run" / FILE).read_text()
 
 
 def test_one_process_ends_when_no_beat_comes(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -77,6 +77,19 @@ def test_a_run_that_goes_on_or_ends_is_left_alone(tmp_path: Path) -> None:
             watchdog.beat("learns", step=step)
     assert threading.active_count() == threads
     assert not (tmp_path / FILE).exists()
+
+
+def test_time_in_which_the_whole_process_was_stopped_does_not_count(tmp_path: Path) -> None:
+    codes, looks = [], []
+    watchdog = Watchdog(1.0, tmp_path, end=codes.append)
+
+    def wait(pause: float) -> bool:
+        looks.append(time.sleep(2.5 if not looks else pause))
+        return len(looks) > 3
+
+    watchdog._over.wait = wait
+    watchdog.watch()
+    assert not codes
 
 
 def test_a_stall_elsewhere_ends_this_process_too(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

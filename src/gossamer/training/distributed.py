@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..models.gpt2 import GPT2
 from .config import RunConfig, TrainConfig
+from .meeting import launched_store
 from .share import Share
 
 GRACE = 60.0  # seconds by which the watchdog, which says who is waited for, is ahead of a process group, which does not
@@ -106,22 +107,25 @@ def joined(config: TrainConfig) -> Iterator[World]:
     Raises:
         ValueError: There is no such device here, or the work cannot be shared by so many.
     """
-    launched = dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())
-    if not launched and config.parallel.strategy == "ddp":
+    ours = not (dist.is_available() and dist.is_initialized())
+    launched = dist.is_available() and dist.is_torchelastic_launched()
+    if ours and not launched and config.parallel.strategy == "ddp":
         _require_shares(config, 1)
         yield World(pick_device(config.run))
         return
-    device = pick_device(config.run, launched=launched)
+    device = pick_device(config.run, launched=launched or (not ours and dist.get_world_size() > 1))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    ours = not dist.is_initialized()
     if ours:
-        alone: dict[str, Any] = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        timeout = timedelta(seconds=config.parallel.timeout_seconds + GRACE)
+        store, rank, size = launched_store(timeout) if launched else (dist.HashStore(), 0, 1)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=config.parallel.timeout_seconds + GRACE),
+            timeout=timeout,
+            store=store,
+            rank=rank,
+            world_size=size,
             device_id=device if device.type == "cuda" else None,
-            **alone,
         )
     try:
         size, context = dist.get_world_size(), config.parallel.context

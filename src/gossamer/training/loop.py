@@ -90,7 +90,8 @@ def _saver(trainer: Trainer, run: RunConfig, folder: Path) -> Saver:
 def _went_back_to_the_latest(folder: Path, trainer: Trainer, world: World) -> bool:
     newest = world.on_first(lambda: checkpoint_folders.latest(folder) if checkpoint_folders.steps(folder) else None)
     if newest is None:
-        log.warning("%s has no checkpoint yet: training starts from the beginning", folder)
+        if world.rank == 0:
+            log.warning("%s has no checkpoint yet: training starts from the beginning", folder)
         return False
     restore(newest, trainer.state)
     world.on_first(lambda: checkpoint_folders.settle(folder, at=trainer.state.step))

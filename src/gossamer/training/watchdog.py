@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from itertools import groupby, pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -50,13 +51,14 @@ class Heartbeat:
 
 
 class Place(NamedTuple):
-    """Where a process is, since when by its own clock, and how long it may be there."""
+    """Where a process is, since when by its own clock, how long it may be there; how long it was stopped before."""
 
     count: int
     step: int
     doing: str
     since: float
     timeout: float
+    stopped: float
 
 
 class Watchdog:
@@ -87,7 +89,8 @@ class Watchdog:
         if store is not None:  # a clone: calls of two threads on one store wait for each other
             self._store = dist.PrefixStore("watchdog", store).clone()  # type: ignore[missing-attribute]
             self._store.set_timeout(timedelta(seconds=PATIENCE))
-        self._place = Place(0, 0, "starts", time.monotonic(), timeout)
+        self._stopped = 0.0
+        self._place = Place(0, 0, "starts", time.monotonic(), timeout, self._stopped)
 
     def beat(self, doing: str, *, step: int | None = None, timeout: float | None = None) -> None:
         """Say what comes next; costs about a microsecond.
@@ -98,11 +101,20 @@ class Watchdog:
         """
         count, before, *_ = self._place
         step, timeout = before if step is None else step, self._timeout if timeout is None else timeout
-        self._place = Place(count + 1, step, doing, time.monotonic(), timeout)  # one assignment: never read half
+        self._place = Place(count + 1, step, doing, time.monotonic(), timeout, self._stopped)  # at once, never half
 
     def watch(self) -> None:
-        """Look every now and then until `stop`; runs in a thread of its own."""
+        """Look every now and then until `stop`; runs in a thread of its own.
+
+        Time in which this thread does not come to look either does not count: then the whole process was stopped, by
+        Ctrl-Z or a lid that was closed.
+        """
+        looked = time.monotonic()
         while not self._over.wait(self._pause):
+            missed = time.monotonic() - looked - self._pause
+            looked += missed + self._pause
+            if missed > max(self._pause, 1.0):
+                self._stopped += missed
             now = self._heartbeat()
             with suppress(RuntimeError):  # the store's process is gone: this one still watches itself
                 self._write(now)
@@ -116,9 +128,10 @@ class Watchdog:
         self._over.set()
 
     def _heartbeat(self) -> Heartbeat:
-        count, step, doing, since, _ = self._place
+        count, step, doing, since, _, stopped = self._place
+        seconds = time.monotonic() - since - (self._stopped - stopped)
         return Heartbeat(
-            *(self._rank, count, step, doing, time.monotonic() - since, _line_of(self._main)),
+            *(self._rank, count, step, doing, seconds, _line_of(self._main)),
             *(socket.gethostname(), os.getpid(), time.time()),
         )
 
@@ -127,20 +140,24 @@ class Watchdog:
             self._store.set(str(heartbeat.rank), json.dumps(asdict(heartbeat)))
 
     def _give_up(self) -> None:
+        try:
+            self._tell()
+            time.sleep(4 * self._pause)  # the others say where they are before a launcher ends them all
+        finally:
+            self._end(EXIT_CODE)
+
+    def _tell(self) -> None:
         with suppress(RuntimeError):
             if self._store is not None:
                 self._store.set(STALLED, str(self._rank))
         heard, timeout = self._heard(), self._place.timeout
-        text = report(self._heartbeat(), heard, size=self._size, timeout=timeout, pause=self._pause)
-        with suppress(OSError):
-            os.write(STDERR, text.encode())
-            faulthandler.dump_traceback(STDERR)
+        text = report(self._heartbeat(), heard, size=self._size, timeout=timeout, pause=self._pause).encode()
+        os.write(STDERR, text)
+        stacks = _stacks()
+        os.write(STDERR, stacks)
         with suppress(OSError), open(self._folder / FILE, "ab", buffering=0) as file:
-            file.write(text.encode())
-            faulthandler.dump_traceback(file)
+            file.write(text + stacks)  # at once, so that processes do not mix their lines
             os.fsync(file)
-        time.sleep(4 * self._pause)  # the others say where they are before a launcher ends them all
-        self._end(EXIT_CODE)
 
     def _heard(self) -> list[Heartbeat]:
         heard = []
@@ -211,6 +228,14 @@ def _numbered(ranks: set[int]) -> str:
     runs = zip([ordered[0], *starts], [*ends, ordered[-1]], strict=True)
     listed = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
     return f"rank{'s' * (len(ordered) > 1)} {listed}"
+
+
+def _stacks() -> bytes:
+    """Where each thread of this process is, call by call."""
+    with TemporaryFile() as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        return file.read()
 
 
 def _line_of(thread: int) -> str:

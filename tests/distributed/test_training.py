@@ -1,0 +1,181 @@
+"""Processes that train together decide together: they stop, skip, refuse and resume as one."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from gossamer.config import GPT2Config, IndexerConfig
+from gossamer.training import run_folder
+from gossamer.training.config import DataConfig, ParallelConfig, PhaseConfig, RunConfig, TrainConfig
+from gossamer.training.distributed import joined, local
+from gossamer.training.interruption import Interrupted
+from gossamer.training.loop import train
+from gossamer.training.metrics import read_metrics
+from gossamer.training.trainer import Trainer
+from tests.distributed.launch import on_gpus, run_ranks
+
+DDP, FSDP = {"strategy": "ddp"}, {"strategy": "fsdp"}
+FOUND = {"loss", "gradient_norm", "indexer_loss", "indexer_gradient_norm", "validation_loss", "recall"}
+STAGES = tuple(PhaseConfig(steps=2, stage=stage) for stage in ("dense", "warm_up", "sparse"))
+INDEXER = IndexerConfig(2, 8, index_topk=4, qk_rope_head_dim=4)
+
+
+class Killed(Exception):
+    """Stands for the power going out: nothing is saved."""
+
+
+def configured(folder: Path, name: str, parallel: dict[str, Any], *, dropout: float = 0.2, **run: Any) -> TrainConfig:
+    device = "cuda" if on_gpus(dist.get_world_size() if dist.is_initialized() else 1) else "cpu"
+    settings = {"steps": 6, "batch_size": 4, "evaluate_sequences": 3, "checkpoint_every": 2, "device": device, **run}
+    shape = GPT2Config(vocab_size=257, context_size=16, n_layer=1, n_head=2, n_embed=16, windows=(4,))
+    return TrainConfig(
+        model=replace(shape, dropout=dropout),
+        data=DataConfig(sources=(str(folder / "text.txt"),), tokenizer="bytes", validation_share=0.1),
+        run=RunConfig(folder=str(folder / name), **settings),
+        parallel=ParallelConfig(**parallel),
+    )
+
+
+def losses(config: TrainConfig) -> list[tuple[int, float, float]]:
+    rows = read_metrics(Path(config.run.folder, "metrics.jsonl"))
+    return [(row["step"], row["loss"], row["gradient_norm"]) for row in rows]
+
+
+def on_one(rank: int, step: int, act: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
+    """What acts on one process after one step."""
+
+    def on_step(row: dict[str, Any]) -> None:
+        if dist.get_rank() == rank and row["step"] == step:
+            act()
+
+    return on_step
+
+
+def kill() -> None:
+    raise Killed
+
+
+def goes_on_bit_for_bit(folder: Path, strategy: str) -> str | None:
+    """A signal to the second process stops both after one step; started again, both go on as if nothing had been."""
+    straight, stopped = (configured(folder, f"{name} {strategy}", {"strategy": strategy}) for name in ("one", "other"))
+    train(straight)
+    for number, after in ((signal.SIGTERM, 1), (signal.SIGINT, 3)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            train(stopped, resume="auto", on_step=on_one(1, after, lambda number=number: os.kill(os.getpid(), number)))
+        except Interrupted as error:
+            assert (error.signal, error.step) == (number, after + 1)
+        else:
+            raise AssertionError("nobody stopped")
+    train(stopped, resume="auto")
+    assert losses(stopped) == losses(straight)
+    return None
+
+
+def refusals(folder: Path) -> list[str]:
+    """What is raised where the folder is taken, the batch is too small, or the processes cannot share a sequence."""
+    taken = configured(folder, "one ddp", DDP)
+    wrong = (taken, replace(taken, run=replace(taken.run, batch_size=1)), configured(folder, "x", {"context": 3}))
+    said = []
+    for config in wrong:
+        try:
+            train(config)
+        except (ValueError, FileExistsError) as error:
+            said.append(f"{type(error).__name__}: {error}")
+    assert not (folder / "x").exists()
+    return said
+
+
+def one_shard_that_overflows(folder: Path, strategy: str) -> list[tuple[float, float, float | None]]:
+    """(loss scale, how much weights moved, norm of the gradient) of three steps; in the second one a single number of
+    one process's gradient is infinite."""
+    config = configured(folder, "fp16", {"strategy": strategy}, precision="fp16", checkpoint_every=100)
+    with joined(config) as world:
+        world.on_first(lambda: None if run_folder.holds_run(config.run.folder) else run_folder.start(config))
+        trainer, found = Trainer(config, world), []
+        scaler, weights = trainer.state.scaler, list(trainer.state.model.parameters())
+        unscale = scaler.unscale_
+
+        def spoil(optimizer: torch.optim.Optimizer) -> None:
+            if len(found) == 1 and (dist.get_rank() == 1 or strategy == "ddp"):
+                local(weights[0].grad).view(-1)[0] = math.inf  # type: ignore[bad-argument-type]
+            unscale(optimizer)
+
+        scaler.unscale_ = spoil
+        for step in (1, 2, 3):
+            before = [local(weight).clone() for weight in weights]
+            norm = trainer.update(step)["gradient_norm"]
+            moved = sum((local(w) - b).abs().sum().item() for w, b in zip(weights, before, strict=True))
+            found.append((scaler.get_scale(), moved, norm))
+    return found
+
+
+def through_stages(folder: Path, name: str, parallel: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a run in which first all but the indexers learn, then they alone, then all."""
+    config = configured(folder, name, parallel, dropout=0.0, steps=RunConfig.steps, evaluate_every=2)
+    model = replace(config.model, windows=(), indexer=INDEXER)
+    rows: list[dict[str, Any]] = []
+    train(replace(config, model=model, phase=STAGES), on_step=rows.append)
+    return rows
+
+
+def together(folder: Path) -> dict[str, Any]:
+    """All of it in one launch."""
+    return {
+        "bit for bit": [goes_on_bit_for_bit(folder, strategy) for strategy in ("ddp", "fsdp")],
+        "refusals": refusals(folder),
+        "overflow": {strategy: one_shard_that_overflows(folder, strategy) for strategy in ("ddp", "fsdp")},
+        "stages": {name: through_stages(folder, f"stages {name}", {"strategy": name}) for name in ("ddp", "fsdp")},
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "text.txt").write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(120)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, Any]]:
+    return run_ranks(together, 2, folder)
+
+
+def test_a_signal_to_one_stops_all_and_all_go_on_bit_for_bit(found) -> None:
+    assert [each["bit for bit"] for each in found] == [[None, None]] * 2
+
+
+def test_all_raise_the_same(found, folder: Path) -> None:
+    said = found[0]["refusals"]
+    assert said == found[1]["refusals"]
+    assert said[0].startswith(f"FileExistsError: run.folder {folder / 'one ddp'} holds a run; resume it")
+    assert said[1].startswith("ValueError: phase 1 has batch_size=1, too few sequences for 2 processes")
+    assert said[2].startswith("ValueError: parallel.context is 3, which does not divide the number of processes, 2")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_an_overflow_in_one_shard_makes_all_skip(found, strategy: str) -> None:
+    for each in found:
+        (first, _, _), (second, moved, norm), (third, after, _) = each["overflow"][strategy]
+        assert (second, third) == (first / 2, first / 2)
+        assert moved == 0 and norm is None and after > 0
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_stages_are_those_of_one_process(found, folder: Path, strategy: str) -> None:
+    alone = through_stages(folder, f"stages alone {strategy}", {})
+    for each in found:
+        for row, expected in zip(each["stages"][strategy], alone, strict=True):
+            assert row.keys() == expected.keys()
+            for name in FOUND & expected.keys():
+                assert row[name] == pytest.approx(expected[name], rel=2e-5, abs=1e-7), (row["step"], name)

@@ -33,7 +33,7 @@ REPEATS, WARM_UP = 15, 3
 CONFIG = GPT2Config(
     vocab_size=50304, context_size=8192, n_layer=12, n_head=12, n_embed=768, dropout=0.0, use_sparse_attention=True
 )
-SMALL = replace(CONFIG, vocab_size=257, context_size=512, n_layer=2, n_embed=96)
+SMALL = replace(CONFIG, vocab_size=257, context_size=128, n_layer=1, n_embed=96)
 ROWS, DOCUMENTS = 2, 16
 
 

@@ -22,10 +22,10 @@ from gossamer.training import preparation, shards, sources, tokenising
 from gossamer.training.config import DataConfig
 from gossamer.training.journal import making
 from gossamer.training.preparation import prepare, tokens_for
-from gossamer.training.sources import Corpus, Piece
+from gossamer.training.sources import Corpus, Piece, UnreadableText
 
 KILLS = 5
-LINES = 4000
+LINES = 16_000  # far more than a child makes tokens of before it is killed
 
 
 @pytest.fixture
@@ -114,6 +114,10 @@ def cut_the_journal(left: Path) -> None:
     os.truncate(left / "journal.jsonl", (left / "journal.jsonl").stat().st_size - 7)
 
 
+def cut_the_journal_s_last_line_end(left: Path) -> None:
+    os.truncate(left / "journal.jsonl", (left / "journal.jsonl").stat().st_size - 1)
+
+
 def spoil_the_head(left: Path) -> None:
     (left / "journal.jsonl").write_text("{" + (left / "journal.jsonl").read_text())
 
@@ -133,6 +137,7 @@ def change_the_tokenizer(left: Path) -> None:
         flip_a_bit,
         write_behind_the_journal,
         cut_the_journal,
+        cut_the_journal_s_last_line_end,
         spoil_the_head,
         lose_the_tokenizer,
         change_the_tokenizer,
@@ -190,6 +195,20 @@ def test_nothing_is_written_over(folder, tmp_path) -> None:
         prepare(Corpus([folder]), tmp_path / "tokens", ByteTokenizer())
     with pytest.raises(ValueError, match="workers is 0; give at least 1"):
         prepare(Corpus([folder]), tmp_path / "other", ByteTokenizer(), workers=0)
+
+
+def test_what_is_done_stays_unless_the_text_is_at_fault(small_units, folder, tmp_path) -> None:
+    for fault, stays in ((OSError("no room"), True), (ValueError("a broken row"), True), (UnreadableText("x"), False)):
+
+        def fail(tokens: int, fault: Exception = fault) -> None:
+            raise fault
+
+        with pytest.raises(type(fault)):
+            prepare(Corpus([folder]), tmp_path / "tokens", ByteTokenizer(), on_unit=fail)
+        assert left_of(tmp_path / "tokens").exists() == stays
+    with pytest.raises(ValueError, match="give at least 257"):
+        prepare(Corpus([folder]), tmp_path / "tokens", vocab_size=100)
+    assert not left_of(tmp_path / "tokens").exists()
 
 
 def test_what_a_kill_leaves_beside_complete_tokens_is_removed(folder, tmp_path) -> None:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from ..atomic import new_folder, publish, require_free, write_file
 from ..tokenizer import Tokenizer, load_tokenizer
 from .shards import ShardWriter
-from .sources import Place
+from .sources import Place, UnreadableText
 
 TOKENIZER = "tokenizer"  # folder beside the shards
 TOKENS = "tokens"
@@ -62,7 +62,7 @@ class Making:
         lines = self._lines()
         for line in lines[1:]:
             try:
-                unit = json.loads(line)
+                unit = json.loads(line) if line.endswith(b"\n") else {}
                 tokens = writer.written(done, unit["tokens"] - done)
                 if hashlib.sha256(tokens).hexdigest() != unit["sha256"]:
                     break
@@ -88,8 +88,8 @@ class Making:
 def making(folder: str | Path) -> Iterator[Making]:
     """Tokens in the making, new ones or those begun before, which become `folder` when the block ends.
 
-    If the block raises, or the process is killed, `folder` is never seen, and what is done stays for the next call;
-    a ValueError, which the next call would meet as well, leaves nothing.
+    If the block raises, or the process is killed, `folder` is never seen, and what is done stays for the next call.
+    Where the text itself is at fault nothing stays: it has to change, and is another one then.
 
     Raises:
         FileExistsError: `folder` holds something already.
@@ -109,8 +109,9 @@ def making(folder: str | Path) -> Iterator[Making]:
             made = Making(path)
             yield made
             publish(made.tokens, folder)
-        except ValueError:
-            shutil.rmtree(path, ignore_errors=True)
+        except BaseException as error:
+            if isinstance(error, UnreadableText) or not (path / JOURNAL).is_file():
+                shutil.rmtree(path, ignore_errors=True)
             raise
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,7 +1,6 @@
 """From text to a folder of tokens: by one process or several, at once or in several goes, always the same folder."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -50,16 +49,16 @@ def prepare(
     if workers < 1:
         raise ValueError(f"prepare: workers is {workers}; give at least 1")
     with making(folder) as made:
-        known = tokenizer.digest if tokenizer else f"bpe of {vocab_size} entries"
+        known = f"bpe of {vocab_size} entries" if tokenizer is None else tokenizer.digest
         constants = [sources.PIECE, tokenising.UNIT, SHARD_TOKENS, TRAINING_TEXT]
         asked = {"text": text.fingerprint, "tokenizer asked": known, "constants": constants}
-        tokenizer = made.tokenizer(asked, (lambda: tokenizer) if tokenizer else partial(trained, text, vocab_size))
+        found = made.tokenizer(asked, lambda: trained(text, vocab_size) if tokenizer is None else tokenizer)
+        tokenizer = found if tokenizer is None else tokenizer
         made.tokens.mkdir(exist_ok=True)
         writer = ShardWriter(made.tokens, tokenizer.vocab_size)
         units = tokenising.units(text.pieces(made.resume(writer)))
-        for tokens, place in tokenising.tokenised(
-            units, tokenizer, made.tokenizer_folder, dtype=writer.dtype, workers=workers
-        ):
+        by = made.tokenizer_folder
+        for tokens, place in tokenising.tokenised(units, tokenizer, by, dtype=writer.dtype, workers=workers):
             made.append(tokens, place)
             if on_unit is not None:
                 on_unit(writer.tokens)

@@ -96,7 +96,7 @@ def _table(section: str, rows: Sequence[Figure]) -> Iterator[str]:
                 f"{_shown(each.exchanging, 1e3)} | {_shown(each.exposed, 1e3)} | {sent} | {error} |"
             )
     else:
-        yield "| case | tokens a step | s a step | tokens/s | GiB at most | MB sent | NCCL, ms | exposed, ms | of peak |"
+        yield "| case | tokens a step | s a step | tokens/s | GiB | MB sent | NCCL, ms | exposed, ms | of peak |"
         yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
         for each in rows:
             share = "" if each.share_of_peak is None else f"{each.share_of_peak:.1%}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -95,11 +95,8 @@ def _figure(section: str, case: str, config: TrainConfig) -> Figure:
         if len(rows) == STEPS:
             raise _Enough
 
-    with _shared_folder() as folder:
-        try:
-            train(replace(config, run=replace(config.run, folder=str(folder / "run"))), on_step=note)
-        except _Enough:
-            pass
+    with _shared_folder() as folder, suppress(_Enough):
+        train(replace(config, run=replace(config.run, folder=str(folder / "run"))), on_step=note)
     settled = [row for row in rows[SETTLED:] if row["step"] != PROFILED]
     profiled = rows[PROFILED - 1]
     return Figure(

@@ -191,15 +191,18 @@ def _tensors(state: State) -> dict[str, Tensor]:
 
     In one order always, in which they are also given out to be written: what is the same has the same files.
     """
+    # First, as it brings weights home that FSDP2 gathered for an evaluation: the optimizer knows them as they are then.
+    model = as_stored(state.model.state_dict())
     optimizer = {_of_optimizer(name): tensor for name, tensor in state_tensors(state.model, state.optimizer).items()}
     random = {_own(name): tensor for name, tensor in random_states().items()}
-    return dict(sorted({**as_stored(state.model.state_dict()), **optimizer, **random}.items()))
+    return dict(sorted({**model, **optimizer, **random}.items()))
 
 
 def _read(checkpoint: Path, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Read the model into its place; returned are the optimizer's tensors and the random states of all processes."""
     reader = HuggingFaceStorageReader(str(checkpoint))
-    metadata, parameters = reader.read_metadata(), dict(state.model.named_parameters())
+    metadata, model = reader.read_metadata(), as_stored(state.model.state_dict())
+    parameters = dict(state.model.named_parameters())
     optimizer = {}
     for name, stored in tensors_in(metadata, OPTIMIZER).items():
         parameter = parameters.get(name.split("/")[1])
@@ -211,7 +214,7 @@ def _read(checkpoint: Path, state: State) -> tuple[dict[str, Tensor], dict[str, 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is meant
-            dcp.load({**as_stored(state.model.state_dict()), **optimizer, **random}, storage_reader=reader)
+            dcp.load({**model, **optimizer, **random}, storage_reader=reader)
     except CheckpointException as error:
         raise CheckpointError(
             f"{checkpoint} is no checkpoint of this run: {_reason(error)}; start a new run"

@@ -27,11 +27,13 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter: `h.0.ln_1.weight/exp_avg` and so on."""
+    """The optimizer's state by parameter: `h.0.ln_1.weight/exp_avg` and so on; each parameter must be the model's."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
     return {
-        f"{name}/{key}": tensor
-        for name, parameter in model.named_parameters()
-        for key, tensor in optimizer.state[parameter].items()
+        f"{names[parameter]}/{key}": tensor
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key, tensor in optimizer.state.get(parameter, {}).items()
     }
 
 

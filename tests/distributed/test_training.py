@@ -25,6 +25,7 @@ from gossamer.training.trainer import Trainer
 from tests.distributed.launch import on_gpus, run_ranks
 
 DDP, FSDP = {"strategy": "ddp"}, {"strategy": "fsdp"}
+SPREAD = {"ddp": DDP, "fsdp": FSDP, "context": {"context": 2}}
 FOUND = {"loss", "gradient_norm", "indexer_loss", "indexer_gradient_norm", "validation_loss", "recall"}
 STAGES = tuple(PhaseConfig(steps=2, stage=stage) for stage in ("dense", "warm_up", "sparse"))
 INDEXER = IndexerConfig(2, 8, index_topk=4, qk_rope_head_dim=4)
@@ -35,7 +36,7 @@ class Killed(Exception):
 
 
 def configured(folder: Path, name: str, parallel: dict[str, Any], *, dropout: float = 0.2, **run: Any) -> TrainConfig:
-    device = "cuda" if on_gpus(dist.get_world_size() if dist.is_initialized() else 1) else "cpu"
+    device = "cuda" if dist.is_initialized() and on_gpus(dist.get_world_size()) else "cpu"
     settings = {"steps": 6, "batch_size": 4, "evaluate_sequences": 3, "checkpoint_every": 2, "device": device, **run}
     shape = GPT2Config(vocab_size=257, context_size=16, n_layer=1, n_head=2, n_embed=16, windows=(4,))
     return TrainConfig(
@@ -65,9 +66,9 @@ def kill() -> None:
     raise Killed
 
 
-def goes_on_bit_for_bit(folder: Path, strategy: str) -> str | None:
+def goes_on_bit_for_bit(folder: Path, spread: str) -> None:
     """A signal to the second process stops both after one step; started again, both go on as if nothing had been."""
-    straight, stopped = (configured(folder, f"{name} {strategy}", {"strategy": strategy}) for name in ("one", "other"))
+    straight, stopped = (configured(folder, f"{name} {spread}", SPREAD[spread]) for name in ("one", "other"))
     train(straight)
     for number, after in ((signal.SIGTERM, 1), (signal.SIGINT, 3)):
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -79,7 +80,6 @@ def goes_on_bit_for_bit(folder: Path, strategy: str) -> str | None:
             raise AssertionError("nobody stopped")
     train(stopped, resume="auto")
     assert losses(stopped) == losses(straight)
-    return None
 
 
 def refusals(folder: Path) -> list[str]:
@@ -129,13 +129,24 @@ def through_stages(folder: Path, name: str, parallel: dict[str, Any]) -> list[di
     return rows
 
 
+def compiled(folder: Path, strategies: tuple[str, ...]) -> list[list[tuple[int, float, float]]]:
+    """The losses of runs that are compiled, or not: of each strategy, and of two that share their sequences."""
+    found = []
+    for name, parallel in (*((name, {"strategy": name}) for name in strategies), ("context", {"context": 2})):
+        for compile in (False, True):
+            config = configured(folder, f"{name} {compile}", parallel, dropout=0.0, compile=compile)
+            train(config)
+            found.append(losses(config))
+    return found
+
+
 def together(folder: Path) -> dict[str, Any]:
     """All of it in one launch."""
     return {
-        "bit for bit": [goes_on_bit_for_bit(folder, strategy) for strategy in ("ddp", "fsdp")],
+        "bit for bit": [goes_on_bit_for_bit(folder, spread) for spread in SPREAD],
         "refusals": refusals(folder),
         "overflow": {strategy: one_shard_that_overflows(folder, strategy) for strategy in ("ddp", "fsdp")},
-        "stages": {name: through_stages(folder, f"stages {name}", {"strategy": name}) for name in ("ddp", "fsdp")},
+        "stages": {name: through_stages(folder, f"stages {name}", parallel) for name, parallel in SPREAD.items()},
     }
 
 
@@ -152,7 +163,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_signal_to_one_stops_all_and_all_go_on_bit_for_bit(found) -> None:
-    assert [each["bit for bit"] for each in found] == [[None, None]] * 2
+    assert [each["bit for bit"] for each in found] == [[None] * len(SPREAD)] * 2
 
 
 def test_all_raise_the_same(found, folder: Path) -> None:
@@ -171,11 +182,19 @@ def test_an_overflow_in_one_shard_makes_all_skip(found, strategy: str) -> None:
         assert moved == 0 and norm is None and after > 0
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_stages_are_those_of_one_process(found, folder: Path, strategy: str) -> None:
-    alone = through_stages(folder, f"stages alone {strategy}", {})
+@pytest.mark.parametrize("spread", SPREAD)
+def test_stages_are_those_of_one_process(found, folder: Path, spread: str) -> None:
+    alone = through_stages(folder, f"stages alone {spread}", {})
     for each in found:
-        for row, expected in zip(each["stages"][strategy], alone, strict=True):
+        for row, expected in zip(each["stages"][spread], alone, strict=True):
             assert row.keys() == expected.keys()
             for name in FOUND & expected.keys():
                 assert row[name] == pytest.approx(expected[name], rel=2e-5, abs=1e-7), (row["step"], name)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_takes_the_same_steps(folder: Path) -> None:
+    found = run_ranks(compiled, 2, folder, ("ddp", "fsdp"), seconds=600)[0]
+    for plain, other in zip(found[::2], found[1::2], strict=True):
+        for expected, got in zip(plain, other, strict=True):
+            assert got == pytest.approx(expected, rel=1e-5)

@@ -57,11 +57,6 @@ class TrainConfig:
                 f"TrainConfig: data.packing is {self.data.packing!r}, but an indexer chooses among the keys of a whole "
                 "sequence, other documents too; give data.packing='none'"
             )
-        if self.parallel.context > 1 and self.model.indexer is not None:
-            raise ValueError(
-                f"TrainConfig: parallel.context is {self.parallel.context}, but an indexer chooses among all keys of a "
-                f"sequence, which must be on one process; give parallel.context=1"
-            )
 
     @property
     def phases(self) -> tuple[Phase, ...]:

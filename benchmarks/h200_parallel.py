@@ -1,7 +1,7 @@
 """Measures links, context-parallel attention and training over several GPUs, and says whether promises hold.
 
     for n in 1 2 4; do torchrun --nproc-per-node $n benchmarks/h200_parallel.py; done
-        [--only links context training] [--folder FOLDER] [--traces FOLDER] [--commit COMMIT] [--small]
+        [--only links context training switches] [--folder FOLDER] [--traces FOLDER] [--commit COMMIT] [--small]
 
 Each call measures with its number of processes, a GPU each, and keeps what FOLDER holds of others; efficiencies of
 training need calls with one and with more. `--traces` keeps the timelines; `--commit` names the code where its copy has
@@ -25,14 +25,19 @@ from scale.figures import Figure
 from scale.links import link_figures
 from scale.page import page, promises
 from scale.simulation import predictions
-from scale.training import training_figures
+from scale.training import switch_figures, training_figures
 
 from gossamer.atomic import write_file
 from gossamer.machine import Machine, this_machine
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "h200_parallel"
-SECTIONS = {"links": link_figures, "context": context_figures, "training": training_figures}
+SECTIONS = {
+    "links": link_figures,
+    "context": context_figures,
+    "training": training_figures,
+    "switches": switch_figures,
+}
 
 Machines = dict[str, tuple[Machine, str]]
 

@@ -32,7 +32,7 @@ from gossamer.training.loop import train
 from gossamer.training.manifest import damage
 from gossamer.training.metrics import Row, read_metrics
 from gossamer.training.optimizer import adamw, state_tensors
-from tests.distributed.launch import run_ranks
+from tests.distributed.launch import on_gpus, run_ranks
 from tests.training.kill_many import tiny
 
 SEED = 11
@@ -82,15 +82,15 @@ class Processes:
             dist.destroy_process_group()
 
 
-def state(*, sharded: bool, seed: int = 0) -> State:
+def state(*, sharded: bool, seed: int = 0, device: str = "cpu") -> State:
     """A model so narrow that of four processes some hold nothing of a tensor."""
     torch.manual_seed(seed)
-    model = GPT2(GPT2Config(vocab_size=11, context_size=3, n_layer=1, n_head=1, n_embed=2))
+    model = GPT2(GPT2Config(vocab_size=11, context_size=3, n_layer=1, n_head=1, n_embed=2)).to(device)
     if sharded:
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        mesh = init_device_mesh(device, (dist.get_world_size(),))
         fully_shard(model.h[0], mesh=mesh)
         fully_shard(model, mesh=mesh)
-    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    scaler = torch.amp.GradScaler(device, enabled=True)
     return State(model, adamw(model, OptimizerConfig()), scaler, tokens="digest", seed=SEED)
 
 
@@ -98,7 +98,7 @@ def step(state: State) -> None:
     """A step with the same gradient in every world."""
     generator = torch.Generator().manual_seed(state.step)
     for parameter in state.model.parameters():
-        gradient = torch.randn(parameter.shape, generator=generator)
+        gradient = torch.randn(parameter.shape, generator=generator).to(parameter.device)
         if isinstance(parameter, DTensor):
             gradient = distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
         parameter.grad = gradient
@@ -283,3 +283,32 @@ def test_a_run_goes_on_in_any_number_of_processes_as_if_it_had_never_stopped(fol
     for key in ("loss", "gradient_norm", "validation_loss", "indexer_loss", "indexer_gradient_norm", "recall"):
         expected, got = ([row[key] for row in rows if row.get(key) is not None] for rows in (one, other))
         assert got == pytest.approx(expected, rel=64 * EPSILON, abs=64 * EPSILON)
+
+
+def on_the_gpu(folder: Path) -> dict[str, Any]:
+    """Save a sharded model from the GPUs while it trains on, and read it into another."""
+    saved = state(sharded=True, device="cuda")
+    step(saved)
+    torch.cuda.manual_seed(dist.get_rank())
+    with Saver(folder / "run", saved, keep=1, background=True) as saver:
+        saver.save()
+        whole = everything(saved)
+        for _ in range(5):
+            step(saved)
+    drew = torch.rand(1, device="cuda").item()
+    fresh = state(sharded=True, seed=5, device="cuda")
+    restore(latest(folder / "run"), fresh)
+    read = everything(fresh)
+    differing = [name for name in whole if not torch.equal(whole[name], read[name])]
+    again = torch.rand(1, device="cuda").item()
+    return {"differing": differing, "drew": (drew, again), "names": sorted(read) == sorted(whole), "step": fresh.step}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not on_gpus(2), reason="needs two GPUs")
+def test_gpus_train_on_while_their_state_is_written_and_draw_on_where_they_were(tmp_path: Path) -> None:
+    found = run_ranks(on_the_gpu, 2, tmp_path)
+    for mine in found:
+        assert (mine["differing"], mine["names"], mine["step"]) == ([], True, 1)
+        assert mine["drew"][0] == mine["drew"][1]
+    assert found[0]["drew"] != found[1]["drew"]

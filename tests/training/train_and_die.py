@@ -8,6 +8,7 @@ their exit statuses when all have ended.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -25,8 +26,6 @@ LIFETIME = 300.0
 
 def live(config: TrainConfig, rank: int, ranks: int, meeting: Path) -> None:
     """Train as one of `ranks` processes."""
-    import signal
-
     signal.alarm(int(LIFETIME))
     if ranks > 1:
         store = dist.FileStore(str(meeting), ranks)

@@ -159,8 +159,8 @@ def restore(checkpoint: str | Path, state: State) -> None:
     """Bring `state`, and every random number generator, to where they were when `checkpoint` was saved.
 
     All processes of the run call it together. They may be more or fewer than those that saved it, and hold the model
-    and the optimizer in other parts: each reads what it holds. A process that the run did not have before draws from
-    random states of its own, which follow from the seed, the step and its rank.
+    and the optimizer in other parts: each reads what it holds. A process, or a GPU, that the run did not have before
+    draws from random states of its own, which follow from the seed, the step and the rank.
 
     Raises:
         CheckpointError: It was trained on other tokens than `state` is, or is of another model.
@@ -179,11 +179,10 @@ def restore(checkpoint: str | Path, state: State) -> None:
         if name in facts["memories"]:
             memory.load_state_dict(facts["memories"][name])
     state.step = facts["step"]
+    seed_random_states(state.seed, step=state.step, rank=_rank())  # for generators that it did not have
     own = {name.removeprefix(_own("")): tensor for name, tensor in random.items() if name.startswith(_own(""))}
     if own:
         restore_random_states(own)
-    else:
-        seed_random_states(state.seed, step=state.step, rank=_rank())
 
 
 def _tensors(state: State) -> dict[str, Tensor]:

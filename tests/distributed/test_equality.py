@@ -25,7 +25,7 @@ from gossamer.config import GPT2Config, SparseAttentionConfig
 from gossamer.models.gpt2 import GPT2
 from gossamer.patterns import Causal, RandomBlocks, Window
 from gossamer.training import run_folder
-from gossamer.training.config import DataConfig, OptimizerConfig, Packing, ParallelConfig, RunConfig, TrainConfig
+from gossamer.training.config import DataConfig, Packing, ParallelConfig, RunConfig, TrainConfig
 from gossamer.training.distributed import DTYPES, World, joined, local, pick_device
 from gossamer.training.share import Share
 from gossamer.training.trainer import Trainer
@@ -46,7 +46,7 @@ DDP, FSDP = {"strategy": "ddp"}, {"strategy": "fsdp"}
 
 
 class Measured(NamedTuple):
-    """What two steps gave."""
+    """What two steps gave; the gradients are those that weights are changed by, which are shortened."""
 
     losses: list[float]
     norms: list[float]
@@ -203,7 +203,6 @@ def configured(case: Case, folder: Path) -> TrainConfig:
         data=DataConfig(
             sources=(str(folder / "texts"),), tokenizer="bytes", validation_share=0.1, packing=case.packing
         ),
-        optimizer=OptimizerConfig(gradient_clip=1e9),
         run=RunConfig(folder=str(folder / "run"), start_from=str(folder / case.model), **settings),
         parallel=ParallelConfig(**dict(case.parallel)),
     )

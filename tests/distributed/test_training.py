@@ -62,6 +62,11 @@ def on_one(rank: int, step: int, act: Callable[[], None]) -> Callable[[dict[str,
     return on_step
 
 
+def on_each(step: int, act: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
+    """What acts on all of them."""
+    return lambda row: act() if row["step"] == step else None
+
+
 def kill() -> None:
     raise Killed
 
@@ -80,6 +85,12 @@ def goes_on_bit_for_bit(folder: Path, spread: str) -> None:
             raise AssertionError("nobody stopped")
     train(stopped, resume="auto")
     assert losses(stopped) == losses(straight)
+
+
+def breaks_off(folder: Path) -> None:
+    """Two processes train, and die after a step that no checkpoint has."""
+    with pytest.raises(Killed):
+        train(configured(folder, "broken off", DDP, dropout=0.0), on_step=on_each(5, kill))
 
 
 def refusals(folder: Path) -> list[str]:
@@ -142,6 +153,7 @@ def compiled(folder: Path, strategies: tuple[str, ...]) -> list[list[tuple[int, 
 
 def together(folder: Path) -> dict[str, Any]:
     """All of it in one launch."""
+    breaks_off(folder)
     return {
         "bit for bit": [goes_on_bit_for_bit(folder, spread) for spread in SPREAD],
         "refusals": refusals(folder),
@@ -190,6 +202,20 @@ def test_stages_are_those_of_one_process(found, folder: Path, spread: str) -> No
             assert row.keys() == expected.keys()
             for name in FOUND & expected.keys():
                 assert row[name] == pytest.approx(expected[name], rel=2e-5, abs=1e-7), (row["step"], name)
+
+
+@pytest.mark.usefixtures("found")
+def test_one_process_goes_on_with_what_two_began(folder: Path) -> None:
+    """Weights, gradients and moments are then in the memory of the CPU, which changes nothing on a CPU."""
+    alone, resumed = (
+        configured(folder, name, parallel, dropout=0.0)
+        for name, parallel in (("alone", {}), ("broken off", {**FSDP, "offload": True}))
+    )
+    train(alone)
+    train(resumed, resume=True)
+    assert not dist.is_initialized()
+    for got, expected in zip(losses(resumed), losses(alone), strict=True):
+        assert got == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.slow

@@ -36,7 +36,8 @@ class World:
         device: Where this one's share of the model is computed.
         rank: Which of them this one is, from 0.
         size: How many there are.
-        mesh: All of them as [data, context]: those of a row share one sequence. None: one that needs no others.
+        mesh: All of them as [data, context], where those of a row share one sequence; as [data], where nobody shares
+            one. None: one that needs no others.
     """
 
     device: torch.device
@@ -56,8 +57,8 @@ class World:
 
     @property
     def context_group(self) -> dist.ProcessGroup | None:
-        """Those that share this process's sequences; None where it needs no others."""
-        return None if self.mesh is None else self.mesh.get_group("context")
+        """Those that share this process's sequences; None where nobody does."""
+        return self.mesh.get_group("context") if self._has("context") else None  # type: ignore[missing-attribute]
 
     @property
     def store(self) -> dist.Store | None:
@@ -89,9 +90,12 @@ class World:
         return found
 
     def _share(self, axis: str) -> Share:
-        if self.mesh is None:
+        if not self._has(axis):
             return Share()
-        return Share(self.mesh.get_local_rank(axis), self.mesh[axis].size())
+        return Share(self.mesh.get_local_rank(axis), self.mesh[axis].size())  # type: ignore[missing-attribute]
+
+    def _has(self, axis: str) -> bool:
+        return self.mesh is not None and axis in (self.mesh.mesh_dim_names or ())
 
 
 ALONE = World(torch.device("cpu"))
@@ -130,7 +134,8 @@ def joined(config: TrainConfig) -> Iterator[World]:
     try:
         size, context = dist.get_world_size(), config.parallel.context
         _require_shares(config, size)
-        mesh = init_device_mesh(device.type, (size // context, context), mesh_dim_names=("data", "context"))
+        axes = {"data": size // context} | ({"context": context} if context > 1 else {})
+        mesh = init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
         yield World(device, dist.get_rank(), size, mesh)
     finally:
         if ours:
@@ -210,7 +215,7 @@ def _shard(model: GPT2, world: World, config: TrainConfig) -> None:
     parallel, precision = config.parallel, gathered_in(config, world.device)
     on_gpu = world.device.type == "cuda"
     settings = {
-        "mesh": init_device_mesh(world.device.type, (world.size,)),
+        "mesh": world.mesh if world.context.of == 1 else init_device_mesh(world.device.type, (world.size,)),
         "offload_policy": CPUOffloadPolicy(pin_memory=on_gpu) if parallel.offload else OffloadPolicy(),
     }
     low = MixedPrecisionPolicy()

@@ -61,6 +61,14 @@ def test_the_run_folder_holds_the_settings_and_the_result_is_printed(trained: Pa
     assert "4 steps, validation loss" in done.stdout
 
 
+def test_a_run_is_started_or_resumed_by_one_flag(trained: Path, here: Here) -> None:
+    done = here("train", "--config", str(trained / "config.toml"), "--auto-resume")
+    assert done.returncode == 0, done.stderr
+    assert "4 steps, validation loss" in done.stdout
+    with pytest.raises(WrongUsage, match="leave --auto-resume out"):
+        settings("--resume", str(trained), "--auto-resume")
+
+
 def test_another_run_into_the_same_folder_is_refused(trained: Path, here: Here) -> None:
     before = sorted(trained.rglob("*"))
     done = here("train", "--run.folder", str(trained))

@@ -10,7 +10,15 @@ import pytest
 import tyro
 
 from gossamer.config import GPT2Config, SparseAttentionConfig
-from gossamer.training.config import DataConfig, GuardConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+from gossamer.training.config import (
+    DataConfig,
+    GuardConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 
 def everything_changed() -> TrainConfig:
@@ -136,11 +144,23 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], message: str) -> Non
         (DataConfig, "validation_share", math.nan),
         (DataConfig, "encoding", "utf-9"),
         (DataConfig, "sources", "a.txt"),
+        (RunConfig, "activation_checkpointing", "some"),
+        (ParallelConfig, "strategy", "pipeline"),
+        (ParallelConfig, "exchange", "values"),
+        (ParallelConfig, "context", 0),
+        (ParallelConfig, "timeout_seconds", 0.0),
+        (ParallelConfig, "timeout_seconds", math.inf),
     ],
 )
 def test_a_value_out_of_range_is_named_with_the_fix(branch: type, field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"{branch.__name__}: {field} is .*give"):
         branch(**{field: value})
+
+
+def test_offloading_is_of_fsdp() -> None:
+    with pytest.raises(ValueError, match="offload is of fsdp; give strategy='fsdp' too"):
+        ParallelConfig(offload=True)
+    assert ParallelConfig("fsdp", offload=True).offload
 
 
 def test_a_broken_file_is_named(tmp_path) -> None:

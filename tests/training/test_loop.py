@@ -15,7 +15,7 @@ import torch
 from gossamer.models.gpt2 import GPT2
 from gossamer.training import checkpoint_folders, storage, tracking, trainer
 from gossamer.training.checkpoint_folders import CheckpointError, latest
-from gossamer.training.config import GuardConfig, RunConfig, TrainConfig
+from gossamer.training.config import GuardConfig, ParallelConfig, RunConfig, TrainConfig
 from gossamer.training.distributed import pick_device
 from gossamer.training.interruption import Interrupted
 from gossamer.training.loop import train
@@ -97,6 +97,24 @@ def test_a_run_that_never_saved_starts_from_the_beginning(tiny: Tiny, tmp_path, 
     train(tiny(), resume=True)
     assert "has no checkpoint yet" in caplog.text
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+
+
+def test_what_one_process_cannot_share_is_said_before_anything_is_written(tiny: Tiny, tmp_path) -> None:
+    config = replace(tiny(), parallel=ParallelConfig(context=2))
+    with pytest.raises(ValueError, match="context is 2, which does not divide the number of processes, 1; start a mul"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_started_where_there_is_none_and_resumed_where_there_is(tiny: Tiny, tmp_path) -> None:
+    train(tiny(folder=str(tmp_path / "straight")))
+    for end in (3, 5):
+        with pytest.raises(Killed):
+            train(tiny(checkpoint_every=2), resume="auto", on_step=after(end, kill))
+    train(tiny(checkpoint_every=2), resume="auto")
+    assert [row[:2] for row in losses(tmp_path / "run")] == [row[:2] for row in losses(tmp_path / "straight")]
+    with pytest.raises(ValueError, match="seed is 9, but the run"):
+        train(tiny(checkpoint_every=2, seed=9), resume="auto")
 
 
 def test_a_finished_run_resumes_to_the_same_summary(tiny: Tiny) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gossamer.tokenizer import load_tokenizer
-from gossamer.training.config import DataConfig, TrainConfig
+from gossamer.training.config import DataConfig, ParallelConfig, TrainConfig
 from gossamer.training.run_folder import opened, require_same, start
 from gossamer.training.sources import UnreadableText
 
@@ -90,6 +90,7 @@ def test_a_full_disk_is_one_message_and_leaves_no_folder(tiny: Tiny, text: Path,
 def test_a_changed_field_is_named(tiny: Tiny) -> None:
     start(tiny())
     require_same(tiny())
+    require_same(replace(tiny(activation_checkpointing="full"), parallel=ParallelConfig("fsdp", context=2)))
     with pytest.raises(ValueError, match=r"run\.steps is 9, but the run in .* was started with 6; give run\.steps=6"):
         require_same(tiny(steps=9))
     with pytest.raises(ValueError, match=r"model\.dropout is 0\.2"):

@@ -19,7 +19,7 @@ DATA = "data"
 LOCK = ".lock"
 MOVABLE = (  # what changes no number
     *("run.folder", "run.keep_checkpoints", "run.keep_every", "run.background_saves"),
-    *("run.track", "run.profile_steps", "run.peak_flops"),
+    *("run.track", "run.profile_steps", "run.peak_flops", "run.activation_checkpointing"),
 )
 FREE = ("parallel.", "guard.")  # a run may go on over more processes or fewer, and leave out other steps than before
 

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +19,7 @@ from gossamer.training import run_folder
 from gossamer.training.communication import learning_bytes
 from gossamer.training.config import DataConfig, ParallelConfig, RunConfig, TrainConfig
 from gossamer.training.distributed import World, joined
+from gossamer.training.operations import operations
 from gossamer.training.trainer import Trainer
 from tests.distributed.launch import run_ranks
 
@@ -55,10 +57,38 @@ class Handed(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def config_of(folder: str, parallel: ParallelConfig, pieces: int) -> TrainConfig:
+def config_of(folder: str, parallel: ParallelConfig, pieces: int, packing: Any = "none") -> TrainConfig:
     run = RunConfig(folder=f"{folder}/run", batch_size=4, gradient_accumulation=pieces, device="cpu")
-    data = DataConfig(sources=(f"{folder}/text.txt",), tokenizer="bytes")
+    data = DataConfig(sources=(f"{folder}/texts",), tokenizer="bytes", packing=packing)
     return TrainConfig(model=SHAPE, data=data, run=run, parallel=parallel)
+
+
+def attention_of_documents(folder: str, parallel: ParallelConfig) -> int:
+    config = config_of(folder, parallel, 1, "documents")
+    with joined(config) as world:
+        trainer = Trainer(config, world)
+        trainer.update(1)
+        return trainer.packed_attention
+
+
+def measured(folder: str) -> tuple[dict[str, tuple[float, float]], list[int]]:
+    """What the tests compare, of this process."""
+    return steps(folder), [attention_of_documents(folder, parallel) for parallel in PARALLEL.values()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("communication")
+    (folder / "texts").mkdir()
+    for n in range(120):
+        (folder / "texts" / f"{n}.txt").write_text(f"{n} times {n} is {n * n}.\n"[: 4 + n % 20])
+    run_folder.start(config_of(str(folder), ParallelConfig(), 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[tuple[dict[str, tuple[float, float]], list[int]]]:
+    return run_ranks(measured, RANKS, str(folder))
 
 
 def steps(folder: str) -> dict[str, tuple[float, float]]:
@@ -75,15 +105,20 @@ def steps(folder: str) -> dict[str, tuple[float, float]]:
     return found
 
 
-def test_what_a_row_says_is_what_all_processes_sent(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(120)))
-    run_folder.start(config_of(str(tmp_path), ParallelConfig(), 1))
-    ranks = run_ranks(steps, RANKS, str(tmp_path))
-    assert len(ranks[0]) == len(PARALLEL) * len(PIECES)
-    for case, (_, said) in ranks[0].items():
+def test_what_a_row_says_is_what_all_processes_sent(ranks: list) -> None:
+    first, second = (found for found, _ in ranks)
+    assert len(first) == len(PARALLEL) * len(PIECES)
+    for case, (handed, said) in first.items():
         assert said > 0, case
-        assert [rank[case][1] for rank in ranks] == [said] * RANKS, case
-        assert sum(rank[case][0] for rank in ranks) == said, case
+        assert second[case][1] == said, case
+        assert handed + second[case][0] == said, case
+
+
+def test_attention_within_documents_is_counted_once_however_it_is_shared(ranks: list, folder: Path) -> None:
+    alone = attention_of_documents(str(folder), ParallelConfig())
+    assert 0 < alone < 4 * operations(SHAPE, length=16).attention
+    for _, counted in ranks:
+        assert counted == [alone] * len(PARALLEL)
 
 
 def test_gpus_gather_layers_in_the_precision_of_the_run_and_sum_gradients_in_float32() -> None:

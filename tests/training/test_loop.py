@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_later(tiny: Tiny, tmp_pa
 
 def test_a_run_that_diverges_keeps_its_checkpoints(tiny: Tiny, tmp_path, monkeypatch) -> None:
     def spoil() -> None:
-        found = {"targets": 1.0, "sent": 0.0, "loss": float("nan")}
+        found = {"targets": 1.0, "sent": 0.0, "attention": 0.0, "loss": float("nan")}
         monkeypatch.setattr(trainer.Trainer, "_backward", lambda *arguments: found)
 
     config = replace(tiny(checkpoint_every=2), guard=GuardConfig(most_skips=0))

@@ -25,15 +25,17 @@ class Efficiency:
         peak = config.run.peak_flops or peak_of(device, config.run.precision)
         self._peak = None if peak is None else peak * processes
 
-    def of(self, row: Row) -> Row:
+    def of(self, row: Row, packed_attention: int = 0) -> Row:
         """`mfu`, a share of the peak or None where that is not known, and `attention_share`, of the step's operations.
 
-        Both are None where documents are packed: how much attention a step needs is then another in each.
+        Args:
+            packed_attention: Operations of attention, where documents are packed and each step has others.
         """
-        if self._config.data.packing != "none":
-            return {"mfu": None, "attention_share": None}
         phase = self._config.phases[row["phase"] - 1]
         model = replace(self._config.model, windows=phase.windows)
-        needed = operations(model, length=phase.context_size, stage=phase.stage)
-        done = needed.total * phase.batch_size / row["seconds"]
-        return {"mfu": self._peak and done / self._peak, "attention_share": needed.attention_share}
+        one = operations(model, length=phase.context_size, stage=phase.stage)
+        total, attention = (phase.batch_size * number for number in one)
+        if self._config.data.packing != "none":
+            total, attention = total - attention + packed_attention, packed_attention
+        mfu = self._peak and total / row["seconds"] / self._peak
+        return {"mfu": mfu, "attention_share": attention / total}

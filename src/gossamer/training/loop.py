@@ -143,7 +143,7 @@ def _steps(
                 if (found := trainer.recall()) is not None:
                     row["recall"] = found
             row["peak_memory_bytes"] = peak.bytes
-            row |= efficiency.of(row)
+            row |= efficiency.of(row, trainer.packed_attention)
             write(row)
             if on_step is not None:
                 on_step(row)

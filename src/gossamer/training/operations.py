@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..config import GPT2Config
 from ..models.gpt2 import GPT2
+from ..patterns import Packed
+from ..plan import plan
 from .config import Stage
 from .stages import enter_stage
 
@@ -56,6 +59,19 @@ def operations(config: GPT2Config, *, length: int, stage: Stage | None = None) -
             _loss(model, tokens, learns=stage in ("warm_up", "sparse")).backward()
     counts = counter.get_flop_counts()["Global"]
     return Operations(sum(counts.values()), sum(count for name, count in counts.items() if _is_attention(name)))
+
+
+def packed_attention(model: GPT2, documents: Sequence[int], capacity: int) -> int:
+    """What attention of a row needs, forward and backward, in which documents of these lengths lie behind each other.
+
+    Args:
+        capacity: Tokens that a document may have, from which an adaptive window is resolved.
+    """
+    heads, row = model.config.n_head, sum(documents)
+    patterns = [Packed(block.attn.pattern(capacity), documents) for block in model.h]  # type: ignore[missing-attribute]
+    pairs = sum(plan(pattern, row, row, heads).pairs for pattern in patterns)
+    shape = torch.Size([1, 1, 1, model.config.head_width])
+    return pairs * (_dense(shape, shape, shape) + _dense_backward(None, shape, shape, shape, None, None))
 
 
 def _loss(model: GPT2, tokens: Tensor, *, learns: bool) -> Tensor:

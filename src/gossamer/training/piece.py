@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..models.gpt2 import IGNORED_TARGET
 from ..nn.context import ContextShard
-from ..nn.packing import packed
+from ..nn.packing import Packing, packed
 from ..nn.surroundings import Surroundings
 from ..parallel import Shards
 from .config import ParallelConfig
@@ -27,6 +27,16 @@ class Piece(NamedTuple):
     def counted(self) -> int:
         """Targets that are not left out."""
         return int((self.targets != IGNORED_TARGET).sum())
+
+    @property
+    def documents(self) -> tuple[int, ...] | None:
+        """Lengths of those that lie behind each other in the whole row; None where it is no row of documents."""
+        match self.around:
+            case Packing():
+                return self.around.lengths
+            case ContextShard():
+                return self.around.documents
+        return None
 
     @property
     def sent(self) -> int:

@@ -26,6 +26,7 @@ from .data import TokenDataset
 from .distributed import DTYPES, World, load_weights, local, parallelized
 from .guard import Guard
 from .metrics import Row
+from .operations import packed_attention
 from .optimizer import adamw
 from .piece import Piece, piece_of
 from .random_states import seed_random_states
@@ -67,6 +68,7 @@ class Trainer:
     Attributes:
         stop: The signal by which any of the processes was asked to stop before the last update, as all of them know.
         beat: Called with what this process does next, for whoever watches it.
+        packed_attention: Operations of attention in the last update, of all processes, where documents are packed.
     """
 
     def __init__(self, config: TrainConfig, world: World):
@@ -75,7 +77,7 @@ class Trainer:
         self.stop: Signals | None = None
         self.beat: Callable[[str], None] = lambda doing: None
         self._phases = config.phases
-        self._guard, self._exchanged = Guard(config.guard), 0
+        self._guard, self._exchanged, self.packed_attention = Guard(config.guard), 0, 0
         self._read_for(0)
         torch.manual_seed(run.seed)
         vocabulary = self.training_data.shards.vocab_size
@@ -270,13 +272,14 @@ class Trainer:
         return learning_bytes(self.state.model, self._config, self._world, pieces=pieces)
 
     def _backward(self, tokens: Int64[Tensor, "B N"], targets: Int64[Tensor, "B N"]) -> dict[str, float]:
-        """Add up the gradient of the losses, piece by piece; give this process's share of their means, its targets and
-        the bytes that its attention has sent.
+        """Add up the gradient of the losses, piece by piece; give this process's share of their means, its targets, the
+        bytes that its attention has sent and, where documents are packed, its operations.
 
         A piece counts by its targets, as if no target of the step were left out: how many are is known to all
         processes only later.
         """
-        pieces, totals = self._phases[self._phase].gradient_accumulation, {"targets": 0.0, "sent": 0.0}
+        pieces = self._phases[self._phase].gradient_accumulation
+        totals = {"targets": 0.0, "sent": 0.0, "attention": 0.0}
         for number, part in enumerate(zip(tokens.tensor_split(pieces), targets.tensor_split(pieces), strict=True), 1):
             self.beat("goes forward")
             piece = self._piece(*part)
@@ -289,6 +292,7 @@ class Trainer:
                 self.state.scaler.scale(share * self._world.size * whole_loss).backward()
             totals["targets"] += piece.counted
             totals["sent"] += piece.sent
+            totals["attention"] += self._packed_attention(piece)  # while a GPU is still at work
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0.0) + share * loss.mean().item()
         for parameter in self.state.model.parameters():
@@ -305,9 +309,15 @@ class Trainer:
         sums = self._world.summed([*totals.values(), *(float(asked is number) for number in STOPPING)])
         self.stop = next((number for number, times in zip(STOPPING, sums[len(totals) :], strict=True) if times), None)
         losses = dict(zip(totals, sums, strict=False))
-        self._exchanged = int(losses.pop("sent"))
+        self._exchanged, self.packed_attention = int(losses.pop("sent")), int(losses.pop("attention"))
         correction = self._expected / max(1, losses.pop("targets"))
         return {name: loss * correction for name, loss in losses.items()}, correction
+
+    def _packed_attention(self, piece: Piece) -> int:
+        """Of all who share a sequence the first one counts."""
+        if piece.documents is None or self._world.context.place:
+            return 0
+        return packed_attention(self.state.model, piece.documents, self._phases[self._phase].context_size)
 
     def _lengthen(self, times: float) -> None:
         for parameter in self.state.model.parameters():

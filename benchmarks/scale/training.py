@@ -61,13 +61,13 @@ SWITCHES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("DDP, run.activation_checkpointing full", {"activation_checkpointing": "full"}, {}),
     ("DDP, run.activation_checkpointing selective", {"activation_checkpointing": "selective"}, {}),
     ("DDP, run.gradient_accumulation 4", {"gradient_accumulation": 4}, {}),
-    ("DDP, run.compile", {"compile": True}, {}),
     ("FSDP2", {}, {"strategy": "fsdp"}),
     ("FSDP2, parallel.reshard_after_forward off", {}, {"strategy": "fsdp", "reshard_after_forward": False}),
     ("FSDP2, parallel.offload", {}, {"strategy": "fsdp", "offload": True}),
     ("DDP, parallel.context over all", {}, OVER_ALL),
     ("DDP, parallel.context over all, exchange heads", {}, OVER_ALL | {"exchange": "heads"}),
     ("FSDP2, parallel.context over all", {}, OVER_ALL | {"strategy": "fsdp"}),
+    ("DDP, run.compile", {"compile": True}, {}),
 )
 
 

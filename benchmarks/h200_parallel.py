@@ -1,7 +1,8 @@
 """Measures links, context-parallel attention and training over several GPUs, and says whether promises hold.
 
     for n in 1 2 4; do torchrun --nproc-per-node $n benchmarks/h200_parallel.py; done
-        [--only links context training switches] [--folder FOLDER] [--traces FOLDER] [--commit COMMIT] [--small]
+        [--only links context training switches] [--cases NAME] [--folder FOLDER] [--traces FOLDER]
+        [--commit COMMIT] [--small]
 
 Each call measures with its number of processes, a GPU each, and keeps what FOLDER holds of others; efficiencies of
 training need calls with one and with more. `--traces` keeps the timelines; `--commit` names the code where its copy has
@@ -52,6 +53,11 @@ def earlier(folder: Path) -> tuple[list[Figure], Machines]:
     return [Figure(**each) for each in record["figures"]], machines
 
 
+def key(figure: Figure) -> tuple[str, int, str, int]:
+    """What a later figure of the same takes the place of."""
+    return figure.section, figure.processes, figure.case, figure.tokens
+
+
 def write(figures: Sequence[Figure], machines: Machines, folder: Path) -> str:
     """Leaves what is known so far in the folder; returns the page."""
     record = {
@@ -70,6 +76,7 @@ def write(figures: Sequence[Figure], machines: Machines, folder: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    flags.add_argument("--cases", nargs="+", default=[""], help="switches whose names hold one of these alone")
     flags.add_argument("--folder", type=Path, default=RESULTS)
     flags.add_argument("--traces", type=Path)
     flags.add_argument("--commit", default=this_machine().commit)
@@ -82,13 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if on_gpus:
         torch.cuda.set_device(device)
     figures, machines = earlier(asked.folder)
-    sections = SECTIONS | {"context": partial(context_figures, traces=asked.traces)}
+    sections = SECTIONS | {
+        "context": partial(context_figures, traces=asked.traces),
+        "switches": partial(switch_figures, cases=asked.cases),
+    }
     for name in (name for name in SECTIONS if name in asked.only):
-        figures = [each for each in figures if (each.section, each.processes) != (name, count)]
         date = datetime.now(UTC).isoformat(timespec="seconds")
         machines[f"{name} {count}"] = replace(this_machine(), commit=asked.commit), date
         for figure in sections[name](device, small=asked.small):
-            figures.append(figure)
+            figures = [each for each in figures if key(each) != key(figure)] + [figure]
             if rank == 0:
                 print(figure, flush=True)
                 write(figures, machines, asked.folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -42,14 +42,14 @@ def training_figures(device: torch.device, *, small: bool) -> Iterator[Figure]:
         yield _figure("training", "FSDP2, 0.7 billion weights", replace(wide, parallel=ParallelConfig(strategy="fsdp")))
 
 
-def switch_figures(device: torch.device, *, small: bool) -> Iterator[Figure]:
-    """What each switch costs and saves, one at a time."""
+def switch_figures(device: torch.device, *, small: bool, cases: Sequence[str] = ("",)) -> Iterator[Figure]:
+    """What each switch costs and saves, one at a time; of those whose names hold one of `cases`."""
     count = dist.get_world_size()
     with _text(2**18 if small else 2**23) as text:
         base = _config(text, small, context=256 if small else 8192, shape=(24, 16, 1024), batch=4 * count)
         for case, run, parallel in SWITCHES:
             spread = ParallelConfig(**parallel | ({"context": count} if "context" in parallel else {}))
-            if "context" not in parallel or count > 1:
+            if any(name in case for name in cases) and ("context" not in parallel or count > 1):
                 yield _figure("switches", case, replace(base, run=replace(base.run, **run), parallel=spread))
 
 
@@ -61,13 +61,13 @@ SWITCHES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("DDP, run.activation_checkpointing full", {"activation_checkpointing": "full"}, {}),
     ("DDP, run.activation_checkpointing selective", {"activation_checkpointing": "selective"}, {}),
     ("DDP, run.gradient_accumulation 4", {"gradient_accumulation": 4}, {}),
-    ("DDP, run.compile", {"compile": True}, {}),
     ("FSDP2", {}, {"strategy": "fsdp"}),
     ("FSDP2, parallel.reshard_after_forward off", {}, {"strategy": "fsdp", "reshard_after_forward": False}),
     ("FSDP2, parallel.offload", {}, {"strategy": "fsdp", "offload": True}),
     ("DDP, parallel.context over all", {}, OVER_ALL),
     ("DDP, parallel.context over all, exchange heads", {}, OVER_ALL | {"exchange": "heads"}),
     ("FSDP2, parallel.context over all", {}, OVER_ALL | {"strategy": "fsdp"}),
+    ("DDP, run.compile", {"compile": True}, {}),
 )
 
 

@@ -20,6 +20,7 @@ from gossamer.patterns import (
     Pattern,
     PerHead,
     RandomBlocks,
+    Section,
     Sinks,
     Strided,
     Tokens,
@@ -63,6 +64,7 @@ DRAWINGS: dict[str, Pattern] = {
     "documents": Causal() & Documents([9, 4, 11]),
     "packed": Packed(Causal() & (Window(3) | Sinks(1)), [9, 4, 11]),
     "excerpt": Excerpt(Causal() & (Window(6) | Sinks(2)), kept=(0, 1), start=40),
+    "section": Section(Causal() & (Window(6) | Strided(5)), [(40, 64, 1)], [(0, 40, 5), (48, 64, 1)]),
     "not": Causal() & ~Window(6),
 }
 PER_HEAD = PerHead([(Causal() & Window(6), 8), (Causal() & Strided(5), 4)])

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from gossamer.config import GPT2Config, SparseAttentionConfig
 from gossamer.models.gpt2 import GPT2, TransformerBlock
@@ -308,3 +309,18 @@ def test_a_gpu_computes_what_the_cpu_does(config):
     found = gradients(model.cuda(), text().cuda(), text(seed=2).cuda())
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name].cpu(), gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_layers_of_one_window_share_what_is_compiled():
+    """Where each had a graph of its own, those beyond PyTorch's limit of eight would silently not be compiled."""
+    windows = (4,) * 6 + (8,) * 6
+    model = GPT2(GPT2Config(16, 32, n_layer=12, n_head=2, n_embed=16, windows=windows, positions="rotary"))
+    torch.compiler.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    for block in model.h:
+        block.compile(backend=graphs)
+    plain, tokens = GPT2(model.config), torch.randint(16, (1, 32))
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, plain(tokens).logits)
+    assert graphs.frame_count == 2

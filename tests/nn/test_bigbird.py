@@ -316,6 +316,7 @@ def test_random_blocks_are_refused_where_nothing_is_random(config: BigBirdConfig
 
 @pytest.mark.parametrize("config", [SMALL, EXTRA], ids=["internal", "extra tokens"])
 def test_it_compiles_whole(config: BigBirdConfig) -> None:
+    torch.compiler.reset()  # a process compiles one function a limited number of times
     attention, within = made(config), torch.tensor([[0, 50], [3, 41]], dtype=torch.int32)
     compiled = torch.compile(attention, fullgraph=True, backend="eager")
     for length in (50, 61):

@@ -227,6 +227,7 @@ def test_weights_that_are_not_finite_are_named(trainer) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it itself
 def test_a_compiled_model_takes_the_same_steps(trainer) -> None:
     plain, compiled = (trainer(compile=c, sparse=False, model={"dropout": 0.0}) for c in (False, True))
     for step in (1, 2):

@@ -205,7 +205,7 @@ class GPT2(nn.Module):
         self.config = replace(self.config, windows=tuple(windows))
         for module in self.modules():
             if isinstance(module, WindowedAttention):
-                module.config = self.config
+                module.widen(self.config)
 
     def logits(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B V"]:
         """The output head on some of the features; padding tokens get minus infinity."""

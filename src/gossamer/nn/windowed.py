@@ -27,10 +27,16 @@ class WindowedAttention(SelfAttention):
             bias=config.bias,
             rotary=config.rotary,
         )
-        self.config, self.layer = config, layer
+        self.layer = layer
+        self.widen(config)
+
+    def widen(self, config: GPT2Config) -> None:
+        """Takes the layer's window from another configuration."""
+        self.config = config
+        self.seen = config.layer_pattern(self.layer)  # not the layer's number: equal layers share what is compiled
 
     def pattern(self, length: int) -> Pattern:
-        return self.config.layer_pattern(self.layer)
+        return self.seen
 
     def intermediate(self, queries: int, keys: int, length: int, device: torch.device) -> Intermediate:
         """What a run over these lengths sees; the mask, of the first head, is n×n and is made here alone."""

@@ -29,8 +29,8 @@ attention, which is ready at the same moment, may take every multiprocessor firs
 class Trip:
     """Tensors on their way: each process has sent some to each other one, and awaits some of each.
 
-    One all-to-all carries them all, whatever their dtypes. Between processes that send each other nothing nothing
-    travels. What a process sends to itself must be empty: it has it.
+    One all-to-all carries them all, whatever their dtypes; one process alone needs no group. Between processes that
+    send each other nothing nothing travels. What a process sends to itself must be empty: it has it.
     """
 
     def __init__(self, parcels: Parcels, awaited: Forms, shards: Shards, device: torch.device):
@@ -45,11 +45,13 @@ class Trip:
         self._come = [sum(map(_size, forms)) for forms in awaited]
         self._packed = _packed([x for parcel in parcels for x in parcel], sum(sent), device)
         self._buffer = torch.empty(sum(self._come), dtype=torch.uint8, device=device)
-        self._work = dist.all_to_all_single(
-            self._buffer, self._packed, self._come, sent, group=shards.group, async_op=True
-        )
-        if device.type == "cuda":
-            torch.cuda._sleep(HEAD_START)
+        self._work: dist.Work | None = None
+        if shards.count > 1:
+            self._work = dist.all_to_all_single(
+                self._buffer, self._packed, self._come, sent, group=shards.group, async_op=True
+            )
+            if device.type == "cuda":
+                torch.cuda._sleep(HEAD_START)
         shards.traffic.nbytes += sum(sent)
         shards.traffic.messages += sum(size > 0 for size in sent)
 

@@ -174,16 +174,16 @@ def parallelized(model: GPT2, world: World, config: TrainConfig) -> nn.Module:
     The gradients of its parameters are the mean over all processes. With fsdp the model itself is sharded in place, so
     make its optimizer after this.
     """
-    compiled = config.run.compile
+    if config.run.compile:
+        for block in model.h:  # one graph for all that are alike, whatever their number
+            block.compile()
     if world.mesh is None:
-        model.to(world.device)
-        return torch.compile(model) if compiled else model  # type: ignore[bad-return]
+        return model.to(world.device)
     if config.parallel.strategy == "fsdp":
         _shard(model, world, config)
         return model
     device = [world.device] if world.device.type == "cuda" else None
-    spread = DistributedDataParallel(model.to(world.device), device_ids=device, gradient_as_bucket_view=True)
-    return torch.compile(spread) if compiled else spread  # type: ignore[bad-return]
+    return DistributedDataParallel(model.to(world.device), device_ids=device, gradient_as_bucket_view=True)
 
 
 def gathered_in(config: TrainConfig, device: torch.device) -> torch.dtype:
@@ -222,8 +222,6 @@ def _shard(model: GPT2, world: World, config: TrainConfig) -> None:
     if precision != torch.float32:
         low = MixedPrecisionPolicy(precision, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.h:
-        if config.run.compile:
-            block.compile()
         fully_shard(block, mp_policy=low, reshard_after_forward=parallel.reshard_after_forward, **settings)
     fully_shard(model, **settings)
     for part in model.modules():

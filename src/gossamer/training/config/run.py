@@ -53,7 +53,7 @@ class RunConfig:
     """Compute activations again in the backward pass instead of keeping them: less memory, more time. full: all but
     what enters a layer. selective: all but that and what attention has found, which is dear to make and small."""
     compile: bool = False
-    """Run the model through torch.compile: a slow first step, faster ones after it."""
+    """Run the layers through torch.compile: a slow first step, faster ones after it. Equal layers are compiled once."""
     track: tuple[Tracker, ...] = ()
     """Where the metrics also go, besides metrics.jsonl: tensorboard, wandb, or both."""
     profile_steps: tuple[int, ...] = ()

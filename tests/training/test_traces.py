@@ -81,9 +81,9 @@ def test_a_real_step_of_two_processes_hides_what_was_computed_meanwhile(tmp_path
     ranks = [subprocess.Popen([sys.executable, script, str(rank), tmp_path], env=settings) for rank in range(SIZE)]
     assert [rank.wait(120) for rank in ranks] == [0] * SIZE
     waiting, slow = (communication_in(trace_of(tmp_path, 3, rank)) for rank in range(SIZE))
-    assert waiting.seconds > 0.9 * (HIDDEN + EXPOSED)
-    assert 0.9 * EXPOSED < waiting.exposed_seconds < waiting.seconds - 0.5 * HIDDEN
-    assert slow.exposed_seconds < waiting.exposed_seconds  # it came last: nobody let it wait
+    assert waiting.seconds > 0.99 * (HIDDEN + EXPOSED)
+    assert 0.99 * EXPOSED < waiting.exposed_seconds < waiting.seconds - 0.5 * HIDDEN
+    assert slow.seconds < EXPOSED  # it came last, and waited for nobody
 
 
 def test_one_process_without_exchange_spends_nothing(tmp_path: Path) -> None:

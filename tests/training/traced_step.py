@@ -10,7 +10,7 @@ import torch.distributed as dist
 from gossamer.training.traces import trace_of, traced
 
 SIZE, HIDDEN, EXPOSED = 2, 0.15, 0.35
-"""Seconds for which rank 1 lets rank 0 wait: while that computes, and while it does nothing."""
+"""Seconds for which rank 0 has a sum under way: while it computes, and while it does nothing."""
 
 
 def busy(seconds: float) -> None:
@@ -25,12 +25,13 @@ def main(rank: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), SIZE)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=SIZE)
     with traced(trace_of(folder, 3, rank), torch.device("cpu")):
-        for wait in (HIDDEN, EXPOSED):
+        for done, passing in (("computed", lambda: busy(HIDDEN)), ("rested", lambda: time.sleep(EXPOSED))):
             if rank == 1:
-                time.sleep(wait)
+                store.wait([done])  # so that the sum ends no sooner
             work = dist.all_reduce(torch.ones(1000), async_op=True)
-            if rank == 0 and wait == HIDDEN:
-                busy(wait)
+            if rank == 0:
+                passing()
+                store.set(done, "")
             work.wait()
     dist.destroy_process_group()
 

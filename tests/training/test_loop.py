@@ -1,6 +1,8 @@
 """A run that is stopped, killed, starved or spoiled goes on exactly where it was, or says why it cannot."""
 
 import errno
+import gzip
+import json
 import os
 import signal
 import time
@@ -21,6 +23,7 @@ from gossamer.training.interruption import Interrupted
 from gossamer.training.loop import train
 from gossamer.training.metrics import read_metrics
 from gossamer.training.operations import operations
+from gossamer.training.traces import trace_of
 from gossamer.training.trainer import Diverged
 from gossamer.training.watchdog import Watchdog
 
@@ -315,6 +318,16 @@ def test_a_gpu_resumes_with_its_own_random_state(tiny: Tiny, tmp_path, sparse: b
     assert [row[1] for row in other] == pytest.approx([row[1] for row in one], rel=1e-4)
     assert resumed.validation_loss == pytest.approx(straight.validation_loss, rel=1e-4)
     assert resumed.peak_memory_bytes > 0
+
+
+@pytest.mark.gpu
+def test_a_gpu_s_step_leaves_a_timeline_of_kernels_and_a_share_of_the_peak(tiny: Tiny, tmp_path) -> None:
+    train(tiny(device="cuda", profile_steps=(3,), peak_flops=1e15))
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(0 < row["mfu"] < 1 for row in rows)
+    assert (rows[2]["communication_seconds"], rows[2]["exposed_seconds"]) == (0.0, 0.0)
+    with gzip.open(trace_of(tmp_path / "run", 3, 0), "rt") as file:
+        assert "kernel" in {event.get("cat") for event in json.load(file)["traceEvents"]}
 
 
 def test_auto_takes_the_gpu_if_there_is_one() -> None:

@@ -60,7 +60,13 @@ def predictions(figures: Sequence[Figure]) -> Iterator[Prediction]:
     if link is None:
         return
     for each in figures:
-        if each.section == "context" and each.processes > 1 and each.alone and each.case.startswith("window"):
+        if (
+            each.section == "context"
+            and each.processes > 1
+            and each.alone
+            and "backward" in each.case
+            and each.case.startswith("window")
+        ):
             yield from _of_windows(each, link)
         if each.section == "training" and each.case.startswith("FSDP2") and each.processes == 1:
             yield from _of_fsdp(each, link)

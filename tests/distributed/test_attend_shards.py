@@ -255,6 +255,7 @@ def _faults() -> Iterator[tuple[str, list[mock._patch]]]:
     yield "gradients that stay away", [mock.patch.object(keys, "_add_up", lambda *_: None)]
     yield "averages for a softmax", [mock.patch.object(keys.Come, "merge", average)]
     yield "the log-sum-exp of a part", [mock.patch.object(keys.Come, "merge", _with_own_norm(side))]
+    yield "gradients that are waited for and lost", [mock.patch.object(keys.Come, "apart", _lost(keys.Come.apart))]
     yield "rows that are their own part alone", [mock.patch.object(rows.Guests, "forward", lambda *_: None)]
 
 
@@ -265,8 +266,16 @@ def _with_own_norm(merge):
     return merged
 
 
+def _lost(apart):
+    def found(self, dx):
+        others, own = apart(self, dx)
+        return torch.zeros_like(others), own
+
+    return found
+
+
 def _found_out() -> dict[str, bool]:
-    """Whether the check of a pattern that has everything fails, for each fault."""
+    """Whether the check of one of two patterns that together have everything fails, for each fault."""
     found = {}
     for name, patches in _faults():
         reads.reads.cache_clear()
@@ -274,8 +283,11 @@ def _found_out() -> dict[str, bool]:
         with ExitStack() as stack:
             for patch in patches:
                 stack.enter_context(patch)
-            pattern = Causal() & (Window(20) | Strided(9) | Tokens([100]).T)
-            error = _error(pattern, (68, 68), attend_shards, 2, key_heads=2, dtype=torch.float64)
+            sent, waited_for = Causal() & (Window(20) | Tokens([100]).T), Causal() & (Window(20) | Strided(9))
+            error = max(
+                _error(pattern, (68, 68), attend_shards, 2, key_heads=2, dtype=torch.float64)
+                for pattern in (sent, waited_for)
+            )
         worst = torch.tensor(error)
         dist.all_reduce(worst, dist.ReduceOp.MAX)
         found[name] = not worst <= BOUND[torch.float64]
@@ -285,4 +297,4 @@ def _found_out() -> dict[str, bool]:
 def test_planted_faults_are_found() -> None:
     for found in run_ranks(_found_out, 2):
         assert not found.pop("sound")
-        assert len(found) == 5 and all(found.values()), found
+        assert len(found) == 6 and all(found.values()), found

@@ -14,9 +14,10 @@ from ..patterns.base import Pattern
 from . import keys
 from .course import Course, course
 from .keys import put, taken
+from .own import gradients_over_heads, over_heads, own_of
 from .rows import guests_of
 from .shards import Shards
-from .softmax_part import Scores, SoftmaxPart
+from .softmax_part import Scores
 
 
 @torch.compiler.disable  # processes meet in here
@@ -72,11 +73,13 @@ class _AttendShards(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, way: Course, shards: Shards, scores: Scores) -> Tensor:
         trip = keys.depart(k, v, way, shards)
-        own = SoftmaxPart.of(way.own, scores, q.device)
-        out, lse = own.forward(q, k, v)
+        own = own_of(way, scores, q.device)
+        found = [(each.place, *each.forward(q, k, v)) for each in own if not each.waits]
+        come = keys.arrive(trip, way, scores, q.device)
+        found += [(each.place, *each.forward(q, k, v, come)) for each in own if each.waits]
+        out, lse = over_heads(found, q, v)
         if not unobserved((q, k, v)):  # who keeps what operators gave, as selective checkpointing does, needs it whole
             out, lse = out.clone(), lse.clone()
-        come = keys.arrive(trip, way, scores, q.device)
         for some in come:
             some.merge(q, out, lse)
         guests = guests_of(way, shards, scores, q.device)
@@ -96,8 +99,16 @@ class _AttendShards(torch.autograd.Function):
             for some in ctx.guests:
                 put(grad_out[some.own], some.mine, torch.zeros_like(taken(grad_out[some.own], some.mine)))
         of_sides = [some.backward(grad_out, q, out, lse) for some in ctx.come]
-        trip = keys.give_back([(dk, dv) for _, dk, dv in of_sides], ctx.come, ctx.shards)
-        dq, dk, dv = ctx.own.backward(grad_out, q, k, v, out, lse)
+        returned, found = [(dk, dv) for _, dk, dv in of_sides], []
+        for each in (each for each in ctx.own if each.waits):
+            dq, *of_keys = each.backward(grad_out, q, k, v, (out, lse), ctx.come)
+            some = ctx.come[each.place.part]
+            others, mine = zip(*map(some.apart, of_keys), strict=True)
+            returned[each.place.part] = others
+            found.append((each.place, dq, *mine))
+        trip = keys.give_back(returned, ctx.come, ctx.shards)
+        found += [(each.place, *each.backward(grad_out, q, k, v, (out, lse))) for each in ctx.own if not each.waits]
+        dq, dk, dv = gradients_over_heads(found, q, k, v)
         for some, (of_queries, _, _) in zip(ctx.come, of_sides, strict=True):
             some.add(of_queries, dq)
         for some, (of_rows, *of_keys) in zip(ctx.guests, apart, strict=True):

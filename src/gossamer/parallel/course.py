@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
+
 from ..patterns import PerHead
 from ..patterns.base import Pattern
 from ..patterns.parse import checked_text
-from ..patterns.section import Run, counted, within
+from ..patterns.section import Run, counted, places, runs_of, within
 from .heads import Heads, heads_of
 from .reads import Reads, Side, reads, section
 
@@ -34,6 +36,17 @@ class RowsPart:
 
 
 @dataclass(frozen=True, eq=False)
+class OwnPass:
+    """Heads that attend to this shard's own tokens in one call, and the pattern as text."""
+
+    queries: slice
+    keys: slice
+    text: str
+    part: int | None
+    """The number of the part whose received keys are attended to in the same call; None: no others are."""
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
     """What heads of one pattern exchange."""
 
@@ -42,16 +55,23 @@ class Part:
     """Keys that each rank is sent, counted from this shard's first token."""
     received: tuple[int, ...]
     """How many keys come from each rank."""
+    before: int
+    """How many of them stand before this shard."""
     sides: tuple[SidePart, ...]
     rows: RowsPart | None
 
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """All of it: the pattern among this shard's own tokens as text, and what heads exchange."""
+    """All of it: who attends to this shard's own tokens how, and what heads exchange."""
 
-    own: str
+    passes: tuple[OwnPass, ...]
     parts: tuple[Part, ...]
+
+
+FEW_KEYS = 2
+"""Keys that most queries read are waited for, and attended to with a shard's own, where they are at most one in as many
+of these: one pass over the queries then does the work of two, and nothing is to be joined. Others come meanwhile."""
 
 
 @lru_cache(maxsize=256)
@@ -61,24 +81,46 @@ def course(pattern: Pattern, heads: int, key_heads: int, bounds: tuple[int, ...]
     Raises:
         ValueError: The pattern is written for another number of heads.
     """
+    made = [_part(run, bounds, rank) for run in heads_of(pattern, heads, key_heads)]
+    parts = tuple(part for part, _ in made)
     here = ((bounds[rank], bounds[rank + 1], 1),)
-    own = [(section(shared, here, here), last - first) for first, last, shared in pattern.groups(heads)]
-    parts = tuple(_part(run, bounds, rank) for run in heads_of(pattern, heads, key_heads))
-    return Course(checked_text(own[0][0] if len(own) == 1 else PerHead(own)), parts)
+    if not any(text for _, text in made):
+        own = [(section(shared, here, here), last - first) for first, last, shared in pattern.groups(heads)]
+        text = checked_text(own[0][0] if len(own) == 1 else PerHead(own))
+        return Course((OwnPass(slice(0, heads), slice(0, key_heads), text, None),), parts)
+    passes = [
+        OwnPass(part.heads.queries, part.heads.keys, text, number)
+        if text
+        else OwnPass(part.heads.queries, part.heads.keys, checked_text(section(part.heads.pattern, here, here)), None)
+        for number, (part, text) in enumerate(made)
+    ]
+    return Course(tuple(passes), parts)
 
 
-def _part(heads: Heads, bounds: tuple[int, ...], rank: int) -> Part:
+def _part(heads: Heads, bounds: tuple[int, ...], rank: int) -> tuple[Part, str | None]:
+    """What these heads exchange; and, where all is attended to at once, the pattern of that as text."""
     ends = list(pairwise(bounds))
     of_ranks = [reads(heads.pattern, bounds[-1], *end) for end in ends]
-    first, stop = ends[rank]
-    mine = of_ranks[rank]
-    return Part(
+    (first, stop), mine = ends[rank], of_ranks[rank]
+    received = [0 if number == rank else counted(_read(mine, *end)) for number, end in enumerate(ends)]
+    text = _at_once(heads.pattern, mine, first, stop) if sum(received) * FEW_KEYS <= stop - first else None
+    part = Part(
         heads,
         sent=tuple(_read(other, first, stop) if number != rank else () for number, other in enumerate(of_ranks)),
-        received=tuple(0 if number == rank else counted(_read(mine, *end)) for number, end in enumerate(ends)),
-        sides=_sides(heads.pattern, mine.sides, first),
+        received=tuple(received),
+        before=sum(received[:rank]),
+        sides=() if text else _sides(heads.pattern, mine.sides, first),
         rows=_rows(heads.pattern, of_ranks, ends, rank),
     )
+    return part, text
+
+
+def _at_once(pattern: Pattern, mine: Reads, first: int, stop: int) -> str | None:
+    """The pattern between a shard's queries and its own and all received keys, where most queries read of those."""
+    if not any(2 * (side.stop - side.first) > stop - first for side in mine.sides):
+        return None
+    keys = np.concatenate([np.arange(first, stop), *(places(side.keys) for side in mine.sides)])
+    return checked_text(section(pattern, ((first, stop, 1),), runs_of(np.sort(keys))))
 
 
 def _read(found: Reads, first: int, stop: int) -> tuple[Run, ...]:

@@ -56,6 +56,17 @@ class Come:
                 whole.append(x)
         return dq, joined(dk, self.k[:, :, :0]), joined(dv, self.v[:, :, :0])
 
+    def beside(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """A shard's own keys and values among those that have come, in their order."""
+        before = self.part.before
+        return tuple(joined([x[:, :, :before], own, x[:, :, before:]], own) for x, own in ((self.k, k), (self.v, v)))  # type: ignore[bad-return]
+
+    def apart(self, dx: Tensor) -> tuple[Tensor, Tensor]:
+        """(the gradient of what has come, that of a shard's own), of keys or values that stood `beside`."""
+        before, come = self.part.before, self.k.shape[2]
+        first, own, last = dx.split([before, dx.shape[2] - come, come - before], dim=2)
+        return joined([first, last], first[:, :, :0]), own
+
     def add(self, of_queries: list[Tensor], dq: Tensor) -> None:
         """Adds the gradients of each side's queries to those of all, in place."""
         for (side, _), some in zip(self.sides, of_queries, strict=True):

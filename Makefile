@@ -35,7 +35,8 @@ demo: setup ## train a dense and a sparse GPT-2 on Python source, compare them, 
 # The oldest transformers that is supported, with what it needs of its own time, beside the newest in .venv.
 $(OLDEST)/.installed: Makefile $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) \
-		transformers==5.4.0 huggingface-hub==1.5.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9 certifi
+		transformers==5.4.0 huggingface-hub==1.5.0 tokenizers==0.22.2 httpx==0.28.1 httpcore==1.0.9 certifi \
+		datasets==4.8.5 requests==2.34.2 urllib3==2.8.0 idna==3.20 charset-normalizer==3.5.3
 	touch $@
 
 oldest: $(OLDEST)/.installed ## run the tests of models of transformers with the oldest release that is supported

@@ -10,10 +10,9 @@ after each section. Exits with 1 if a promise is broken.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,9 +26,10 @@ from dsa.layer import layer_figures
 from dsa.loss import loss_figures
 from dsa.page import page, promises
 from dsa.problem import Grouped, Problem
+from record import Machines, earlier, leave
 
 from gossamer.atomic import write_file
-from gossamer.machine import Machine, this_machine
+from gossamer.machine import this_machine
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "h200_dsa"
@@ -46,29 +46,11 @@ SMALL = Problem(
     grouped=Grouped(heads=4, key_heads=2, width=16, block=16, chosen=4),
 )  # fmt: skip
 
-Machines = dict[str, tuple[Machine, str]]
-
-
-def earlier(folder: Path) -> tuple[list[Figure], Machines]:
-    """What an earlier call has measured."""
-    path = folder / f"{NAME}.json"
-    if not path.is_file():
-        return [], {}
-    record = json.loads(path.read_text(encoding="utf-8"))
-    machines = {name: (Machine(**machine), date) for name, (machine, date) in record["machines"].items()}
-    return [Figure(**each) for each in record["figures"]], machines
-
 
 def write(figures: Sequence[Figure], machines: Machines, folder: Path) -> str:
     """Leaves what is known so far in the folder; returns the page."""
-    record = {
-        "figures": [asdict(each) for each in figures],
-        "machines": {name: (asdict(machine), date) for name, (machine, date) in machines.items()},
-        "promises": [asdict(each) for each in promises(figures)],
-    }
     text = page(figures, machines)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / f"{NAME}.json", f"{json.dumps(record, indent=1)}\n".encode())
+    leave(folder / f"{NAME}.json", figures, machines, {"promises": [*promises(figures)]})
     write_file(folder / f"{NAME}.md", f"{text}\n".encode())
     return text
 
@@ -84,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = flags.parse_args(arguments)
     problems = [SMALL] if asked.small else [Problem(tokens, torch.device("cuda")) for tokens in asked.tokens]
     beside = {name: partial(SECTIONS[name], examples=asked.tilelang) for name in ("latents", "index")}
-    figures, machines = earlier(asked.folder)
+    figures, machines = earlier(asked.folder / f"{NAME}.json", Figure)
     for name in (name for name in SECTIONS if name in asked.only):
         wanted = {problem.tokens for problem in problems}
         figures = [each for each in figures if each.section != name or each.tokens not in wanted]

@@ -11,16 +11,16 @@ Exits with 1 if a promise is broken.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from record import Machines, earlier, leave
 from scale.context import context_figures
 from scale.figures import Figure
 from scale.links import link_figures
@@ -29,7 +29,7 @@ from scale.simulation import predictions
 from scale.training import switch_figures, training_figures
 
 from gossamer.atomic import write_file
-from gossamer.machine import Machine, this_machine
+from gossamer.machine import this_machine
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "h200_parallel"
@@ -40,18 +40,6 @@ SECTIONS = {
     "switches": switch_figures,
 }
 
-Machines = dict[str, tuple[Machine, str]]
-
-
-def earlier(folder: Path) -> tuple[list[Figure], Machines]:
-    """What earlier calls have measured."""
-    path = folder / f"{NAME}.json"
-    if not path.is_file():
-        return [], {}
-    record = json.loads(path.read_text(encoding="utf-8"))
-    machines = {name: (Machine(**machine), date) for name, (machine, date) in record["machines"].items()}
-    return [Figure(**each) for each in record["figures"]], machines
-
 
 def key(figure: Figure) -> tuple[str, int, str, int]:
     """What a later figure of the same takes the place of."""
@@ -60,15 +48,13 @@ def key(figure: Figure) -> tuple[str, int, str, int]:
 
 def write(figures: Sequence[Figure], machines: Machines, folder: Path) -> str:
     """Leaves what is known so far in the folder; returns the page."""
-    record = {
-        "figures": [asdict(each) for each in figures],
-        "machines": {name: (asdict(machine), date) for name, (machine, date) in machines.items()},
-        "promises": [asdict(each) for each in promises(figures)],
-        "simulated, not measured": [asdict(each) for each in predictions(figures)],
-    }
     text = page(figures, machines)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / f"{NAME}.json", f"{json.dumps(record, indent=1)}\n".encode())
+    leave(
+        folder / f"{NAME}.json",
+        figures,
+        machines,
+        {"promises": [*promises(figures)], "simulated, not measured": [*predictions(figures)]},
+    )
     write_file(folder / f"{NAME}.md", f"{text}\n".encode())
     return text
 
@@ -88,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device("cuda", dist.get_node_local_rank()) if on_gpus else torch.device("cpu")
     if on_gpus:
         torch.cuda.set_device(device)
-    figures, machines = earlier(asked.folder)
+    figures, machines = earlier(asked.folder / f"{NAME}.json", Figure)
     sections = SECTIONS | {
         "context": partial(context_figures, traces=asked.traces),
         "switches": partial(switch_figures, cases=asked.cases),

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..parallel import Shards, attend_by_heads, attend_shards, gathered_before
-from ..patterns import Packed
 from ..patterns.base import Pattern
+from .packing import Packing
 
 Exchange = Literal["keys", "heads"]
 
@@ -57,9 +57,14 @@ class ContextShard:
                 f"of the sequence"
             )
         self.shards, self.exchange = shards, exchange
-        self.documents = None if documents is None else tuple(documents)
+        self.packing = None if documents is None else Packing(documents)
         self.length = shards.first
         self.capacity = shards.length if capacity is None else capacity
+
+    @property
+    def documents(self) -> tuple[int, ...] | None:
+        """Lengths of the documents that the whole sequence is packed with; None where it is one."""
+        return None if self.packing is None else self.packing.lengths
 
     @property
     def stop(self) -> int:
@@ -69,12 +74,9 @@ class ContextShard:
     def positions(self, tokens: int, device: torch.device) -> Int64[Tensor, " N"]:
         """Positions of this process's tokens in the sequence, or each in its own document."""
         self._require(tokens)
-        counted = torch.arange(self.length, self.stop, device=device)
-        if self.documents is None:
-            return counted
-        ends = torch.tensor(self.documents, device=device).cumsum(0)
-        starts = torch.cat([ends.new_zeros(1), ends])
-        return counted - starts[torch.searchsorted(ends, counted, right=True)]
+        if self.packing is None:
+            return torch.arange(self.length, self.stop, device=device)
+        return self.packing.positions(self.shards.length, device)[self.length : self.stop]
 
     def attend(
         self,
@@ -92,8 +94,8 @@ class ContextShard:
             ValueError: There are more or fewer tokens than the shard has, or the heads cannot be shared out.
         """
         self._require(k.shape[2])
-        if self.documents is not None:
-            pattern = Packed(pattern, self.documents)
+        if self.packing is not None:
+            pattern = self.packing.within(pattern)
         over = attend_shards if self.exchange == "keys" else attend_by_heads
         return over(q, k, v, pattern, self.shards, dropout=dropout)
 
@@ -104,7 +106,7 @@ class ContextShard:
             ValueError: There are more or fewer tokens than the shard has, or documents, which nobody would keep apart.
         """
         self._require(new[0].shape[-2] if new else 0)
-        if self.documents is not None:
+        if self.packing is not None:
             raise ValueError("ContextShard: this layer chooses its keys among all documents; leave documents out")
         return gathered_before(new, self.shards)
 

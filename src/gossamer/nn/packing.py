@@ -80,9 +80,13 @@ class Packing:
         dropout: float = 0.0,
     ) -> Float[Tensor, "B H N D"]:
         """Attention within each document, over `pattern` from the document's own start."""
+        return attend(q, k, v, self.within(pattern), dropout=dropout)
+
+    def within(self, pattern: Pattern) -> Packed:
+        """`pattern` from each document's own start; made once for all layers that have it."""
         if pattern not in self._packed:
             self._packed[pattern] = Packed(pattern, self.lengths)
-        return attend(q, k, v, self._packed[pattern], dropout=dropout)
+        return self._packed[pattern]
 
     def extend(self, layer: int, new: Sequence[Float[Tensor, "B *_ N _"]]) -> list[Tensor]:
         """Refuses: attention that chooses its keys at run time does not know where a document begins.

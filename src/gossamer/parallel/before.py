@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .exchange import Trip
+from .exchange import exchanged, form_of
 from .shards import Shards
 
 
@@ -26,25 +26,22 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shards: Shards, *new: Tensor) -> tuple[Tensor, ...]:
         ctx.shards = shards
-        parcels = [list(new) if rank > shards.rank else [] for rank in range(shards.count)]
+        parcels = [new if rank >= shards.rank else () for rank in range(shards.count)]
         awaited = [
             [((*x.shape[:-2], length, x.shape[-1]), x.dtype) for x in new] if rank < shards.rank else []
             for rank, length in enumerate(shards.sizes)
         ]
-        come = Trip(parcels, awaited, shards, new[0].device).arrive()
-        come[shards.rank] = list(new)
+        come = exchanged(parcels, awaited, shards, new[0].device)
         return tuple(torch.cat(pieces, dim=-2) for pieces in zip(*come[: shards.rank + 1], strict=True))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         shards = ctx.shards
         pieces = [x.split(shards.sizes[: shards.rank + 1], dim=-2) for x in gradients]
-        parcels = [[some[rank] for some in pieces] if rank < shards.rank else [] for rank in range(shards.count)]
-        form = [(tuple(some[-1].shape), some[-1].dtype) for some in pieces]
-        come = Trip(
-            parcels, [form if rank > shards.rank else [] for rank in range(shards.count)], shards, gradients[0].device
-        ).arrive()
-        come[shards.rank] = [some[-1] for some in pieces]
+        parcels = [[some[rank] for some in pieces] if rank <= shards.rank else [] for rank in range(shards.count)]
+        forms = [form_of(some[-1]) for some in pieces]
+        awaited = [forms if rank > shards.rank else [] for rank in range(shards.count)]
+        come = exchanged(parcels, awaited, shards, gradients[0].device)
         return None, *map(_sum, zip(*come[shards.rank :], strict=True))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..attention import attend
 from ..patterns import PerHead
 from ..patterns.base import Pattern
-from .exchange import Trip
+from .exchange import exchanged
 from .shards import Shards
 
 
@@ -97,11 +97,8 @@ def _to_tokens(x: Tensor, shards: Shards) -> Tensor:
 
 
 def _exchanged(pieces: tuple[Tensor, ...], shapes: list[tuple[int, ...]], shards: Shards) -> list[Tensor]:
-    parcels = [[] if rank == shards.rank else [piece] for rank, piece in enumerate(pieces)]
-    awaited = [[] if rank == shards.rank else [(shape, pieces[0].dtype)] for rank, shape in enumerate(shapes)]
-    come = Trip(parcels, awaited, shards, pieces[0].device).arrive()
-    come[shards.rank] = [pieces[shards.rank]]
-    return [piece for (piece,) in come]
+    awaited = [[(shape, pieces[0].dtype)] for shape in shapes]
+    return [piece for (piece,) in exchanged([[piece] for piece in pieces], awaited, shards, pieces[0].device)]
 
 
 def _of_heads(pattern: Pattern, heads: int, first: int, last: int) -> Pattern:

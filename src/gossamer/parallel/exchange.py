@@ -41,7 +41,7 @@ class Trip:
             device: Where all of it is, also where nothing is sent or awaited: processes must agree on who carries it.
         """
         self._awaited = awaited
-        sent = [sum(_size((tuple(x.shape), x.dtype)) for x in parcel) for parcel in parcels]
+        sent = [sum(_size(form_of(x)) for x in parcel) for parcel in parcels]
         self._come = [sum(map(_size, forms)) for forms in awaited]
         self._packed = _packed([x for parcel in parcels for x in parcel], sum(sent), device)
         self._buffer = torch.empty(sum(self._come), dtype=torch.uint8, device=device)
@@ -63,6 +63,20 @@ class Trip:
         return [list(_unpacked(buffer, forms)) for buffer, forms in zip(buffers, self._awaited, strict=True)]
 
 
+def exchanged(parcels: Parcels, awaited: Forms, shards: Shards, device: torch.device) -> list[list[Tensor]]:
+    """For each rank what it has sent, waited for; what a process has for itself it keeps."""
+    rank = shards.rank
+    sent = [[] if to == rank else parcel for to, parcel in enumerate(parcels)]
+    come = Trip(sent, [[] if of == rank else forms for of, forms in enumerate(awaited)], shards, device).arrive()
+    come[rank] = list(parcels[rank])
+    return come
+
+
+def form_of(x: Tensor) -> Form:
+    """Its shape and dtype."""
+    return tuple(x.shape), x.dtype
+
+
 ALIGNED = 16
 """Each tensor begins at a multiple of as many bytes, so that kernels read it as they would memory of its own."""
 
@@ -75,7 +89,7 @@ def _size(form: Form) -> int:
 def _packed(tensors: Sequence[Tensor], size: int, device: torch.device) -> Tensor:
     """The tensors behind one another, each read and written once."""
     buffer = torch.empty(size, dtype=torch.uint8, device=device)
-    for slot, x in zip(_unpacked(buffer, [(tuple(x.shape), x.dtype) for x in tensors]), tensors, strict=True):
+    for slot, x in zip(_unpacked(buffer, [form_of(x) for x in tensors]), tensors, strict=True):
         slot.copy_(x)
     return buffer
 

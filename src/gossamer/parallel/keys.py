@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ def depart(k: Tensor, v: Tensor, course: Course, shards: Shards) -> Trip:
     for rank in range(shards.count):
         mine = [(part, x[:, part.heads.keys]) for part in course.parts for x in (k, v)]
         parcels.append([taken(x, part.sent[rank]) for part, x in mine])
-        awaited.append([(_as_long(x, part.received[rank]), x.dtype) for part, x in mine])
+        awaited.append([(as_long(x, part.received[rank]), x.dtype) for part, x in mine])
     return Trip(parcels, awaited, shards, k.device)
 
 
@@ -92,7 +92,7 @@ def give_back(gradients: Sequence[tuple[Tensor, Tensor]], come: Sequence[Come], 
             for rank, piece in enumerate(x.split(one.part.received, dim=2)):
                 parcels[rank].append(piece)
             for rank, runs in enumerate(one.part.sent):
-                awaited[rank].append((_as_long(x, counted(runs)), x.dtype))
+                awaited[rank].append((as_long(x, counted(runs)), x.dtype))
     return Trip(parcels, awaited, shards, come[0].k.device)
 
 
@@ -118,10 +118,16 @@ def joined(pieces: Sequence[Tensor], nothing: Tensor) -> Tensor:
 
 def put(x: Tensor, runs: Iterable[Run], new: Tensor) -> None:
     """Writes `new` to some tokens of x [B, G, N, …]."""
+    for run, piece in _along(runs, new):
+        x[:, :, run] = piece
+
+
+def _along(runs: Iterable[Run], x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Where each run lies, and its tokens of x [B, G, n, …], which has those of all runs."""
     start = 0
-    for first, stop, step in runs:
-        end = start + len(range(first, stop, step))
-        x[:, :, first:stop:step] = new[:, :, start:end]
+    for run in runs:
+        end = start + len(range(*run))
+        yield slice(*run), x[:, :, start:end]
         start = end
 
 
@@ -133,11 +139,8 @@ def _add_up(x: Tensor, pieces: list[tuple[tuple[Run, ...], Tensor]]) -> None:
     hull = x[:, :, first : max(runs[-1][1] for runs, _ in pieces)]
     total = hull.to(torch.promote_types(x.dtype, torch.float32), copy=True)
     for runs, piece in pieces:
-        start = 0
-        for low, high, step in runs:
-            end = start + len(range(low, high, step))
-            total[:, :, low - first : high - first : step] += piece[:, :, start:end]
-            start = end
+        for run, some in _along(runs, piece):
+            total[:, :, run.start - first : run.stop - first : run.step] += some
     hull.copy_(total)
 
 
@@ -145,6 +148,6 @@ def _together(pieces: list[Tensor]) -> Tensor:
     return joined(pieces, pieces[0][:, :, :0])
 
 
-def _as_long(x: Tensor, tokens: int) -> tuple[int, ...]:
-    batch, heads, _, width = x.shape
-    return batch, heads, tokens, width
+def as_long(x: Tensor, tokens: int) -> tuple[int, ...]:
+    """The shape of as many tokens of [B, G, N, …]."""
+    return (*x.shape[:2], tokens, *x.shape[3:])

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..indexed import merge_attention
 from ..patterns.section import counted
 from .course import Course, Part, RowsPart
-from .exchange import Trip
-from .keys import put, taken
+from .exchange import exchanged, form_of
+from .keys import as_long, put, taken
 from .shards import Shards
 from .softmax_part import Scores, SoftmaxPart
 
@@ -43,25 +43,16 @@ class Guests:
 
     def gathered(self, *own: Tensor) -> list[Tensor]:
         """These tensors [B, h, n, D] of the own queries, and the same of all others: [B, h, all, D] each."""
-        rank, counts = self.shards.rank, self.counts
-        parcels = [[] if to == rank else list(own) for to in range(self.shards.count)]
-        awaited = [
-            [] if of == rank else [(_as_many(x, count), x.dtype) for x in own] for of, count in enumerate(counts)
-        ]
-        come = Trip(parcels, awaited, self.shards, own[0].device).arrive()
-        come[rank] = list(own)
+        awaited = [[(as_long(x, count), x.dtype) for x in own] for count in self.counts]
+        come = exchanged([own] * self.shards.count, awaited, self.shards, own[0].device)
         return [torch.cat(some, dim=2) for some in zip(*come, strict=True)]
 
     def returned(self, *every: Tensor) -> list[list[Tensor]]:
         """What each process made of the own queries, of tensors [B, h, all, D] about all of them."""
-        rank, pieces = self.shards.rank, [x.split(self.counts, dim=2) for x in every]
-        parcels = [[] if to == rank else [some[to] for some in pieces] for to in range(self.shards.count)]
-        form = [(tuple(some[rank].shape), some[rank].dtype) for some in pieces]
-        come = Trip(
-            parcels, [[] if of == rank else form for of in range(self.shards.count)], self.shards, every[0].device
-        ).arrive()
-        come[rank] = [some[rank] for some in pieces]
-        return come
+        pieces = [x.split(self.counts, dim=2) for x in every]
+        parcels = list(zip(*pieces, strict=True))
+        forms = [form_of(x) for x in parcels[self.shards.rank]]
+        return exchanged(parcels, [forms] * self.shards.count, self.shards, every[0].device)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
         """Writes what these queries see over all shards to `out` and `lse`, in place."""
@@ -100,7 +91,3 @@ def guests_of(course: Course, shards: Shards, scores: Scores, device: torch.devi
         for part in course.parts
         if part.rows is not None
     ]
-
-
-def _as_many(x: Tensor, tokens: int) -> tuple[int, ...]:
-    return (*x.shape[:2], tokens, *x.shape[3:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, overload
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .inputs import autocast, check_attention, check_backend, check_kinds, check_scale, check_within, holds
+from .inputs import autocast, check_attention, check_kinds, check_settings, check_within
 from .kernels import Choice, Softmax, choose
 from .ops.attend import attend_eagerly
 from .ops.choice import problem_of
@@ -76,7 +75,7 @@ def attend(
         Unsupported: No backend accepts the problem; the message gives each one's reason.
         RuntimeError: A tensor carries a tangent of forward-mode differentiation, which there is not.
     """
-    _check_settings(pattern, scale, dropout, softcap, backend)
+    check_settings(pattern, scale, dropout, softcap, backend)
     compiling = torch.compiler.is_compiling()
     text = pattern.spec if compiling else checked_text(pattern)
     scale, softcap = _number(scale), _number(softcap)
@@ -140,7 +139,7 @@ def explain(
     """
     q, k, v = autocast(q, k, v)
     _check_tensors(q, k, v, sinks, lengths, within)
-    _check_settings(pattern, scale, dropout, softcap, backend)
+    check_settings(pattern, scale, dropout, softcap, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     text = checked_text(pattern)
     softmax = Softmax(scale, float(softcap or 0.0), dropout, lengths=lengths, within=within)
@@ -178,16 +177,3 @@ def _check_lengths(lengths: Tensor, q: Tensor) -> None:
             f"lengths is {lengths.dtype} of shape {tuple(lengths.shape)} on {lengths.device}; give an int32 or int64 "
             f"for each of the {q.shape[0]} sequences, on {q.device}"
         )
-
-
-def _check_settings(
-    pattern: Pattern, scale: float | None, dropout: float, softcap: float | None, backend: str | None
-) -> None:
-    if not isinstance(pattern, Pattern):
-        raise ValueError(f"pattern is {pattern!r}; give a gossamer pattern such as Causal() & Window(128)")
-    check_scale(scale)
-    if not holds(lambda x: 0.0 <= x < 1.0, dropout):
-        raise ValueError(f"dropout is {dropout!r}; give a probability of at least 0 and below 1")
-    if softcap is not None and not holds(lambda x: 0.0 < x < math.inf, softcap):
-        raise ValueError(f"softcap is {softcap!r}; give a positive number, or None for no cap")
-    check_backend(backend)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .patterns.base import Pattern
+
 
 def check_kinds(tensors: Mapping[str, object], may_be_missing: Mapping[str, object] | None = None) -> None:
     """Raises a ValueError for what is no tensor; what may be missing may be None too."""
@@ -74,6 +76,20 @@ def check_backend(backend: str | None) -> None:
     """Raises a ValueError for what can be no backend's name."""
     if backend is not None and not isinstance(backend, str):
         raise ValueError(f"backend is {backend!r}; give a backend's name, or None to let Gossamer choose")
+
+
+def check_settings(
+    pattern: Pattern, scale: float | None, dropout: float, softcap: float | None, backend: str | None
+) -> None:
+    """Raises a ValueError for what is no pattern, or no setting that attention may have."""
+    if not isinstance(pattern, Pattern):
+        raise ValueError(f"pattern is {pattern!r}; give a gossamer pattern such as Causal() & Window(128)")
+    check_scale(scale)
+    if not holds(lambda x: 0.0 <= x < 1.0, dropout):
+        raise ValueError(f"dropout is {dropout!r}; give a probability of at least 0 and below 1")
+    if softcap is not None and not holds(lambda x: 0.0 < x < math.inf, softcap):
+        raise ValueError(f"softcap is {softcap!r}; give a positive number, or None for no cap")
+    check_backend(backend)
 
 
 def holds(check: Callable[[float], bool], number: float) -> bool:

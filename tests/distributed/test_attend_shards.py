@@ -126,6 +126,7 @@ def _whatever_else() -> dict[str, object]:
         "refused": _refusals(),
         "repeated": _repeated(),
         "leak": _leak(),
+        "second": _second_gradients(),
     }
 
 
@@ -182,17 +183,38 @@ def _refusals() -> list[str]:
     said = []
     q, k, v, _ = _drawn(3, 3, torch.float32)
     shards = Shards.even(LENGTH)
+    own = [x[:, :, shards.first : shards.stop] for x in (q, k, v)]
     for wrong in (
         lambda: attend_shards(q, k, v, Causal(), shards),
         lambda: attend_by_heads(q, k, v, Causal(), shards),
         lambda: Shards.even(1),
         lambda: Shards.of([LENGTH]),
+        lambda: attend_shards(*own, Causal(), shards, dropout=1.5),
+        lambda: attend_shards(*own, Causal(), shards, softcap=-1.0),
+        lambda: attend_by_heads(*own, Causal(), shards, scale=torch.nan),
+        lambda: attend_by_heads(q, *own[1:], Causal(), shards),
     ):
         try:
             wrong()
         except ValueError as error:
             said.append(str(error))
     return said
+
+
+def _second_gradients() -> int:
+    """How many refuse gradients of gradients, which the others' part would be missing in."""
+    shards, refused = Shards.even(LENGTH), 0
+    x = torch.randn(1, 2, shards.stop - shards.first, 8, device=_device(), requires_grad=True)
+    for over in (
+        lambda: attend_shards(x, x, x, Causal() & Window(9), shards),
+        lambda: gathered_before([x], shards)[0],
+    ):
+        (first,) = torch.autograd.grad(over().square().sum(), x, create_graph=True)
+        try:
+            first.sum().backward()
+        except RuntimeError:
+            refused += 1
+    return refused
 
 
 def _repeated() -> bool:
@@ -232,7 +254,8 @@ def test_bytes_dropout_leaks_and_refusals() -> None:
         assert each["dropout"] < 1e-13
         assert each["gathered"] == 0.0
         assert each["repeated"] and each["leak"]
-        assert len(each["refused"]) == 4, each["refused"]
+        assert len(each["refused"]) == 8, each["refused"]
+        assert each["second"] == 2
         assert f"give the {LENGTH // 2} that shards" in each["refused"][0], rank
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ..inputs import autocast, check_attention, check_kinds, check_scale
 from ..ops.boundary import unobserved
 from ..patterns.base import Pattern
 from . import keys
+from .checks import checked
 from .course import Course, course
 from .keys import put, taken
 from .own import gradients_over_heads, over_heads, own_of
@@ -51,15 +52,9 @@ def attend_shards(
         ValueError: As `attend` does, and where the tensors are not as long as the shard.
         Unsupported: No backend accepts a part of the problem.
     """
-    q, k, v = autocast(q, k, v)
-    check_kinds({"q": q, "k": k, "v": v})
-    check_attention(q, k, v)
-    check_scale(scale)
-    held = shards.stop - shards.first
-    if q.shape[2] != held or k.shape[2] != held:
-        raise ValueError(f"q has {q.shape[2]} tokens and k {k.shape[2]}; give the {held} that shards says are held")
-    scores = Scores(q.shape[-1] ** -0.5 if scale is None else float(scale), softcap or 0.0, float(dropout), backend)
-    way = course(pattern, q.shape[1], k.shape[1], shards.bounds, shards.rank)
+    scores = Scores(scale, softcap, dropout, backend)
+    q, k, v = checked(q, k, v, pattern, shards, scores)
+    way = course(pattern, q.shape[1], k.shape[1], shards.bounds, shards.rank, Pattern.definitions)
     return _AttendShards.apply(q, k, v, way, shards, scores)
 
 
@@ -85,31 +80,35 @@ class _AttendShards(torch.autograd.Function):
         guests = guests_of(way, shards, scores, q.device)
         for some in guests:
             some.forward(q, k, v, out, lse)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.way, ctx.shards, ctx.own, ctx.come, ctx.guests = way, shards, own, come, guests
+        ctx.save_for_backward(q, k, v, out, lse, *(x for some in come for x in (some.k, some.v)))
+        ctx.way, ctx.shards, ctx.own, ctx.guests = way, shards, own, guests
+        ctx.computed = [(some.part, some.sides) for some in come]
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[bad-override]
         (grad_out,) = gradients
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse, *received = ctx.saved_tensors
+        pairs = zip(received[::2], received[1::2], strict=True)
+        come = [keys.Come(part, *pair, sides) for (part, sides), pair in zip(ctx.computed, pairs, strict=True)]
         apart = [some.backward(grad_out, q, k, v, out, lse) for some in ctx.guests]
         if ctx.guests:  # these queries are done: what follows is of the others
             grad_out = grad_out.clone()
             for some in ctx.guests:
                 put(grad_out[some.own], some.mine, torch.zeros_like(taken(grad_out[some.own], some.mine)))
-        of_sides = [some.backward(grad_out, q, out, lse) for some in ctx.come]
+        of_sides = [some.backward(grad_out, q, out, lse) for some in come]
         returned, found = [(dk, dv) for _, dk, dv in of_sides], []
         for each in (each for each in ctx.own if each.waits):
-            dq, *of_keys = each.backward(grad_out, q, k, v, (out, lse), ctx.come)
-            some = ctx.come[each.place.part]
+            dq, *of_keys = each.backward(grad_out, q, k, v, (out, lse), come)
+            some = come[each.place.part]
             others, mine = zip(*map(some.apart, of_keys), strict=True)
             returned[each.place.part] = others
             found.append((each.place, dq, *mine))
-        trip = keys.give_back(returned, ctx.come, ctx.shards)
+        trip = keys.give_back(returned, come, ctx.shards)
         found += [(each.place, *each.backward(grad_out, q, k, v, (out, lse))) for each in ctx.own if not each.waits]
         dq, dk, dv = gradients_over_heads(found, q, k, v)
-        for some, (of_queries, _, _) in zip(ctx.come, of_sides, strict=True):
+        for some, (of_queries, _, _) in zip(come, of_sides, strict=True):
             some.add(of_queries, dq)
         for some, (of_rows, *of_keys) in zip(ctx.guests, apart, strict=True):
             some.add(of_rows, dq, of_keys, (dk, dv))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .exchange import exchanged, form_of
 from .shards import Shards
@@ -35,7 +36,8 @@ class _Gathered(torch.autograd.Function):
         return tuple(torch.cat(pieces, dim=-2) for pieces in zip(*come[: shards.rank + 1], strict=True))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[bad-override]
         shards = ctx.shards
         pieces = [x.split(shards.sizes[: shards.rank + 1], dim=-2) for x in gradients]
         parcels = [[some[rank] for some in pieces] if rank <= shards.rank else [] for rank in range(shards.count)]

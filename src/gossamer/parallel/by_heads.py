@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..attention import attend
 from ..patterns import PerHead
 from ..patterns.base import Pattern
+from .checks import checked
 from .exchange import exchanged
 from .shards import Shards
+from .softmax_part import Scores
 
 
 @torch.compiler.disable  # processes meet in here
@@ -43,6 +46,7 @@ def attend_by_heads(
     Raises:
         ValueError: The key heads cannot be shared out evenly over the processes; or as `attend` does.
     """
+    q, k, v = checked(q, k, v, pattern, shards, Scores(scale, softcap, dropout, backend))
     heads, key_heads = q.shape[1], k.shape[1]
     if key_heads % shards.count:
         raise ValueError(
@@ -65,7 +69,8 @@ class _ToHeads(torch.autograd.Function):
         return _to_heads(x, shards)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[bad-override]
         return _to_tokens(gradients[0], ctx.shards), None
 
 
@@ -78,7 +83,8 @@ class _ToTokens(torch.autograd.Function):
         return _to_tokens(x, shards)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[bad-override]
         return _to_heads(gradients[0], ctx.shards), None
 
 

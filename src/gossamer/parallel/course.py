@@ -75,8 +75,12 @@ of these: one pass over the queries then does the work of two, and nothing is to
 
 
 @lru_cache(maxsize=256)
-def course(pattern: Pattern, heads: int, key_heads: int, bounds: tuple[int, ...], rank: int) -> Course:
+def course(
+    pattern: Pattern, heads: int, key_heads: int, bounds: tuple[int, ...], rank: int, definitions: int
+) -> Course:
     """The course of one process; made once for each pattern and way to cut the sequence.
+
+    Its texts are those of the patterns defined by now: `definitions` is how many there are.
 
     Raises:
         ValueError: The pattern is written for another number of heads.

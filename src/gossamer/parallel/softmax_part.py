@@ -12,10 +12,10 @@ from ..ops.attend import attend_backward_eagerly, attend_eagerly
 
 
 class Scores(NamedTuple):
-    """What becomes of scores, in the operators' words."""
+    """What becomes of scores; the names and the meaning are those of `attend`."""
 
-    scale: float
-    softcap: float
+    scale: float | None
+    softcap: float | None
     dropout: float
     backend: str | None
 
@@ -36,17 +36,20 @@ class SoftmaxPart:
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp of this part alone."""
-        scale, softcap, dropout, backend = self.scores
         return attend_eagerly(
-            q, k, v, None, self.seed, None, None, self.text, scale, softcap, dropout, backend
+            q, k, v, None, self.seed, None, None, self.text, *self._settings(q)
         )  # fmt: skip
 
     def backward(
         self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The part's share of the gradients of q, k and v: `out` and `lse` are those of the whole softmax."""
-        scale, softcap, dropout, backend = self.scores
         dq, dk, dv, _ = attend_backward_eagerly(
-            grad_out, None, q, k, v, out, lse, None, self.seed, None, None, self.text, scale, softcap, dropout, backend
+            grad_out, None, q, k, v, out, lse, None, self.seed, None, None, self.text, *self._settings(q)
         )
         return dq, dk, dv
+
+    def _settings(self, q: Tensor) -> tuple[float, float, float, str | None]:
+        """As the operators take them."""
+        scale, softcap, dropout, backend = self.scores
+        return q.shape[-1] ** -0.5 if scale is None else float(scale), float(softcap or 0.0), float(dropout), backend

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int32
@@ -53,9 +52,12 @@ def all_places(
     return torch.where(inside, places, -1), ~inside[:, None, keys - queries :]
 
 
-@dataclass(frozen=True, eq=False)
-class Indexing:
-    """What an indexed layer looked at in the run that returned this, and what its indexer learns from."""
+class Indexing(NamedTuple):
+    """What an indexed layer looked at in the run that returned this, and what its indexer learns from.
+
+    A tuple: FSDP2 gathers a layer's weights for its backward when what the layer gave has a gradient, and torch 2.11
+    finds no tensors in a dataclass.
+    """
 
     selection: Selection | None
     """The keys that were seen; None: all up to each query. A later layer may take it as its own."""

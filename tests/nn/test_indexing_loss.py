@@ -100,15 +100,15 @@ def test_rows_that_saw_nothing_count_for_nothing() -> None:
     _, seen = made(x, True)
     indices = seen.selection.indices.clone()
     indices[:, :, 10:20] = -1
-    seen = replace(seen, selection=replace(seen.selection, indices=indices))
+    seen = seen._replace(selection=replace(seen.selection, indices=indices))
     hidden = seen.lse.clone()
     hidden[:, :, 10:20] = -torch.inf
-    found = loss_of(made.indexer, replace(seen, lse=hidden))
+    found = loss_of(made.indexer, seen._replace(lse=hidden))
     torch.testing.assert_close(found, oracle(made.indexer, seen, seen_by(seen)), rtol=1e-10, atol=1e-12)
     grads = torch.autograd.grad(found, list(made.indexer.parameters()))
     assert all(grad.isfinite().all() for grad in grads)
     nothing = replace(seen.selection, indices=torch.full_like(indices, -1))
-    assert loss_of(made.indexer, replace(seen, selection=nothing)).item() == 0.0
+    assert loss_of(made.indexer, seen._replace(selection=nothing)).item() == 0.0
 
 
 def test_half_precision_is_summed_in_float32() -> None:
@@ -128,4 +128,4 @@ def test_a_layer_that_took_a_selection_has_no_loss() -> None:
     made, x = layer("sparse"), torch.randn(2, LENGTH, 32, dtype=torch.float64)
     _, seen = made(x, True)
     with pytest.raises(ValueError, match="took another one"):
-        loss_of(made.indexer, replace(seen, index=None))
+        loss_of(made.indexer, seen._replace(index=None))

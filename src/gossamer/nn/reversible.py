@@ -203,10 +203,15 @@ def _autocast(device: torch.device) -> Callable[[], AbstractContextManager[objec
     """The autocast of here and now, to be entered later. Without its cache of cast weights: there, releases of PyTorch
     up to 2.10 let those who take gradients find what was cast while none was taken (pytorch#158232)."""
     kind = device.type
-    if not torch.amp.is_autocast_available(kind):
+    if not _has_autocast(kind):
         return nullcontext
     settings = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
     return partial(torch.autocast, kind, cache_enabled=False, **settings)
+
+
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace the question
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
 
 
 @dataclass(frozen=True, eq=False)

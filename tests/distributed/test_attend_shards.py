@@ -17,7 +17,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gossamer import attend
-from gossamer.parallel import Shards, attend_by_heads, attend_shards, course, gathered_before, keys, reads, rows
+from gossamer.ops import attend as operators
+from gossamer.ops.choice import Call, choice
+from gossamer.parallel import (
+    Shards,
+    acceptance,
+    attend_by_heads,
+    attend_shards,
+    course,
+    gathered_before,
+    keys,
+    reads,
+    rows,
+)
 from gossamer.patterns import Causal, Dilated, Documents, Packed, Pattern, Sinks, Strided, Tokens, Window
 from tests.distributed.launch import run_ranks
 from tests.patterns_list import HEADS, LENGTH, PATTERNS
@@ -127,6 +139,7 @@ def _whatever_else() -> dict[str, object]:
         "repeated": _repeated(),
         "leak": _leak(),
         "second": _second_gradients(),
+        "unforeseen": _unforeseen(),
     }
 
 
@@ -217,6 +230,22 @@ def _second_gradients() -> int:
     return refused
 
 
+def _unforeseen() -> list[Call]:
+    """Calls of a backend that nobody asked about before anything travelled."""
+    made: dict[str, list[Call]] = {"asked": [], "run": []}
+    shards = Shards.even(LENGTH)
+    own = [x[:, :, shards.first : shards.stop] for x in _drawn(4, 2, torch.float32)]
+    with ExitStack() as stack:
+        for module, calls in ((acceptance, made["asked"]), (operators, made["run"])):
+            spy = partial(lambda calls, *inputs: (calls.append(inputs[0]), choice(*inputs))[1], calls)
+            stack.enter_context(mock.patch.object(module, "choice", spy))
+        for pattern in (*MORE.values(), Causal() & Sinks(2)):
+            over = partial(attend_shards, pattern=pattern, shards=shards, backend="tiled")
+            _gradients(over, own[:3], own[3])
+    assert len(made["run"]) > 2 * len(MORE)
+    return [call for call in made["run"] if call not in made["asked"]]
+
+
 def _repeated() -> bool:
     """The same bits each time."""
     shards = Shards.even(LENGTH)
@@ -256,6 +285,7 @@ def test_bytes_dropout_leaks_and_refusals() -> None:
         assert each["repeated"] and each["leak"]
         assert len(each["refused"]) == 8, each["refused"]
         assert each["second"] == 2
+        assert each["unforeseen"] == []
         assert f"give the {LENGTH // 2} that shards" in each["refused"][0], rank
 
 

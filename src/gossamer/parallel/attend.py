@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from ..ops.boundary import unobserved
 from ..patterns.base import Pattern
 from . import keys
+from .acceptance import require_accepted
 from .checks import checked
 from .course import Course, course
 from .keys import put, taken
@@ -50,10 +51,11 @@ def attend_shards(
 
     Raises:
         ValueError: As `attend` does, and where the tensors are not as long as the shard.
-        Unsupported: No backend accepts a part of the problem.
+        Unsupported: `backend` does not take a part of some process; all of them raise it.
     """
     scores = Scores(scale, softcap, dropout, backend)
     q, k, v = checked(q, k, v, pattern, shards, scores)
+    require_accepted(q, k, v, pattern, shards, scores)
     way = course(pattern, q.shape[1], k.shape[1], shards.bounds, shards.rank, Pattern.definitions)
     return _AttendShards.apply(q, k, v, way, shards, scores)
 

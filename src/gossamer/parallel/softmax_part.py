@@ -19,6 +19,11 @@ class Scores(NamedTuple):
     dropout: float
     backend: str | None
 
+    def settled(self, width: int) -> tuple[float, float, float, str | None]:
+        """(scale, softcap, dropout, backend) as operators take them, for queries of `width` numbers."""
+        scale, softcap, dropout, backend = self
+        return width**-0.5 if scale is None else float(scale), float(softcap or 0.0), float(dropout), backend
+
 
 @dataclass(frozen=True, eq=False)
 class SoftmaxPart:
@@ -37,7 +42,7 @@ class SoftmaxPart:
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp of this part alone."""
         return attend_eagerly(
-            q, k, v, None, self.seed, None, None, self.text, *self._settings(q)
+            q, k, v, None, self.seed, None, None, self.text, *self.scores.settled(q.shape[-1])
         )  # fmt: skip
 
     def backward(
@@ -45,11 +50,6 @@ class SoftmaxPart:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The part's share of the gradients of q, k and v: `out` and `lse` are those of the whole softmax."""
         dq, dk, dv, _ = attend_backward_eagerly(
-            grad_out, None, q, k, v, out, lse, None, self.seed, None, None, self.text, *self._settings(q)
+            grad_out, None, q, k, v, out, lse, None, self.seed, None, None, self.text, *self.scores.settled(q.shape[-1])
         )
         return dq, dk, dv
-
-    def _settings(self, q: Tensor) -> tuple[float, float, float, str | None]:
-        """As the operators take them."""
-        scale, softcap, dropout, backend = self.scores
-        return q.shape[-1] ** -0.5 if scale is None else float(scale), float(softcap or 0.0), float(dropout), backend

@@ -145,7 +145,8 @@ def joined(config: TrainConfig) -> Iterator[World]:
 def pick_device(config: RunConfig, *, launched: bool = False) -> torch.device:
     """The device that `config` names; auto is a GPU if there is one, else the CPU.
 
-    Processes that were launched together take the GPUs of their machine in order.
+    A GPU without a number is the current one; processes that were launched together take those of their machine in
+    order.
 
     Raises:
         ValueError: There is no such device here, it lacks the precision, or all would share one GPU.
@@ -155,9 +156,9 @@ def pick_device(config: RunConfig, *, launched: bool = False) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if launched and name.startswith("cuda:"):
         raise ValueError(f"run.device is {name!r}, which all processes would share; give cuda, and each takes its own")
-    if launched and name == "cuda":
-        name = f"cuda:{_place_on_machine()}"
     try:
+        if name == "cuda":
+            name = f"cuda:{_place_on_machine() if launched else torch.cuda.current_device()}"
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -192,6 +193,17 @@ def gathered_in(config: TrainConfig, device: torch.device) -> torch.dtype:
     A CPU gathers all in float32, as its norms take no other weights beside float32.
     """
     return DTYPES[config.run.precision] if device.type == "cuda" else torch.float32
+
+
+def loss_scaler(config: TrainConfig, device: torch.device) -> torch.amp.GradScaler:
+    """What makes gradients of fp16 large enough to be numbers, and finds those that are none; it lies where they lie.
+
+    PyTorch copies a scale to the gradients' device without waiting, and a CPU reads what is there before it comes.
+    """
+    kind = "cpu" if config.parallel.offload else device.type
+    scaler = torch.amp.GradScaler(kind, enabled=config.run.precision == "fp16")
+    scaler.scale(torch.zeros((), device=kind))  # what it scales first decides where its scale is
+    return scaler
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

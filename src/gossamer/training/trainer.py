@@ -23,7 +23,7 @@ from .checkpoint import State
 from .communication import learning_bytes
 from .config import TrainConfig
 from .data import TokenDataset
-from .distributed import DTYPES, World, load_weights, local, parallelized
+from .distributed import DTYPES, World, load_weights, local, loss_scaler, parallelized
 from .guard import Guard
 from .metrics import Row
 from .operations import packed_attention
@@ -87,7 +87,7 @@ class Trainer:
         self.state = State(
             model,
             adamw(model, config.optimizer),
-            torch.amp.GradScaler(world.device.type, enabled=run.precision == "fp16"),
+            loss_scaler(config, world.device),
             tokens=self.training_data.shards.digest,
             seed=run.seed,
             memories={"guard": self._guard},

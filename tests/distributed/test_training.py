@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from gossamer.config import GPT2Config, IndexerConfig
 from gossamer.training import run_folder
@@ -144,6 +145,17 @@ def one_shard_that_overflows(folder: Path, spread: str) -> list[tuple[float, flo
     return found
 
 
+def held_whole(folder: Path, spread: str) -> list[str]:
+    """Which weights a process has more of than its share, after an evaluation."""
+    config = configured(folder, "judged", LOW[spread])
+    with joined(config) as world:
+        world.on_first(lambda: None if run_folder.holds_run(config.run.folder) else run_folder.start(config))
+        trainer = Trainer(config, world)
+        trainer.evaluate()
+        trainer.require_finite()
+        return [name for name, x in trainer.state.model.named_parameters() if not isinstance(x, DTensor)]
+
+
 def through_stages(folder: Path, name: str, parallel: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a run in which first all but the indexers learn, then they alone, then all."""
     config = configured(folder, name, parallel, dropout=0.0, steps=RunConfig.steps, evaluate_every=2)
@@ -171,6 +183,7 @@ def together(folder: Path) -> dict[str, Any]:
         "bit for bit": [goes_on_bit_for_bit(folder, spread) for spread in SPREAD],
         "refusals": refusals(folder),
         "overflow": {spread: one_shard_that_overflows(folder, spread) for spread in LOW},
+        "whole": {spread: held_whole(folder, spread) for spread in ("fsdp", "offloaded")},
         "stages": {name: through_stages(folder, f"stages {name}", parallel) for name, parallel in SPREAD.items()},
     }
 
@@ -205,6 +218,11 @@ def test_an_overflow_in_one_shard_makes_all_skip(found, spread: str) -> None:
         (first, _, _), (second, moved, norm), (third, after, _) = each["overflow"][spread]
         assert (second, third) == (first / 2, first / 2)
         assert moved == 0 and norm is None and after > 0
+
+
+@pytest.mark.parametrize("spread", ["fsdp", "offloaded"])
+def test_nobody_keeps_what_it_gathered_for_an_evaluation(found, spread: str) -> None:
+    assert [each["whole"][spread] for each in found] == [[], []]
 
 
 @pytest.mark.parametrize("spread", SPREAD)

@@ -214,6 +214,14 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         model.load_state_dict(weights)
 
 
+def give_up_gathered(model: nn.Module) -> None:
+    """Keep of sharded weights one's own share alone: after a forward without a backward FSDP2 holds some whole, and
+    on the GPU even where shares lie in the CPU's memory."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def local(x: Tensor) -> Tensor:
     """What this process holds of a tensor that may be shared out."""
     return x.to_local() if isinstance(x, DTensor) else x

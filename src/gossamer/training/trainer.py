@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from signal import Signals
@@ -23,7 +23,7 @@ from .checkpoint import State
 from .communication import learning_bytes
 from .config import TrainConfig
 from .data import TokenDataset
-from .distributed import DTYPES, World, load_weights, local, loss_scaler, parallelized
+from .distributed import DTYPES, World, give_up_gathered, load_weights, local, loss_scaler, parallelized
 from .guard import Guard
 from .metrics import Row
 from .operations import packed_attention
@@ -162,19 +162,18 @@ class Trainer:
         Raises:
             Diverged: It is not finite.
         """
-        self.state.model.eval()
         total, count = 0.0, 0
-        for batch in self.validation_data.in_order(self._config.run.evaluate_sequences):
-            rows = self._world.data.among(len(batch[0]))
-            # Who has no sequence goes through one all the same, as the others may wait for its share of the weights.
-            taken = slice(rows.start, rows.stop) if rows else slice(1)
-            piece = self._piece(*(part[taken] for part in batch))
-            self.beat("evaluates")
-            loss = self._outcome(piece).loss.item()
-            if rows:
-                total += loss * piece.counted
-                count += piece.counted
-        self.state.model.train()
+        with self._judged():
+            for batch in self.validation_data.in_order(self._config.run.evaluate_sequences):
+                rows = self._world.data.among(len(batch[0]))
+                # Who has no sequence goes through one all the same: the others may wait for its share of the weights.
+                taken = slice(rows.start, rows.stop) if rows else slice(1)
+                piece = self._piece(*(part[taken] for part in batch))
+                self.beat("evaluates")
+                loss = self._outcome(piece).loss.item()
+                if rows:
+                    total += loss * piece.counted
+                    count += piece.counted
         total, count = self._world.summed([total, count])
         if not math.isfinite(total):
             raise self._diverged(f"the validation loss is {total}")
@@ -189,11 +188,17 @@ class Trainer:
         if not self._indexers_learn:
             return None
         tokens, targets = map(self._moved, next(self.validation_data.in_order(self._config.run.evaluate_sequences)))
-        self.state.model.eval()
-        with self._precision():
+        with self._judged(), self._precision():
             seen = self._forward(tokens, targets, return_intermediate=True).intermediates
-        self.state.model.train()
         return recall(indexers_of(self.state.model), seen)  # type: ignore[bad-argument-type]
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Within the block the model drops nothing; after it, it is as it was before."""
+        self.state.model.eval()
+        yield
+        self.state.model.train()
+        give_up_gathered(self.state.model)
 
     def require_finite(self) -> None:
         """Refuse to go on with weights that are not finite.

@@ -21,9 +21,12 @@ def empty_by_token(q: Tensor, width: int) -> Tensor:
     return q.new_empty(batch, queries, heads, width).transpose(1, 2)
 
 
-def empty_beside(x: Tensor, width: int) -> Tensor:
-    """An empty [B, H, N, width] without gaps, its heads inside its positions where `x` [B, H, N, D] has them so."""
-    batch, heads, length, _ = x.shape
+def empty_beside(x: Tensor, width: int, length: int | None = None) -> Tensor:
+    """An empty [B, H, N, width] without gaps, its heads inside its positions where `x` [B, H, N, D] has them so.
+
+    `length` stands in place of N, where it is given.
+    """
+    batch, heads, length = *x.shape[:2], x.shape[2] if length is None else length
     if _heads_inside(x):
         return x.new_empty(batch, length, heads, width).transpose(1, 2)
     return x.new_empty(batch, heads, length, width)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kernels.layout import empty_beside
 from ..ops.merge import merge_into
 from ..patterns.section import Run, counted
 from .course import Course, Part, SidePart
@@ -58,8 +59,7 @@ class Come:
 
     def beside(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """A shard's own keys and values among those that have come, in their order."""
-        before = self.part.before
-        return tuple(joined([x[:, :, :before], own, x[:, :, before:]], own) for x, own in ((self.k, k), (self.v, v)))  # type: ignore[bad-return]
+        return _among(self.k, k, self.part.before), _among(self.v, v, self.part.before)
 
     def apart(self, dx: Tensor) -> tuple[Tensor, Tensor]:
         """(the gradient of what has come, that of a shard's own), of keys or values that stood `beside`."""
@@ -114,6 +114,20 @@ def joined(pieces: Sequence[Tensor], nothing: Tensor) -> Tensor:
     """Tokens of [B, G, N, …] behind one another; `nothing` where there is no piece that has any."""
     some = [x for x in pieces if x.shape[2]]
     return torch.cat(some, dim=2) if len(some) > 1 else some[0] if some else nothing
+
+
+def _among(come: Tensor, own: Tensor, before: int) -> Tensor:
+    """Tokens of [B, G, N, …] behind the first ones that have come and before the others, laid out as they lie: so most
+    of them are copied as they stand, and not number by number."""
+    whole = empty_beside(own, own.shape[-1], own.shape[2] + come.shape[2])
+    stop = before + own.shape[2]
+    for span, some in (
+        (slice(before), come[:, :, :before]),
+        (slice(before, stop), own),
+        (slice(stop, None), come[:, :, before:]),
+    ):
+        whole[:, :, span] = some
+    return whole
 
 
 def put(x: Tensor, runs: Iterable[Run], new: Tensor) -> None:

@@ -54,10 +54,15 @@ _WAYS: dict[Hashable, list[Way]] = {}
 def way_of(q: Tensor, k: Tensor, v: Tensor, asked: tuple[Hashable, ...]) -> Way | None:
     """The way that a call like this one has left; the tensors may be anything here.
 
-    `asked` is all that the caller gave but tensors. Where somebody looks at operators (a dispatch mode, a transform, a
-    tracer), the guards accept nothing: these show in the dispatch keys. Three more show elsewhere.
+    `asked` is all that the caller gave but tensors. Where somebody looks at operators, there is none. Transforms and
+    tracers show in the dispatch keys, for which guards accept nothing; the others are asked for here.
     """
-    if torch._C._len_torch_function_stack() or torch.autograd._profiler_enabled() or differentiates_forward():
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch.autograd._profiler_enabled()
+        or differentiates_forward()
+    ):
         return None
     try:
         ways = _WAYS.get(_kind(q, k, v, asked), ())

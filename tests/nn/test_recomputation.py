@@ -2,15 +2,20 @@
 
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gossamer import attend
 from gossamer.config import GPT2Config, IndexerConfig
+from gossamer.kernels import TILED
 from gossamer.models.gpt2 import GPT2
 from gossamer.nn import keeping_attention
+from gossamer.nn.recomputation import recomputed
+from gossamer.patterns import Causal, Window
 
 LAYERS = 2
 MODELS = {
@@ -53,6 +58,28 @@ def test_attention_runs_once_a_layer_and_no_bit_changes(operator: str) -> None:
         assert torch.equal(again, loss)
         assert others.keys() == gradients.keys()
         assert all(torch.equal(others[name], gradients[name]) for name in gradients)
+
+
+def test_attention_runs_once_too_where_a_plain_call_went_before() -> None:
+    """Calls like an earlier one take a shorter way, which nobody could see."""
+    runs = 0
+    torch.manual_seed(0)
+    q = torch.randn(1, 2, 32, 8, requires_grad=True)
+
+    def layer(q: Tensor) -> Tensor:
+        return attend(q + 1.0, q + 2.0, q + 3.0, Causal() & Window(4))
+
+    real = type(TILED).forward
+
+    def forward(*inputs: Any, **settings: Any) -> tuple[Tensor, Tensor]:
+        nonlocal runs
+        runs += 1
+        return real(*inputs, **settings)
+
+    layer(q).sum().backward()
+    with mock.patch.object(type(TILED), "forward", forward):
+        recomputed(layer, keeping_attention)(q).sum().backward()
+    assert runs == 1
 
 
 def test_chosen_keys_are_chosen_once() -> None:

@@ -82,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in (name for name in SECTIONS if name in asked.only):
         date = datetime.now(UTC).isoformat(timespec="seconds")
         machines[f"{name} {count}"] = replace(this_machine(), commit=asked.commit), date
-        for figure in sections[name](device, small=asked.small):
+        for found in sections[name](device, small=asked.small):
+            figure = replace(found, commit=asked.commit)
             figures = [each for each in figures if key(each) != key(figure)] + [figure]
             if rank == 0:
                 print(figure, flush=True)

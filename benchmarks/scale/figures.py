@@ -31,6 +31,8 @@ class Figure:
     """Operations a second, of those that the device's maker names."""
     error: float | None = None
     """Of the gradients that are furthest off, as a share of those in float64."""
+    commit: str | None = None
+    """The code that was measured: cases of a section may be measured again one by one."""
 
     @property
     def efficiency(self) -> float | None:

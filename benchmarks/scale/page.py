@@ -59,11 +59,12 @@ def page(figures: Sequence[Figure], machines: dict[str, tuple[Machine, str]]) ->
         text += f"\n## {section.capitalize()}\n\n{words}\n\n"
         for processes in sorted({each.processes for each in rows}):
             machine, date = machines[f"{section} {processes}"]
+            some = [each for each in rows if each.processes == processes]
             text += (
-                f"{processes} × {machine.gpu or machine.cpu}, PyTorch {machine.torch}, Triton {machine.triton}, commit "
-                f"{machine.commit}, {date}.\n\n"
+                f"{processes} × {machine.gpu or machine.cpu}, PyTorch {machine.torch}, Triton {machine.triton}, "
+                f"{_commits(some)}, {date}.\n\n"
             )
-            text += "\n".join(_table(section, [each for each in rows if each.processes == processes])) + "\n\n"
+            text += "\n".join(_table(section, some)) + "\n\n"
     if expected := list(predictions(figures)):
         text += (
             "## Simulation: not measured\n\nArithmetic on the figures above for more processes than were there, as if "
@@ -77,6 +78,14 @@ def page(figures: Sequence[Figure], machines: dict[str, tuple[Machine, str]]) ->
             for each in expected
         )
     return text.rstrip()
+
+
+def _commits(figures: Sequence[Figure]) -> str:
+    """The code of all of them; where they differ, of which."""
+    of = {commit: [each.case for each in figures if each.commit == commit] for commit in (x.commit for x in figures)}
+    if len(of) == 1:
+        return f"commit {figures[0].commit}"
+    return "commits " + " and ".join(f"{commit} ({'; '.join(cases)})" for commit, cases in of.items())
 
 
 def _table(section: str, rows: Sequence[Figure]) -> Iterator[str]:

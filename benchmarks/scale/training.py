@@ -68,6 +68,7 @@ SWITCHES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("DDP, parallel.context over all, exchange heads", {}, OVER_ALL | {"exchange": "heads"}),
     ("FSDP2, parallel.context over all", {}, OVER_ALL | {"strategy": "fsdp"}),
     ("DDP, run.compile", {"compile": True}, {}),
+    ("DDP, both run.compile and selective", {"compile": True, "activation_checkpointing": "selective"}, {}),
 )
 
 

@@ -240,9 +240,10 @@ def _unforeseen() -> list[Call]:
             spy = partial(lambda calls, *inputs: (calls.append(inputs[0]), choice(*inputs))[1], calls)
             stack.enter_context(mock.patch.object(module, "choice", spy))
         for pattern in (*MORE.values(), Causal() & Sinks(2)):
-            over = partial(attend_shards, pattern=pattern, shards=shards, backend="tiled")
-            _gradients(over, own[:3], own[3])
-    assert len(made["run"]) > 2 * len(MORE)
+            for attends in (attend_shards, attend_by_heads):
+                over = partial(attends, pattern=pattern, shards=shards, backend="tiled")
+                _gradients(over, own[:3], own[3])
+    assert len(made["run"]) > 4 * len(MORE)
     return [call for call in made["run"] if call not in made["asked"]]
 
 

@@ -215,9 +215,10 @@ def test_all_raise_the_same(found, folder: Path) -> None:
 @pytest.mark.parametrize("spread", LOW)
 def test_an_overflow_in_one_shard_makes_all_skip(found, spread: str) -> None:
     for each in found:
-        (first, _, _), (second, moved, norm), (third, after, _) = each["overflow"][spread]
+        (first, _, _), (second, moved, norm), (third, after, length) = each["overflow"][spread]
         assert (second, third) == (first / 2, first / 2)
         assert moved == 0 and norm is None and after > 0
+        assert length == pytest.approx(each["overflow"]["fsdp"][2][2], rel=0.02)  # in fp16
 
 
 @pytest.mark.parametrize("spread", ["fsdp", "offloaded"])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,58 +11,49 @@ from torch import Tensor
 from ..kernels import Softmax
 from ..ops.choice import Call, choice
 from ..patterns.base import Pattern
-from ..patterns.section import counted
-from .course import Course, course
 from .shards import Shards
 from .softmax_part import Scores
 
+CallsOf = Callable[[Pattern, Call, tuple[int, ...], int], Iterator[Call]]
+"""(pattern, a call with the heads of all tokens, bounds of all shards, rank) -> the calls of that process."""
 
-def require_accepted(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, shards: Shards, scores: Scores) -> None:
+
+def require_accepted(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, shards: Shards, scores: Scores, *, calls_of: CallsOf
+) -> None:
     """Refuses in every process what a single one would refuse, for which the others would wait.
 
-    Where no backend is named, each part finds one that takes it.
+    Where no backend is named, each call finds one that takes it.
 
     Raises:
-        Unsupported: The named backend does not take a part of some process.
+        Unsupported: The named backend does not take a call of some process.
     """
-    *settings, backend = scores.settled(q.shape[-1])
+    scale, softcap, dropout, backend = scores.settled(q.shape[-1])
     if backend is None:
         return
-    call = Call.of(q, k, v, None, "", Softmax(*settings))
+    call = Call.of(q, k, v, None, "", Softmax(scale, softcap, dropout))
     backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    sizes = {name: _sized(shape, shape[1], 0) for name, shape in (("q", call.q), ("k", call.k), ("v", call.v))}
-    _require_accepted(pattern, shards.bounds, call._replace(**sizes), backward, backend)  # the same in all processes
+    heads, key_heads = q.shape[1], k.shape[1]
+    _require_accepted(pattern, sized(call, heads, 0, key_heads, 0), shards.bounds, calls_of, backward, backend)
 
 
 @lru_cache(maxsize=256)
-def _require_accepted(pattern: Pattern, bounds: tuple[int, ...], call: Call, backward: bool, backend: str) -> None:
-    for rank, (first, stop) in enumerate(pairwise(bounds)):
-        way = course(pattern, call.q[1], call.k[1], bounds, rank, call.definitions)
-        for text, (heads, queries), (key_heads, keys) in _calls(way, stop - first):
-            part = call._replace(
-                pattern=text,
-                q=_sized(call.q, heads.stop - heads.start, queries),
-                k=_sized(call.k, key_heads.stop - key_heads.start, keys),
-                v=_sized(call.v, key_heads.stop - key_heads.start, keys),
-            )
+def _require_accepted(
+    pattern: Pattern, call: Call, bounds: tuple[int, ...], calls_of: CallsOf, backward: bool, backend: str
+) -> None:
+    """Asks the same in all processes: nothing in here is of the one that asks."""
+    for rank in range(len(bounds) - 1):
+        for each in calls_of(pattern, call, bounds, rank):
             for backwards in (False, True) if backward else (False,):
-                choice(part._replace(backward=backwards), backend)
+                choice(each._replace(backward=backwards), backend)
 
 
-def _calls(way: Course, held: int) -> Iterator[tuple[str, tuple[slice, int], tuple[slice, int]]]:
-    """(pattern, heads and number of queries, heads and number of keys) of each call of a process with `held` tokens."""
-    for each in way.passes:
-        come = 0 if each.part is None else sum(way.parts[each.part].received)
-        yield each.text, (each.queries, held), (each.keys, held + come)
-    for part in way.parts:
-        for side in part.sides:
-            queries, keys = (span.stop - span.start for span in (side.queries, side.keys))
-            yield side.text, (part.heads.queries, queries), (part.heads.keys, keys)
-        if part.rows is not None:
-            every = sum(map(counted, part.rows.of_ranks))
-            yield part.rows.text, (part.heads.queries, every), (part.heads.keys, held)
-
-
-def _sized(shape: torch.Size, heads: int, length: int) -> torch.Size:
-    batch, _, _, width = shape
-    return torch.Size((batch, heads, length, width))
+def sized(call: Call, heads: int, queries: int, key_heads: int, keys: int) -> Call:
+    """The call with other numbers of heads and tokens."""
+    batch, _, _, width = call.q
+    of_values = call.v[3]
+    return call._replace(
+        q=torch.Size((batch, heads, queries, width)),
+        k=torch.Size((batch, key_heads, keys, width)),
+        v=torch.Size((batch, key_heads, keys, of_values)),
+    )

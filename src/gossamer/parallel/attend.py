@@ -14,7 +14,7 @@ from ..patterns.base import Pattern
 from . import keys
 from .acceptance import require_accepted
 from .checks import checked
-from .course import Course, course
+from .course import Course, calls_of, course
 from .keys import put, taken
 from .own import gradients_over_heads, over_heads, own_of
 from .rows import guests_of
@@ -55,7 +55,7 @@ def attend_shards(
     """
     scores = Scores(scale, softcap, dropout, backend)
     q, k, v = checked(q, k, v, pattern, shards, scores)
-    require_accepted(q, k, v, pattern, shards, scores)
+    require_accepted(q, k, v, pattern, shards, scores, calls_of=calls_of)
     way = course(pattern, q.shape[1], k.shape[1], shards.bounds, shards.rank, Pattern.definitions)
     return _AttendShards.apply(q, k, v, way, shards, scores)
 

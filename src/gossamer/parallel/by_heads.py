@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..attention import attend
+from ..ops.choice import Call
 from ..patterns import PerHead
 from ..patterns.base import Pattern
+from ..patterns.parse import checked_text
+from .acceptance import require_accepted, sized
 from .checks import checked
 from .exchange import exchanged
 from .shards import Shards
@@ -45,17 +49,19 @@ def attend_by_heads(
 
     Raises:
         ValueError: The key heads cannot be shared out evenly over the processes; or as `attend` does.
+        Unsupported: `backend` does not take the heads of some process; all of them raise it.
     """
-    q, k, v = checked(q, k, v, pattern, shards, Scores(scale, softcap, dropout, backend))
+    scores = Scores(scale, softcap, dropout, backend)
+    q, k, v = checked(q, k, v, pattern, shards, scores)
     heads, key_heads = q.shape[1], k.shape[1]
     if key_heads % shards.count:
         raise ValueError(
             f"k has {key_heads} heads, which {shards.count} processes cannot share evenly; give a number of processes "
             f"that divides them, or exchange keys with attend_shards"
         )
+    require_accepted(q, k, v, pattern, shards, scores, calls_of=_calls_of)
     q, k, v = (_ToHeads.apply(x, shards) for x in (q, k, v))
-    each = heads // shards.count
-    own = _of_heads(pattern, heads, shards.rank * each, (shards.rank + 1) * each)
+    own = _of_process(pattern, heads, shards.count, shards.rank)
     out = attend(q, k, v, own, scale=scale, dropout=dropout, softcap=softcap, backend=backend)
     return _ToTokens.apply(out, shards)
 
@@ -107,8 +113,16 @@ def _exchanged(pieces: tuple[Tensor, ...], shapes: list[tuple[int, ...]], shards
     return [piece for (piece,) in exchanged([[piece] for piece in pieces], awaited, shards, pieces[0].device)]
 
 
-def _of_heads(pattern: Pattern, heads: int, first: int, last: int) -> Pattern:
-    """The pattern of some neighbouring heads."""
+def _calls_of(pattern: Pattern, call: Call, bounds: tuple[int, ...], rank: int) -> Iterator[Call]:
+    """The call of one process, as `acceptance.CallsOf` says."""
+    count, heads, key_heads = len(bounds) - 1, call.q[1], call.k[1]
+    own = sized(call, heads // count, bounds[-1], key_heads // count, bounds[-1])
+    yield own._replace(pattern=checked_text(_of_process(pattern, heads, count, rank)))
+
+
+def _of_process(pattern: Pattern, heads: int, count: int, rank: int) -> Pattern:
+    """The pattern of the neighbouring heads that one of `count` processes has."""
+    first, last = (place * (heads // count) for place in (rank, rank + 1))
     members = [
         (shared, min(stop, last) - max(start, first))
         for start, stop, shared in pattern.groups(heads)

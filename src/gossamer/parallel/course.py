@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
+from ..ops.choice import Call
 from ..patterns import PerHead
 from ..patterns.base import Pattern
 from ..patterns.parse import checked_text
 from ..patterns.section import Run, counted, places, runs_of, within
+from .acceptance import sized
 from .heads import Heads, heads_of
 from .reads import Reads, Side, reads, section
 
@@ -99,6 +102,27 @@ def course(
         for number, (part, text) in enumerate(made)
     ]
     return Course(tuple(passes), parts)
+
+
+def calls_of(pattern: Pattern, call: Call, bounds: tuple[int, ...], rank: int) -> Iterator[Call]:
+    """The calls of one process, as `acceptance.CallsOf` says."""
+    way, held = course(pattern, call.q[1], call.k[1], bounds, rank, call.definitions), bounds[rank + 1] - bounds[rank]
+
+    def made(text: str, heads: slice, queries: int, key_heads: slice, keys: int) -> Call:
+        return sized(call, heads.stop - heads.start, queries, key_heads.stop - key_heads.start, keys)._replace(
+            pattern=text
+        )
+
+    for each in way.passes:
+        come = 0 if each.part is None else sum(way.parts[each.part].received)
+        yield made(each.text, each.queries, held, each.keys, held + come)
+    for part in way.parts:
+        heads = part.heads
+        for side in part.sides:
+            queries, keys = (span.stop - span.start for span in (side.queries, side.keys))
+            yield made(side.text, heads.queries, queries, heads.keys, keys)
+        if part.rows is not None:
+            yield made(part.rows.text, heads.queries, sum(map(counted, part.rows.of_ranks)), heads.keys, held)
 
 
 def _part(heads: Heads, bounds: tuple[int, ...], rank: int) -> tuple[Part, str | None]:

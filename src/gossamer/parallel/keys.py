@@ -117,7 +117,7 @@ def joined(pieces: Sequence[Tensor], nothing: Tensor) -> Tensor:
 
 
 def _among(come: Tensor, own: Tensor, before: int) -> Tensor:
-    """Tokens of [B, G, N, …] behind the first ones that have come and before the others, laid out as they lie: so most
+    """Tokens of [B, G, N, D] behind the first ones that have come and before the others, laid out as they lie: so most
     of them are copied as they stand, and not number by number."""
     whole = empty_beside(own, own.shape[-1], own.shape[2] + come.shape[2])
     stop = before + own.shape[2]

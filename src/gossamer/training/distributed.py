@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -113,13 +113,20 @@ def joined(config: TrainConfig) -> Iterator[World]:
     """
     ours = not (dist.is_available() and dist.is_initialized())
     launched = dist.is_available() and dist.is_torchelastic_launched()
-    if ours and not launched and config.parallel.strategy == "ddp":
-        _require_shares(config, 1)
-        yield World(pick_device(config.run))
-        return
     device = pick_device(config.run, launched=launched or (not ours and dist.get_world_size() > 1))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        if ours and not launched and config.parallel.strategy == "ddp":
+            _require_shares(config, 1)
+            yield World(device)
+        else:
+            with _grouped(config, device, launched=launched) as world:
+                yield world
+
+
+@contextmanager
+def _grouped(config: TrainConfig, device: torch.device, *, launched: bool) -> Iterator[World]:
+    """The processes in a group, which is theirs for the length of the block if there was none."""
+    ours = not dist.is_initialized()
     if ours:
         timeout = timedelta(seconds=config.parallel.timeout_seconds + GRACE)
         store, rank, size = launched_store(timeout) if launched else (dist.HashStore(), 0, 1)
@@ -132,6 +139,7 @@ def joined(config: TrainConfig) -> Iterator[World]:
             device_id=device if device.type == "cuda" else None,
         )
     try:
+        _require_cpu_backend(config, device)
         size, context = dist.get_world_size(), config.parallel.context
         _require_shares(config, size)
         axes = {"data": size // context} | ({"context": context} if context > 1 else {})
@@ -164,7 +172,7 @@ def pick_device(config: RunConfig, *, launched: bool = False) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]  # CUDA adds a page of advice
         raise ValueError(f"run.device is {name!r}, which cannot be used here ({reason}); give auto or cpu") from error
-    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if config.precision == "bf16" and device.type == "cuda" and not _has_bf16(device):
         raise ValueError("run.precision is bf16, which this GPU lacks; give fp16 or fp32")
     return device
 
@@ -190,9 +198,11 @@ def parallelized(model: GPT2, world: World, config: TrainConfig) -> nn.Module:
 def gathered_in(config: TrainConfig, device: torch.device) -> torch.dtype:
     """What processes gather each other's shares of a layer's weights in: GPUs in the precision of the run.
 
-    A CPU gathers all in float32, as its norms take no other weights beside float32.
+    A CPU gathers all in float32, as its norms take no other weights beside float32; so does a model with indexers,
+    which would choose other keys by weights that were rounded.
     """
-    return DTYPES[config.run.precision] if device.type == "cuda" else torch.float32
+    low = device.type == "cuda" and config.model.indexer is None
+    return DTYPES[config.run.precision] if low else torch.float32
 
 
 def loss_scaler(config: TrainConfig, device: torch.device) -> torch.amp.GradScaler:
@@ -200,9 +210,9 @@ def loss_scaler(config: TrainConfig, device: torch.device) -> torch.amp.GradScal
 
     PyTorch copies a scale to the gradients' device without waiting, and a CPU reads what is there before it comes.
     """
-    kind = "cpu" if config.parallel.offload else device.type
-    scaler = torch.amp.GradScaler(kind, enabled=config.run.precision == "fp16")
-    scaler.scale(torch.zeros((), device=kind))  # what it scales first decides where its scale is
+    place = torch.device("cpu") if config.parallel.offload else device
+    scaler = torch.amp.GradScaler(place.type, enabled=config.run.precision == "fp16")
+    scaler.scale(torch.zeros((), device=place))  # what it scales first decides where its scale is
     return scaler
 
 
@@ -250,9 +260,24 @@ def _shard(model: GPT2, world: World, config: TrainConfig) -> None:
             part.reshard()
 
 
+def _has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported()
+
+
 def _place_on_machine() -> int:
     rank = dist.get_rank() if dist.is_initialized() else 0
     return dist.get_node_local_rank(fallback_rank=rank % max(1, torch.cuda.device_count()))
+
+
+def _require_cpu_backend(config: TrainConfig, device: torch.device) -> None:
+    """Offloaded gradients are summed up where they lie."""
+    backends = dist.get_backend_config()
+    if config.parallel.offload and device.type == "cuda" and "cpu:" not in backends:
+        raise ValueError(
+            f"parallel.offload is true, and the process group has no backend for the CPU ({backends}); make it with "
+            f'init_process_group("cpu:gloo,cuda:nccl"), or leave it to train'
+        )
 
 
 def _require_shares(config: TrainConfig, size: int) -> None:

@@ -16,7 +16,6 @@ from ..patterns import Causal
 QUERIES_AT_ONCE = 256
 
 
-@torch.no_grad()
 def recall(indexers: Sequence[LightningIndexer], layers: Sequence[Indexing]) -> float | None:
     """Share of the k keys with the most attention, summed over heads, that the k chosen ones hold: recall@k.
 
@@ -24,10 +23,17 @@ def recall(indexers: Sequence[LightningIndexer], layers: Sequence[Indexing]) -> 
     behind more than k = `index_topk` keys; None where there are no such queries. Memory is that of a block of
     queries, never of all pairs.
     """
+    hits, most = recalled(indexers, layers)
+    return hits / most if most else None
+
+
+@torch.no_grad()
+def recalled(indexers: Sequence[LightningIndexer], layers: Sequence[Indexing]) -> tuple[int, int]:
+    """(how many of the keys with the most attention are chosen, how many there are), of which `recall` is the share."""
     pairs = (_found(indexer, seen) for indexer, seen in zip(indexers, layers, strict=True))
     found = [pair for pair in pairs if pair is not None]
     hits, most = torch.stack(found).sum(0).tolist() if found else (0, 0)
-    return hits / most if most else None
+    return hits, most
 
 
 def _found(indexer: LightningIndexer, seen: Indexing) -> Float[Tensor, " 2"] | None:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 FOLDER = "traces"
 STEP = "gossamer.step"
 COMPUTED_BY = ("aten::", "gossamer::")  # operators, on a device without kernels of its own
+IDLE = "spin_kernel"  # a GPU's wait for NCCL to begin (`parallel.exchange.HEAD_START`) computes nothing
 MICRO = 1e-6
 
 Intervals = list[tuple[float, float]]
@@ -76,7 +77,7 @@ def communication_in(trace: Path) -> Communication:
     exchanges = [event for event in events if _exchanges(event)]
     exchanging = {event["tid"] for event in exchanges}
     operators = [e for e in events if e["name"].startswith(COMPUTED_BY) and e["tid"] not in exchanging]
-    computed = [kernel for kernel in kernels if not _exchanges(kernel)] if kernels else operators
+    computed = [e for e in kernels if not _exchanges(e) and IDLE not in e["name"]] if kernels else operators
     spent = union(_within(whole, map(_interval, exchanges)))
     hidden = union(_within(whole, map(_interval, computed)))
     return Communication(MICRO * length(spent), MICRO * length(without(spent, hidden)))

@@ -30,7 +30,7 @@ from .operations import packed_attention
 from .optimizer import adamw
 from .piece import Piece, piece_of
 from .random_states import seed_random_states
-from .recall import recall
+from .recall import recalled
 from .schedule import learning_rate
 from .stages import enter_stage, indexer_parameters, indexers_of
 
@@ -165,13 +165,11 @@ class Trainer:
         total, count = 0.0, 0
         with self._judged():
             for batch in self.validation_data.in_order(self._config.run.evaluate_sequences):
-                rows = self._world.data.among(len(batch[0]))
-                # Who has no sequence goes through one all the same: the others may wait for its share of the weights.
-                taken = slice(rows.start, rows.stop) if rows else slice(1)
-                piece = self._piece(*(part[taken] for part in batch))
+                counts, *own = self._own_rows(*batch)
+                piece = self._piece(*own)
                 self.beat("evaluates")
                 loss = self._outcome(piece).loss.item()
-                if rows:
+                if counts:
                     total += loss * piece.counted
                     count += piece.counted
         total, count = self._world.summed([total, count])
@@ -181,16 +179,27 @@ class Trainer:
 
     @torch.no_grad()
     def recall(self) -> float | None:
-        """recall@k of the indexers over the first batch of the validation split; see `recall`.
+        """recall@k of the indexers over the first batch of the validation split; see `gossamer.training.recall`.
 
         None where the model has no indexers, they rest, or no query sees more keys than they choose.
         """
         if not self._indexers_learn:
             return None
-        tokens, targets = map(self._moved, next(self.validation_data.in_order(self._config.run.evaluate_sequences)))
+        counts, *own = self._own_rows(*next(self.validation_data.in_order(self._config.run.evaluate_sequences)))
         with self._judged(), self._precision():
-            seen = self._forward(tokens, targets, return_intermediate=True).intermediates
-        return recall(indexers_of(self.state.model), seen)  # type: ignore[bad-argument-type]
+            seen = self._forward(*map(self._moved, own), return_intermediate=True).intermediates
+        found = recalled(indexers_of(self.state.model), seen) if counts else (0, 0)  # type: ignore[bad-argument-type]
+        hits, most = self._world.summed(found)
+        return hits / most if most else None
+
+    def _own_rows(self, *batch: Int64[Tensor, "B N"]) -> tuple[bool, *tuple[Int64[Tensor, "b N"], ...]]:
+        """(whether this process has sequences of a batch, its rows of each tensor).
+
+        Who has none goes through one all the same: the others may wait for its share of the weights.
+        """
+        rows = self._world.data.among(len(batch[0]))
+        taken = slice(rows.start, rows.stop) if rows else slice(1)
+        return bool(rows), *(part[taken] for part in batch)
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
@@ -335,7 +344,7 @@ class Trainer:
 
     @property
     def _is_ddp(self) -> bool:
-        return isinstance(getattr(self._forward, "_orig_mod", self._forward), DistributedDataParallel)
+        return isinstance(self._forward, DistributedDataParallel)
 
     def _losses(self, piece: Piece) -> dict[str, Tensor]:
         """The loss and, where indexers learn, those of every layer's indexer."""

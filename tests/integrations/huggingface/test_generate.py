@@ -238,7 +238,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
 
 def test_a_pipeline_writes_the_same_text(evicting: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     prompts = [" ".join(f"w{token}" for token in row.tolist()) for row in ROWS]
-    write = pipeline("text-generation", model=evicting, tokenizer=tokenizer)
+    write = pipeline("text-generation", model=evicting, tokenizer=tokenizer, device="cpu")
     settings = {"max_new_tokens": 8, "do_sample": False, "return_full_text": False}
     right = [tokenizer.decode(greedy(evicting, row[None], 8)[0], skip_special_tokens=True) for row in ROWS]
     for batch in (1, 3):

@@ -93,7 +93,7 @@ class _Joined(torch.autograd.Function):
         ctx.save_for_backward(
             q, k, v, out, total, seed, within, few_k, few_v, weights, keep, kept, slices, flat, places
         )
-        return out
+        return out.view_as(out)  # torch.compile of torch 2.11 loses gradients of what changed in place (pytorch#180642)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

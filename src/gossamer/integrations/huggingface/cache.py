@@ -130,7 +130,9 @@ def evicting_cache(patterns: Sequence[Pattern]) -> Cache:
 
 def evicts(cache: object) -> bool:
     """Whether the cache is made of evicting layers."""
-    return isinstance(cache, Cache) and bool(cache.layers) and all(isinstance(x, EvictingLayer) for x in cache.layers)
+    return (
+        isinstance(cache, Cache) and len(cache.layers) > 0 and all(isinstance(x, EvictingLayer) for x in cache.layers)
+    )
 
 
 def await_keys(cache: Cache, patterns: Sequence[Pattern]) -> None:

@@ -205,9 +205,11 @@ class Trainer:
     def _judged(self) -> Iterator[None]:
         """Within the block the model drops nothing; after it, it is as it was before."""
         self.state.model.eval()
-        yield
-        self.state.model.train()
-        give_up_gathered(self.state.model)
+        try:
+            yield
+        finally:
+            self.state.model.train()
+            give_up_gathered(self.state.model)
 
     def require_finite(self) -> None:
         """Refuse to go on with weights that are not finite.

@@ -1,4 +1,4 @@
-"""What a benchmark leaves in a folder: its figures with their machines as JSON, and a page."""
+"""What a benchmark leaves in a folder: its figures with their machines, as JSON."""
 
 from __future__ import annotations
 

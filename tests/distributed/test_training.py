@@ -121,13 +121,19 @@ def refusals(folder: Path) -> list[str]:
     return said
 
 
+@contextmanager
+def begun(config: TrainConfig) -> Iterator[Trainer]:
+    """The trainer of a run that is begun if it is not."""
+    with joined(config) as world:
+        world.on_first(lambda: None if run_folder.holds_run(config.run.folder) else run_folder.start(config))
+        yield Trainer(config, world)
+
+
 def one_shard_that_overflows(folder: Path, spread: str) -> list[tuple[float, float, float | None]]:
     """(loss scale, how much weights moved, norm of the gradient) of three steps; in the second one a single number of
     one process's gradient is infinite."""
-    config = configured(folder, "fp16", LOW[spread], precision="fp16", checkpoint_every=100)
-    with joined(config) as world:
-        world.on_first(lambda: None if run_folder.holds_run(config.run.folder) else run_folder.start(config))
-        trainer, found = Trainer(config, world), []
+    config, found = configured(folder, "fp16", LOW[spread], precision="fp16", checkpoint_every=100), []
+    with begun(config) as trainer:
         scaler, weights = trainer.state.scaler, list(trainer.state.model.parameters())
         unscale = scaler.unscale_
 
@@ -147,10 +153,7 @@ def one_shard_that_overflows(folder: Path, spread: str) -> list[tuple[float, flo
 
 def held_whole(folder: Path, spread: str) -> list[str]:
     """Which weights a process has more of than its share, after an evaluation."""
-    config = configured(folder, "judged", LOW[spread])
-    with joined(config) as world:
-        world.on_first(lambda: None if run_folder.holds_run(config.run.folder) else run_folder.start(config))
-        trainer = Trainer(config, world)
+    with begun(configured(folder, "judged", LOW[spread])) as trainer:
         trainer.evaluate()
         trainer.require_finite()
         return [name for name, x in trainer.state.model.named_parameters() if not isinstance(x, DTensor)]

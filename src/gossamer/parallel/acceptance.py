@@ -31,10 +31,10 @@ def require_accepted(
     scale, softcap, dropout, backend = scores.settled(q.shape[-1])
     if backend is None:
         return
-    call = Call.of(q, k, v, None, "", Softmax(scale, softcap, dropout))
+    own = Call.of(q, k, v, None, "", Softmax(scale, softcap, dropout))
+    call = part_of(own, "", q.shape[1], 0, k.shape[1], 0)
     backward = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    heads, key_heads = q.shape[1], k.shape[1]
-    _require_accepted(pattern, sized(call, heads, 0, key_heads, 0), shards.bounds, calls_of, backward, backend)
+    _require_accepted(pattern, call, shards.bounds, calls_of, backward, backend)
 
 
 @lru_cache(maxsize=256)
@@ -48,11 +48,12 @@ def _require_accepted(
                 choice(each._replace(backward=backwards), backend)
 
 
-def sized(call: Call, heads: int, queries: int, key_heads: int, keys: int) -> Call:
-    """The call with other numbers of heads and tokens."""
+def part_of(call: Call, text: str, heads: int, queries: int, key_heads: int, keys: int) -> Call:
+    """The call for another pattern, given as text, with other numbers of heads and tokens."""
     batch, _, _, width = call.q
     of_values = call.v[3]
     return call._replace(
+        pattern=text,
         q=torch.Size((batch, heads, queries, width)),
         k=torch.Size((batch, key_heads, keys, width)),
         v=torch.Size((batch, key_heads, keys, of_values)),

@@ -15,7 +15,7 @@ from ..ops.choice import Call
 from ..patterns import PerHead
 from ..patterns.base import Pattern
 from ..patterns.parse import checked_text
-from .acceptance import require_accepted, sized
+from .acceptance import part_of, require_accepted
 from .checks import checked
 from .exchange import exchanged
 from .shards import Shards
@@ -116,8 +116,8 @@ def _exchanged(pieces: tuple[Tensor, ...], shapes: list[tuple[int, ...]], shards
 def _calls_of(pattern: Pattern, call: Call, bounds: tuple[int, ...], rank: int) -> Iterator[Call]:
     """The call of one process, as `acceptance.CallsOf` says."""
     count, heads, key_heads = len(bounds) - 1, call.q[1], call.k[1]
-    own = sized(call, heads // count, bounds[-1], key_heads // count, bounds[-1])
-    yield own._replace(pattern=checked_text(_of_process(pattern, heads, count, rank)))
+    text = checked_text(_of_process(pattern, heads, count, rank))
+    yield part_of(call, text, heads // count, bounds[-1], key_heads // count, bounds[-1])
 
 
 def _of_process(pattern: Pattern, heads: int, count: int, rank: int) -> Pattern:

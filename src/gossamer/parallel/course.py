@@ -14,7 +14,7 @@ from ..patterns import PerHead
 from ..patterns.base import Pattern
 from ..patterns.parse import checked_text
 from ..patterns.section import Run, counted, places, runs_of, within
-from .acceptance import sized
+from .acceptance import part_of
 from .heads import Heads, heads_of
 from .reads import Reads, Side, reads, section
 
@@ -109,9 +109,7 @@ def calls_of(pattern: Pattern, call: Call, bounds: tuple[int, ...], rank: int) -
     way, held = course(pattern, call.q[1], call.k[1], bounds, rank, call.definitions), bounds[rank + 1] - bounds[rank]
 
     def made(text: str, heads: slice, queries: int, key_heads: slice, keys: int) -> Call:
-        return sized(call, heads.stop - heads.start, queries, key_heads.stop - key_heads.start, keys)._replace(
-            pattern=text
-        )
+        return part_of(call, text, heads.stop - heads.start, queries, key_heads.stop - key_heads.start, keys)
 
     for each in way.passes:
         come = 0 if each.part is None else sum(way.parts[each.part].received)

@@ -227,9 +227,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def give_up_gathered(model: nn.Module) -> None:
     """Keep of sharded weights one's own share alone: after a forward without a backward FSDP2 holds some whole, and
     on the GPU even where shares lie in the CPU's memory."""
-    for part in model.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+    for part in _sharded_parts(model):
+        part.reshard()
 
 
 def local(x: Tensor) -> Tensor:
@@ -254,10 +253,13 @@ def _shard(model: GPT2, world: World, config: TrainConfig) -> None:
     for block in model.h:
         fully_shard(block, mp_policy=low, reshard_after_forward=parallel.reshard_after_forward, **settings)
     fully_shard(model, **settings)
-    for part in model.modules():
-        if isinstance(part, FSDPModule):  # what is gathered first decides for good which weights can learn: here, all
-            part.unshard()
-            part.reshard()
+    for part in _sharded_parts(model):  # what is gathered first decides for good which weights can learn: here, all
+        part.unshard()
+        part.reshard()
+
+
+def _sharded_parts(model: nn.Module) -> Iterator[FSDPModule]:
+    return (part for part in model.modules() if isinstance(part, FSDPModule))
 
 
 def _has_bf16(device: torch.device) -> bool:

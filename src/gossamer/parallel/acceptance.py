@@ -23,10 +23,11 @@ def require_accepted(
 ) -> None:
     """Refuses in every process what a single one would refuse, for which the others would wait.
 
-    Where no backend is named, each call finds one that takes it.
+    Where no backend is named, each call finds one that takes it. Processes are to want gradients alike, and to have
+    devices of one kind: the others' are judged by this one's.
 
     Raises:
-        Unsupported: The named backend does not take a call of some process.
+        Unsupported: The named backend does not take a call of some process, or its gradients, where they are wanted.
     """
     scale, softcap, dropout, backend = scores.settled(q.shape[-1])
     if backend is None:
@@ -41,7 +42,7 @@ def require_accepted(
 def _require_accepted(
     pattern: Pattern, call: Call, bounds: tuple[int, ...], calls_of: CallsOf, backward: bool, backend: str
 ) -> None:
-    """Asks the same in all processes: nothing in here is of the one that asks."""
+    """Asks for the calls of all processes, whoever asks."""
     for rank in range(len(bounds) - 1):
         for each in calls_of(pattern, call, bounds, rank):
             for backwards in (False, True) if backward else (False,):

@@ -51,7 +51,7 @@ def attend_shards(
 
     Raises:
         ValueError: As `attend` does, and where the tensors are not as long as the shard.
-        Unsupported: `backend` does not take a part of some process; all of them raise it.
+        Unsupported: `backend` does not take a part of some process, or its gradients; all of them raise it.
     """
     scores = Scores(scale, softcap, dropout, backend)
     q, k, v = checked(q, k, v, pattern, shards, scores)

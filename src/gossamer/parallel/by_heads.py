@@ -49,7 +49,7 @@ def attend_by_heads(
 
     Raises:
         ValueError: The key heads cannot be shared out evenly over the processes; or as `attend` does.
-        Unsupported: `backend` does not take the heads of some process; all of them raise it.
+        Unsupported: `backend` does not take the heads of some process, or their gradients; all of them raise it.
     """
     scores = Scores(scale, softcap, dropout, backend)
     q, k, v = checked(q, k, v, pattern, shards, scores)
